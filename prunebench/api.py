@@ -1,0 +1,164 @@
+"""PruneBench from Python: run a suite, load results."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prunebench.cells import Cell, Workplace, expand, plan
+from prunebench.errors import StoreError, UsageError
+from prunebench.launch import Event, InlineLauncher, LocalLauncher
+from prunebench.store import Damaged, Store
+from prunebench.suite import Suite, load_suite
+
+if TYPE_CHECKING:
+    import polars
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do: all cells, those still to run, and records that cannot be read."""
+
+    suite: Suite
+    place: Workplace
+    cells: list[Cell]
+    todo: list[Cell]
+    damaged: list[Damaged]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: counts of this call, and where the results are."""
+
+    out: Path
+    planned: int
+    reused: int
+    ok: int
+    failed: int
+
+
+def make_plan(
+    suite: str | Suite,
+    *,
+    out: str | Path | None = None,
+    data_root: str | Path | None = None,
+    device: str = "auto",
+) -> Plan:
+    """Expand a suite and see what is left to do; trains and writes nothing."""
+    suite = load_suite(suite) if isinstance(suite, str) else suite
+    root = data_root or os.environ.get("PRUNEBENCH_DATA") or None
+    place = Workplace(
+        Path(out) if out is not None else Path("results") / suite.name,
+        None if root is None else Path(root),
+        choose_device(device),
+    )
+    store = Store(place.out)
+    cells = expand(suite, place.data_root)
+    damaged = store.records()[1]
+    for entry in damaged:
+        if entry.newer:
+            raise StoreError(f"{entry.reason}, or choose another --out")
+    return Plan(suite, place, cells, plan(cells, store), damaged)
+
+
+def choose_device(device: str) -> str:
+    """`auto` is the GPU if there is one. Raises UsageError for a device that is not there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {device!r}: use auto, cpu or cuda") from error
+    if device not in ("cpu", "cuda"):
+        raise UsageError(
+            f"device {device!r} is not supported: use auto, cpu or cuda (CUDA_VISIBLE_DEVICES picks GPUs)"
+        )
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no CUDA device here; use --device cpu")
+    return device
+
+
+def make_launcher(place: Workplace, workers: int | None) -> LocalLauncher | InlineLauncher:
+    """Worker processes: by default one a core, or one a GPU; `workers=0` runs in this process."""
+    import torch
+
+    if workers == 0:
+        return InlineLauncher()
+    gpus = torch.cuda.device_count() if place.device == "cuda" else 0
+    return LocalLauncher(workers or gpus or count_cores(), gpus=gpus)
+
+
+def count_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def carry_out(
+    plan: Plan, *, workers: int | None = None, on_event: Callable[[Event], None] | None = None
+) -> Outcome:
+    """Run what is left of a plan. Raises StoreError when results cannot be written."""
+    Store(plan.place.out).prepare()
+    ok = failed = 0
+    if plan.todo:
+        for event in make_launcher(plan.place, workers).map(plan.todo, plan.place):
+            if event.kind == "fatal":
+                raise StoreError(event.values["reason"])
+            if event.kind == "done":
+                ok += event.values["status"] == "ok"
+                failed += event.values["status"] != "ok"
+            if on_event is not None:
+                on_event(event)
+    return Outcome(plan.place.out, len(plan.cells), len(plan.cells) - len(plan.todo), ok, failed)
+
+
+def run(  # noqa: PLR0913
+    suite: str | Suite,
+    *,
+    out: str | Path | None = None,
+    data_root: str | Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    tasks: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    sparsities: Sequence[float] = (),
+    seeds: Sequence[int] = (),
+    on_event: Callable[[Event], None] | None = None,
+) -> Outcome:
+    """Run a suite (a packaged name, a TOML path or a `Suite`) and write its leaderboard.
+
+    Calling it again resumes. `tasks`, `methods`, `sparsities` and `seeds` replace the suite's own lists. Raises
+    `prunebench.errors.PruneBenchError` with a message that names the fix.
+    """
+    from prunebench.leaderboard import write_board
+
+    suite = load_suite(suite) if isinstance(suite, str) else suite
+    suite = suite.narrowed(tasks=tasks, methods=methods, sparsities=sparsities, seeds=seeds)
+    plan = make_plan(suite, out=out, data_root=data_root, device=device)
+    outcome = carry_out(plan, workers=workers, on_event=on_event)
+    write_board(Store(plan.place.out).records()[0], plan.place.out / "leaderboard")
+    return outcome
+
+
+def load_results(path: str | Path) -> polars.DataFrame:
+    """Results as a polars frame, one row a run: spec, status, metrics, sparsity, cost. Empty if there are none.
+
+    Metrics of failed runs are null. A damaged record is left out with a warning that names it. Raises StoreError
+    for a folder without results.
+    """
+    from prunebench.leaderboard.table import results_frame
+
+    store = Store(Path(path))
+    if not (store.root / "runs").is_dir():
+        raise StoreError(f"{path}: no results here (no folder `runs`)")
+    records, damaged = store.records()
+    for entry in damaged:
+        warnings.warn(f"left out: {entry.reason}", stacklevel=2)
+    return results_frame(records)

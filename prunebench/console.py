@@ -1,0 +1,272 @@
+"""What the command line prints: plans, live progress, listings, findings."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from prunebench.errors import StoreError
+
+if TYPE_CHECKING:
+    from prunebench.api import Outcome, Plan
+    from prunebench.launch import Event
+    from prunebench.submission import Finding
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
+PIPE_WIDTH = 140
+"""Columns of what is piped or logged; a terminal keeps its own width."""
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console that prints text as it is, and does not cut tables at 80 columns where there is no terminal."""
+    plain = Console(stderr=stderr, markup=False, highlight=False)
+    return (
+        plain
+        if plain.is_terminal
+        else Console(stderr=stderr, markup=False, highlight=False, width=max(plain.width, PIPE_WIDTH))
+    )
+
+
+console = make_console()
+errors = make_console(stderr=True)
+
+
+def run_table(*columns: str, title: str | None = None) -> Table:
+    """A table whose first column is a run id, never cut."""
+    table = Table(title=title)
+    table.add_column("run", no_wrap=True)
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def print_plan(plan: Plan, *, every_cell: bool = False) -> None:
+    """What will run, on which data, and what is already there."""
+    for entry in plan.damaged:
+        errors.print(f"damaged record: {entry.reason}", style="yellow", soft_wrap=True)
+    for name in plan.suite.tasks:
+        print_groups(name, plan.place.data_root, plan.suite.seeds[0])
+    if every_cell:
+        todo = {cell.spec.run_id for cell in plan.todo}
+        table = run_table("task", "method", "sparsity", "seed", "state", title="Plan")
+        for cell in plan.cells:
+            spec = cell.spec
+            state = "to run" if spec.run_id in todo else "done"
+            table.add_row(
+                spec.run_id, spec.task, spec.method, sparsity_text(spec.sparsity), str(spec.seed), state
+            )
+        console.print(table)
+    console.print(
+        f"suite {plan.suite.name}: {len(plan.cells)} cells, {len(plan.cells) - len(plan.todo)} done, "
+        f"{len(plan.todo)} to run on {plan.place.device}; results in {plan.place.out}",
+        soft_wrap=True,
+    )
+
+
+def sparsity_text(sparsity: float | None) -> str:
+    """A sparsity as people write it; `native` where the method chooses it."""
+    return "native" if sparsity is None else f"{sparsity:g}"
+
+
+def print_groups(task_name: str, data_root: Path | None, seed: int = 0) -> None:
+    """The group table of a task as loaded: samples by split, aligned and conflicting."""
+    from prunebench.tasks import resolve_task
+
+    task = resolve_task(task_name, data_root)
+    splits = task.splits(data_root, seed)
+    table = Table(
+        "split",
+        "images",
+        "aligned",
+        "conflicting",
+        "groups",
+        "smallest group",
+        title=f"{task.name}: {task.title}",
+    )
+    for name in ("train", "val", "test"):
+        split = getattr(splits, name)
+        aligned = int(task.aligned(split.y, split.bias).sum())
+        counts = (split.y * task.num_biases + split.bias).bincount()
+        present = counts[counts > 0]
+        share = (len(split) - aligned) / len(split)
+        table.add_row(
+            name,
+            str(len(split)),
+            str(aligned),
+            f"{len(split) - aligned} ({share:.1%})",
+            f"{len(present)} of {task.num_classes * task.num_biases}",
+            str(int(present.min())),
+        )
+    console.print(table)
+
+
+class LiveProgress:
+    """Cells done, left and failed, time left, and what each worker is doing."""
+
+    def __init__(self, todo: int) -> None:
+        self._bar = Progress(
+            TextColumn("[bold]cells"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[failed]} failed, {task.fields[left]}"),
+            console=console,
+        )
+        self._row = self._bar.add_task("cells", total=todo, failed=0, left="")
+        self._todo, self.done, self._failed = todo, 0, 0
+        self._start = time.monotonic()
+        self._workers: dict[int, str] = {}
+        self._latest = ""
+
+    def __rich__(self) -> Group:
+        lines = [f"  worker {number}: {text}" for number, text in sorted(self._workers.items())]
+        return Group(self._bar, *([self._latest] if self._latest else []), *lines)
+
+    def take(self, event: Event) -> None:
+        """Show an event. Failures are also printed once, to stay on the screen."""
+        label, values = event.cell.spec.label, event.values
+        if event.kind == "started":
+            self._workers[event.worker] = label
+        elif event.kind == "progress":
+            step = f"{values['phase']} {values['step']}/{values['steps']} loss {values['loss']:.3f}"
+            self._workers[event.worker] = f"{label}: {step}"
+        elif event.kind == "busy":
+            self._workers[event.worker] = f"{label}: another process has it"
+        elif event.kind == "done":
+            self._finish(event)
+
+    def _finish(self, event: Event) -> None:
+        label, values = event.cell.spec.label, event.values
+        self.done += 1
+        self._workers.pop(event.worker, None)
+        if values["status"] != "ok":
+            self._failed += 1
+            console.print(f"{values['status']} {label}: {values['reason']}", style="red", soft_wrap=True)
+        elif values["metrics"]:
+            unbiased, conflicting = (values["metrics"][name] or 0 for name in ("unbiased", "conflicting"))
+            self._latest = f"  latest: {label}: unbiased {unbiased:.1%}, conflicting {conflicting:.1%}"
+        if not console.is_terminal:
+            line = f"[{self.done}/{self._todo}] {values['status']} {label}"
+            console.print(line, soft_wrap=True)
+        elapsed = time.monotonic() - self._start
+        seconds = elapsed / self.done * (self._todo - self.done)
+        self._bar.update(
+            self._row, completed=self.done, failed=self._failed, left=f"about {_duration(seconds)} left"
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes = int(seconds // 60)
+    return f"{minutes} min {int(seconds % 60)} s" if minutes else f"{int(seconds)} s"
+
+
+def run_with_progress(plan: Plan, workers: int | None) -> int:
+    """Carry out a plan, print the table, say where the files are. Gives the exit status."""
+    from prunebench.api import carry_out
+
+    start = time.monotonic()
+    live = LiveProgress(len(plan.todo))
+    screen = (
+        Live(live, console=console, refresh_per_second=4) if console.is_terminal else contextlib.nullcontext()
+    )
+    try:
+        with screen:
+            outcome = carry_out(plan, workers=workers, on_event=live.take)
+    except KeyboardInterrupt:
+        errors.print(
+            f"stopped with {live.done} of {len(plan.todo)} cells done; the same command again resumes"
+        )
+        return INTERRUPTED
+    return _report(plan, outcome, time.monotonic() - start)
+
+
+def _report(plan: Plan, outcome: Outcome, seconds: float) -> int:
+    from prunebench.leaderboard import build_board, write_board
+    from prunebench.leaderboard.terminal import terminal_table
+    from prunebench.store import Store
+
+    records, _ = Store(outcome.out).records()
+    write_board(records, outcome.out / "leaderboard")
+    planned = {cell.spec.run_id for cell in plan.cells}
+    for table in terminal_table(build_board(record for record in records if record.run_id in planned)):
+        console.print(table)
+    site = (outcome.out / "leaderboard" / "site" / "index.html").resolve()
+    console.print(
+        f"{outcome.ok} cells run, {outcome.reused} reused, {outcome.failed} failed in {_duration(seconds)}\n"
+        f"table    {outcome.out / 'leaderboard' / 'README.md'}\npage     {site.as_uri()}\n"
+        f"records  {outcome.out / 'runs'}",
+        soft_wrap=True,
+    )
+    if outcome.failed:
+        errors.print("some cells failed; the same command tries them again", style="red")
+    return 1 if outcome.failed else 0
+
+
+def read_results(results: Path) -> tuple[list[Any], list[Any]]:
+    """Records and damaged ones of a folder. Raises StoreError if it holds no results."""
+    from prunebench.store import Store
+
+    if not (results / "runs").is_dir():
+        raise StoreError(f"{results}: no results here (no folder `runs`); pass --results DIR")
+    return Store(results).records()
+
+
+def write_leaderboard(results: Sequence[Path], out: Path, readme: Path | None = None) -> int:
+    """Write the board from the records of several folders. Gives the exit status: 1 if a record is damaged."""
+    from prunebench.leaderboard import write_board
+    from prunebench.leaderboard.excerpt import update_readme
+
+    records: list[Any] = []
+    damaged: list[Any] = []
+    for folder in results:
+        found, broken = read_results(folder)
+        records += found
+        damaged += broken
+    for entry in damaged:
+        errors.print(f"left out: {entry.reason}", style="red", soft_wrap=True)
+    board = write_board(records, out)
+    if readme is not None:
+        update_readme(board, readme)
+    console.print(
+        f"{board.runs} runs -> {out / 'README.md'}, {out / 'site' / 'index.html'}",
+        soft_wrap=True,
+    )
+    return 1 if damaged else 0
+
+
+def print_findings(path: Path, findings: Sequence[Finding]) -> int:
+    """Print what `check` found. Gives the exit status."""
+    for finding in findings:
+        mark, colour = ("ok  ", "green") if finding.ok else ("FAIL", "red")
+        console.print(f"{mark} {finding.what}", style=colour, soft_wrap=True)
+        if not finding.ok:
+            console.print(f"     {finding.why}", soft_wrap=True)
+    bad = sum(not finding.ok for finding in findings)
+    console.print(f"{path}: {len(findings) - bad} of {len(findings)} checks hold")
+    return 1 if bad else 0
+
+
+def print_environment(data_root: Path | None) -> None:
+    """Versions, device and data, as records will state them."""
+    from prunebench.api import choose_device
+    from prunebench.environment import describe_code, describe_environment
+    from prunebench.errors import DataError
+    from prunebench.tasks import resolve_task
+
+    table = Table("what", "found")
+    for key, value in {**describe_environment(choose_device("auto")), **describe_code()}.items():
+        table.add_row(key, "none" if value is None else str(value))
+    for name in ("colored-digits@2pct", "colored-mnist@1pct"):
+        try:
+            table.add_row(name, f"data fingerprint {resolve_task(name).fingerprint(data_root)}")
+        except DataError as error:
+            table.add_row(name, f"no data: {error}")
+    console.print(table)

@@ -1,0 +1,167 @@
+"""One cell becomes a record: the page that tells the whole story.
+
+task splits -> dense model (its own run, shared) -> method.fit -> masks verified -> logits of val and test
+-> latency, memory -> record and outputs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+
+import torch
+
+from prunebench.cells import Cell, Workplace
+from prunebench.environment import describe_code, describe_environment
+from prunebench.errors import MaskError, PruneBenchError, UsageError
+from prunebench.experiment import Experiment, Pruned, Surroundings, state_of
+from prunebench.measure import TaskData, measure_cost, measure_mining, measure_outputs
+from prunebench.methods.catalog import resolve_method
+from prunebench.models import Classifier
+from prunebench.pruning.masks import verify
+from prunebench.record import SCHEMA_VERSION, RunRecord, Sparsity
+from prunebench.registry import Method
+from prunebench.speed import reset_peak_memory
+from prunebench.store import Store
+from prunebench.tasks.base import data_withheld
+from prunebench.training.loop import resolve_precision
+
+Progress = Callable[[str, int, int, float], None]
+
+
+def execute(cell: Cell, place: Workplace, data: TaskData, progress: Progress | None = None) -> RunRecord:
+    """Run one cell and write its record, whatever happens inside it.
+
+    Raises StoreError only when the record itself cannot be written.
+    """
+    store = Store(place.out)
+    problem = None if cell.is_dense else _dense_problem(cell, place, store)
+    if problem is not None:
+        return store.write(replace(begin_record(cell, place), status="skipped", reason=problem))
+    try:
+        with one_thread(data.device):
+            return _fit_and_measure(cell, place, data, progress)
+    except Exception as error:
+        return record_failure(cell, place, error)
+
+
+def record_failure(cell: Cell, place: Workplace, error: Exception | str) -> RunRecord:
+    """Record that a cell failed, with the traceback if there is one."""
+    record = begin_record(cell, place)
+    if isinstance(error, Exception):
+        trace = "".join(traceback.format_exception(error))
+        reason = str(error) if isinstance(error, PruneBenchError) else f"{type(error).__name__}: {error}"
+        record = replace(record, reason=reason, traceback=trace)
+    else:
+        record = replace(record, reason=error)
+    return Store(place.out).write(record)
+
+
+def begin_record(cell: Cell, place: Workplace) -> RunRecord:
+    """A record with all that is known before anything has run."""
+    return RunRecord(
+        schema_version=SCHEMA_VERSION,
+        run_id=cell.spec.run_id,
+        status="failed",
+        spec=cell.spec.to_dict(),
+        method=dict(cell.facts),
+        started_utc=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        environment=describe_environment(place.device, cell.spec.recipe.precision),
+        code=describe_code(),
+    )
+
+
+def _dense_problem(cell: Cell, place: Workplace, store: Store) -> str | None:
+    """Why the dense model cannot be used, if so."""
+    if store.status(cell.dense_id) != "ok":
+        return f"its dense model (run {cell.dense_id}) is not done"
+    there = store.read(cell.dense_id).environment.get("precision")
+    here = resolve_precision(cell.spec.recipe.precision, torch.device(place.device))
+    if there != here:
+        return f"its dense model was trained in {there}, this machine trains in {here}: use another --out"
+    return None
+
+
+def _current_method(cell: Cell) -> Method:
+    method = resolve_method(cell.method)
+    if (method.name, method.version) != (cell.spec.method, cell.spec.method_version):
+        raise UsageError(f"{cell.method} changed since the run was planned; run the same command again")
+    return method.with_params(dict(cell.spec.params))
+
+
+def _fit_and_measure(cell: Cell, place: Workplace, data: TaskData, progress: Progress | None) -> RunRecord:
+    method, record = _current_method(cell), begin_record(cell, place)
+    seconds: dict[str, float] = {"data": data.seconds}
+    store, spec, device = Store(place.out), cell.spec, data.device
+    reset_peak_memory(device)
+    torch.manual_seed(spec.seed)
+    with _timed(seconds, "fit"), data_withheld():
+        experiment = Experiment(
+            spec,
+            data.task.num_classes,
+            data.visible("train", method.supervision),
+            data.visible("val", method.supervision),
+            Surroundings(store, functools.partial(_dense_state, store, cell), place.data_root, progress),
+            conflicting_share=data.task.conflicting_share,
+        )
+        pruned: Pruned = method.build(**method.params).fit(experiment, spec.sparsity or 0.0)
+    with _timed(seconds, "verify"):
+        model = _as_the_tasks_network(experiment, pruned)
+        masks = {name: mask.to(device) for name, mask in pruned.masks.items()}
+        report = verify(model, masks, None if method.native else spec.sparsity)
+    with _timed(seconds, "evaluate"):
+        outputs, tables, metrics, validation = measure_outputs(model, data)
+    with _timed(seconds, "cost"):
+        steps = (experiment.training_steps, spec.recipe.steps)
+        cost = measure_cost(experiment.new_model(), model, data, *steps)
+    record = replace(
+        record,
+        status="ok",
+        phase_seconds=seconds,
+        splits_hash=data.splits_hash,
+        sparsity=Sparsity(**asdict(report)),
+        groups=tables,
+        metrics=metrics,
+        validation=validation,
+        mining=measure_mining(experiment.mined, data),
+        cost=cost,
+        notes=dict(experiment.notes),
+    )
+    return store.write(record, outputs, model=state_of(model) if cell.is_dense else None)
+
+
+def _as_the_tasks_network(experiment: Experiment, pruned: Pruned) -> Classifier:
+    """The returned weights in a fresh network of the task: what is measured holds nothing else."""
+    try:
+        return experiment.model_from(state_of(pruned.model))
+    except RuntimeError as error:
+        raise MaskError(f"fit must return the task's network with its own layers: {error}") from error
+
+
+def _dense_state(store: Store, cell: Cell) -> dict[str, torch.Tensor]:
+    return store.read_tensors(cell.dense_id, "model")
+
+
+@contextlib.contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """One torch thread on a CPU: with more, the same spec sometimes gave other bits (seen with bf16 and two)."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[phase] = round(time.perf_counter() - start, 3)

@@ -1,0 +1,123 @@
+"""How the board speaks: what its terms mean, and how numbers are written."""
+
+from __future__ import annotations
+
+import math
+
+from prunebench.stats import Interval
+
+MISSING = "\u2014"
+"""Em dash: no value, because a seed is missing or the value is undefined."""
+UNKNOWN = "\u2013"
+"""En dash: a half-width that one seed cannot give."""
+MINUS = "\u2212"
+TIMES = "\u00d7"
+
+INTRODUCTION = (
+    "What pruning costs the minorities of a vision model, and what it really gains in speed. Every number "
+    "here is computed from the stored records of runs."
+)
+ACCURACY_WORDS = (
+    "Accuracy in %, mean over seeds ± half-width of its 95 % t-interval. Rank: 1 + the number of methods "
+    "that beat this one at the same sparsity (two-sided paired t-test over the shared seeds, p < 0.05, "
+    "uncorrected for the number of comparisons); = marks a rank that several methods share."
+)
+COST_WORDS = (
+    "Means over seeds. MACs are multiply-accumulates of one image; non-zero MACs are what is left if "
+    "every zero were skipped. Latency is the median over runs of each run's median; measured speed-up is "
+    "dense / pruned latency, the mean over runs of the ratio within one run ± half-width of its 95 % "
+    "t-interval. Training is a multiple of the steps that train the dense model."
+)
+MINING_WORDS = (
+    "Methods that look for bias-conflicting training images without being told: the share of mined images "
+    "that truly conflict (precision) and of conflicting ones that were mined (recall), in %, mean over "
+    "seeds ± half-width of its 95 % t-interval."
+)
+SUPERVISION_WORDS = (
+    "Supervision is what a method may see of the bias labels: none, those of the validation split "
+    "(val-groups), or those of the training split too (train-groups)."
+)
+EMPTY_WORDS = "There are no records yet. Run a suite with `prunebench run`, then write the board again."
+
+HOW_TO_READ = (
+    (
+        "Groups",
+        "A group is all test images with one label and one bias attribute (a digit and its colour). In "
+        "training nearly all images of a label share one attribute: those groups are bias-aligned. The "
+        "few that break the rule are bias-conflicting: the minorities.",
+    ),
+    (
+        "Accuracies",
+        "Unbiased is the mean over all groups, aligned and conflicting over theirs, every group counting "
+        "the same however small. Worst group is the lowest accuracy of any group in a run. Bias gap is "
+        "aligned minus conflicting: 0 for a model that does not use the bias.",
+    ),
+    (
+        "Mean ± half-width",
+        "The mean over seeds and the half-width of its 95 % Student t-interval (n - 1 degrees of "
+        "freedom). It speaks of other seeds of the same experiment, not of other data; with few seeds it "
+        "is wide, and it is not clipped to 0-100 %. One seed gives no half-width (en dash).",
+    ),
+    (
+        "Ranks and ties",
+        "A method's rank is 1 + the number of methods that beat it at the same sparsity, in a two-sided "
+        "paired t-test over the shared seeds at p < 0.05, not corrected for the number of comparisons. "
+        "Methods that share a rank are ties, shown as 1=. A rank says what the data can separate, so a "
+        "method that varies much between seeds can hold a better rank than its mean suggests; rows are in "
+        "order of the mean. With fewer than two paired seeds there is no rank. Dense models and methods "
+        "that choose their own sparsity are not ranked.",
+    ),
+    (
+        "Sparsity",
+        "The share of zeros among the weights that may be pruned: asked for, and achieved, counted after "
+        "fine-tuning. The native block holds methods that choose their sparsity themselves.",
+    ),
+    (
+        "Speed",
+        "Dense kernels multiply zeros like any other number, so unstructured zeros do not make them "
+        "faster: the non-zero MACs say what sparsity could save at best, the latencies what it did save. "
+        "Dense and pruned model are timed in turns within one run, and latencies of different machines "
+        "are never mixed.",
+    ),
+    (
+        "Coverage",
+        "Seeds 3/3 means that all three planned seeds finished. With any of them missing or failed the "
+        "row has no mean (em dash), and the reason stands below the table.",
+    ),
+)
+
+
+def number(value: float, decimals: int) -> str:
+    """A number with fixed decimals and a true minus; an em dash for nan. Never a negative zero."""
+    if not math.isfinite(value):
+        return MISSING
+    text = f"{value:.{decimals}f}"
+    return (f"{abs(value):.{decimals}f}" if float(text) == 0 else text).replace("-", MINUS)
+
+
+def with_half_width(interval: Interval, scale: float, decimals: int) -> str:
+    """`37.9 ± 1.2`; an en dash for an unknown half-width, an em dash where there is no mean."""
+    if not math.isfinite(interval.mean):
+        return MISSING
+    width = number(scale * interval.half_width, decimals) if math.isfinite(interval.half_width) else UNKNOWN
+    return f"{number(scale * interval.mean, decimals)} ± {width}"
+
+
+def in_percent(interval: Interval) -> str:
+    """A fraction's interval in percent, one decimal."""
+    return with_half_width(interval, 100, 1)
+
+
+def count(value: float) -> str:
+    """`661,898`."""
+    return f"{value:,.0f}" if math.isfinite(value) else MISSING
+
+
+def millions(value: float) -> str:
+    """`11.75` of 11,745,792; three decimals below one million."""
+    return number(value / 1e6, 2 if value >= 1e6 else 3)
+
+
+def sparsity_words(sparsity: float | None) -> str:
+    """`0.9`, or `native` where the method chose."""
+    return "native" if sparsity is None else f"{sparsity:g}"

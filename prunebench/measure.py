@@ -1,0 +1,118 @@
+"""What is measured of a finished model: logits, groups, mining, cost. Methods never see this side."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prunebench.experiment import VisibleSplit
+from prunebench.metrics.groups import GroupTable, group_accuracy
+from prunebench.metrics.uncertainty import uncertainty_summary
+from prunebench.record import CostReport, GroupRow, Mining
+from prunebench.speed import count_macs, count_parameters, interleaved_latency, peak_memory_mb
+from prunebench.tasks import Task, splits_hash
+from prunebench.training.data import Images
+from prunebench.training.loop import evaluate
+
+LATENCY_BATCH = 64
+
+
+class TaskData:
+    """One data draw on the device: images once as bytes, labels and bias on the CPU."""
+
+    def __init__(self, task: Task, data_root: Path | None, seed: int, device: torch.device) -> None:
+        start = time.perf_counter()
+        splits = task.splits(data_root, seed)
+        self.task, self.seed, self.device = task, seed, device
+        self.splits_hash = splits_hash(splits)
+        self.y: dict[str, Tensor] = {}
+        self.bias: dict[str, Tensor] = {}
+        self.images: dict[str, Images] = {}
+        for name in ("train", "val", "test"):
+            split = getattr(splits, name)
+            self.y[name], self.bias[name] = split.y, split.bias
+            self.images[name] = Images(split.x, mean=task.mean, std=task.std, device=device)
+        self.seconds = round(time.perf_counter() - start, 3)
+
+    def visible(self, name: str, supervision: str) -> VisibleSplit:
+        """The split as a method with this supervision sees it."""
+        granted = {"none": (), "val-groups": ("val",), "train-groups": ("train", "val")}[supervision]
+        bias = self.bias[name].clone() if name in granted else None
+        needs = "train-groups" if name == "train" else "val-groups"
+        return VisibleSplit(self.images[name], self.y[name].clone(), bias, name=name, needs=needs)
+
+    def groups(self, logits: Tensor, name: str) -> GroupTable:
+        """Group table of logits `[N, C]` on a split."""
+        return group_accuracy(
+            logits.argmax(1), self.y[name], self.bias[name], aligned_pair=self.aligned_pair()
+        )
+
+    def aligned_pair(self) -> Tensor:
+        """Which (label, bias) pairs are aligned, bool `[C, B]`."""
+        shape = (self.task.num_classes, self.task.num_biases)
+        label, bias = torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij")
+        return self.task.aligned(label, bias)
+
+
+Summary = dict[str, float | None]
+
+
+def measure_outputs(
+    model: nn.Module, data: TaskData
+) -> tuple[dict[str, Tensor], list[GroupRow], Summary, Summary]:
+    """Logits of val and test (float16), the test group table, and summaries of test and val.
+
+    Metrics come from the stored float16 logits, so recomputing them from disk gives the same numbers.
+    """
+    outputs = {f"{name}_logits": evaluate(model, data.images[name]).half() for name in ("val", "test")}
+    summaries: dict[str, Summary] = {}
+    for name in ("val", "test"):
+        logits = outputs[f"{name}_logits"].float()
+        table = data.groups(logits, name)
+        summaries[name] = {**table.summary(), **uncertainty_summary(logits, data.y[name])}
+    return outputs, group_rows(table), summaries["test"], summaries["val"]
+
+
+def group_rows(table: GroupTable) -> list[GroupRow]:
+    """The groups that have samples, as rows of a record."""
+    rows = []
+    for label, bias in torch.nonzero(table.count).tolist():
+        aligned = bool(table.aligned_pair[label, bias])
+        count, correct = int(table.count[label, bias]), int(table.correct[label, bias])
+        rows.append(GroupRow(label, bias, aligned, count, correct))
+    return rows
+
+
+def measure_mining(mined: Tensor | None, data: TaskData) -> Mining | None:
+    """Precision and recall of the mined samples against the withheld bias labels."""
+    if mined is None:
+        return None
+    truth = ~data.task.aligned(data.y["train"], data.bias["train"])
+    hits, found, total = int((mined & truth).sum()), int(mined.sum()), int(truth.sum())
+    return Mining(found, total, hits / found if found else math.nan, hits / total if total else math.nan)
+
+
+def measure_cost(
+    dense: nn.Module, pruned: nn.Module, data: TaskData, training_steps: int, dense_training_steps: int
+) -> CostReport:
+    """Parameters, MACs, interleaved latency of both models on this machine, peak memory of the run."""
+    x = data.images["test"].batch(slice(0, LATENCY_BATCH))
+    parameters, nonzero = count_parameters(pruned)
+    macs, nonzero_macs = count_macs(pruned, x[:1])
+    latency = interleaved_latency({"dense": dense, "pruned": pruned}, x)
+    return CostReport(
+        parameters=parameters,
+        nonzero_parameters=nonzero,
+        macs=macs,
+        nonzero_macs=nonzero_macs,
+        latency_batch=len(x),
+        latency_dense_ms=latency["dense"],
+        latency_pruned_ms=latency["pruned"],
+        peak_memory_mb=round(peak_memory_mb(data.device), 1),
+        training_steps=training_steps,
+        dense_training_steps=dense_training_steps,
+    )

@@ -1,0 +1,1 @@
+"""Pruning methods, one file each: this folder is the reading list."""

@@ -1,0 +1,18 @@
+"""The unpruned baseline: trained once for every task and seed, shared by all methods."""
+
+from __future__ import annotations
+
+import torch
+
+from prunebench.experiment import Experiment, Pruned
+from prunebench.pruning.masks import prunable
+from prunebench.registry import method
+
+
+@method("dense", cite="the baseline: empirical risk minimisation, no pruning", dense=True)
+class Dense:
+    def fit(self, experiment: Experiment, sparsity: float) -> Pruned:
+        model = experiment.new_model()
+        experiment.train(model, steps=experiment.recipe.steps, name="dense")
+        masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(model).items()}
+        return Pruned(model, masks)

@@ -1,0 +1,47 @@
+"""Learning from Failure, then magnitude pruning with the debiased loss.
+
+A biased net (GCE) and a debiased net train together; samples that the biased net finds harder weigh more.
+The debiased net is then pruned by magnitude and fine-tuned with the final sample weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prunebench.experiment import Experiment, Pruned, state_of
+from prunebench.pruning.masks import apply_masks, make_masks, prunable
+from prunebench.registry import method
+from prunebench.training.loop import Batch
+from prunebench.training.objectives import RelativeDifficulty, generalised_cross_entropy
+
+
+@method("lff", cite="Nam et al., 2020 (Learning from Failure); pruned by magnitude")
+class LearningFromFailure:
+    def fit(self, experiment: Experiment, sparsity: float) -> Pruned:
+        state = experiment.shared("debiased", lambda: self._debias(experiment))
+        weights = state.pop("sample_weights")
+        model = experiment.model_from(state)
+        masks = make_masks({name: w.detach().abs() for name, w in prunable(model).items()}, sparsity)
+        apply_masks(model, masks)
+
+        def debiased_loss(net: nn.Module, batch: Batch) -> Tensor:
+            loss = functional.cross_entropy(net(batch.x).float(), batch.y, reduction="none")
+            return (weights[batch.index] * loss).mean()
+
+        return experiment.finetune(model, masks, objective=debiased_loss)
+
+    def _debias(self, experiment: Experiment) -> dict[str, Tensor]:
+        nets = nn.ModuleList([experiment.new_model(), experiment.new_model()])
+        difficulty = RelativeDifficulty(experiment.train_split.y, experiment.num_classes)
+
+        def objective(pair: nn.Module, batch: Batch) -> Tensor:
+            biased, debiased = (net(batch.x).float() for net in pair.children())
+            losses = [functional.cross_entropy(z, batch.y, reduction="none") for z in (biased, debiased)]
+            weight = difficulty.update(batch.index, *losses)
+            return (weight * losses[1]).mean() + generalised_cross_entropy(biased, batch.y).mean()
+
+        experiment.train(nets, steps=experiment.recipe.steps, name="dense", objective=objective, networks=2)
+        weights = difficulty.all_weights()
+        return {**state_of(nets[1]), "sample_weights": weights.to(torch.float32)}

@@ -1,0 +1,17 @@
+"""Random pruning, the control: does it matter *which* weights stay?"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from prunebench.methods.prune import prune_by
+from prunebench.pruning.scores import ScoringContext
+from prunebench.registry import criterion
+
+
+@criterion("random", cite="control; see Gale et al., 2019 and Su et al., 2020 (sanity checks)")
+def random(weight: Tensor, context: ScoringContext) -> Tensor:
+    return context.random(weight)
+
+
+random_layerwise = prune_by(random, "random-layerwise", allocation="like-magnitude")

@@ -1,0 +1,96 @@
+"""Accuracy by group: what the average hides."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GroupTable:
+    """Counts by (label, bias), each `[C, B]`: samples, correct predictions, and which pairs are aligned.
+
+    Accuracies are nan where no group has samples. "Mean over groups" skips empty groups.
+    """
+
+    count: Tensor
+    correct: Tensor
+    aligned_pair: Tensor
+
+    @property
+    def accuracy(self) -> Tensor:
+        """Accuracy of each group, float64 `[C, B]`; nan for an empty group."""
+        return self.correct.double() / torch.where(self.count > 0, self.count.double(), torch.nan)
+
+    @property
+    def plain(self) -> float:
+        """Share of correct samples over the whole split."""
+        total = int(self.count.sum())
+        return int(self.correct.sum()) / total if total else math.nan
+
+    @property
+    def unbiased(self) -> float:
+        """Mean over groups: every (label, bias) pair counts the same (DCWP, LfF)."""
+        return self._mean(torch.ones_like(self.aligned_pair))
+
+    @property
+    def aligned(self) -> float:
+        """Mean over bias-aligned groups."""
+        return self._mean(self.aligned_pair)
+
+    @property
+    def conflicting(self) -> float:
+        """Mean over bias-conflicting groups."""
+        return self._mean(~self.aligned_pair)
+
+    @property
+    def worst_group(self) -> float:
+        """The lowest accuracy of a group that has samples."""
+        present = self.accuracy[self.count > 0]
+        return float(present.min()) if len(present) else math.nan
+
+    @property
+    def bias_gap(self) -> float:
+        """Aligned minus conflicting accuracy: 0 for a model that does not use the bias."""
+        return self.aligned - self.conflicting
+
+    def _mean(self, chosen: Tensor) -> float:
+        present = self.accuracy[chosen & (self.count > 0)]
+        return float(present.mean()) if len(present) else math.nan
+
+    def summary(self) -> dict[str, float]:
+        """The accuracies by name."""
+        names = ("plain", "unbiased", "aligned", "conflicting", "worst_group", "bias_gap")
+        return {name: getattr(self, name) for name in names}
+
+
+def group_accuracy(
+    prediction: Tensor, label: Tensor, bias: Tensor, *, aligned_pair: Tensor | None = None
+) -> GroupTable:
+    """Count samples and hits by group.
+
+    prediction, label, bias: int64 `[N]`. aligned_pair: bool `[C, B]`, which (label, bias) pairs are aligned;
+    by default label == bias, with as many classes and biases as occur. Raises ValueError when shapes disagree or
+    a label or bias is outside its range.
+    """
+    for name, values in (("label", label), ("bias", bias)):
+        if values.shape != prediction.shape or values.ndim != 1:
+            raise ValueError(f"{name}: want shape {tuple(prediction.shape)}, got {tuple(values.shape)}")
+    if aligned_pair is None:
+        size = 1 + max((int(values.max()) for values in (label, bias) if len(values)), default=0)
+        aligned_pair = torch.eye(size, dtype=torch.bool)
+    if aligned_pair.ndim != 2 or aligned_pair.dtype != torch.bool:
+        raise ValueError(f"aligned_pair: want bool [C, B], got {aligned_pair.dtype} {aligned_pair.shape}")
+    for name, values, bound in (("label", label, len(aligned_pair)), ("bias", bias, aligned_pair.shape[1])):
+        if len(values) and (int(values.min()) < 0 or int(values.max()) >= bound):
+            raise ValueError(f"{name}: values outside 0..{bound - 1}")
+    group = (label * aligned_pair.shape[1] + bias).cpu()
+    hits = (prediction == label).cpu()
+    count, correct = (
+        torch.bincount(chosen, minlength=aligned_pair.numel()).view(aligned_pair.shape)
+        for chosen in (group, group[hits])
+    )
+    return GroupTable(count, correct, aligned_pair.cpu())

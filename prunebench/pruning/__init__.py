@@ -1,0 +1,1 @@
+"""score x allocation x schedule = masks: what matters, how much per layer, when."""

@@ -1,0 +1,133 @@
+"""Masks with exact counts: made, applied and verified."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunebench.errors import MaskError, UsageError
+
+Masks = dict[str, Tensor]
+
+
+def prunable(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that are pruned, by name: every convolution and linear layer, first and last included.
+
+    BatchNorm and biases stay dense.
+    """
+    return {
+        f"{name}.weight" if name else "weight": module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    }
+
+
+def keep_count(total: int, sparsity: float) -> int:
+    """How many of `total` weights survive: total - round(total * sparsity), halves up."""
+    if not 0 <= sparsity < 1:
+        raise UsageError(f"sparsity must be in [0, 1), got {sparsity:g} (0.9 prunes nine weights of ten)")
+    return total - math.floor(total * sparsity + 0.5)
+
+
+def check_feasible(sizes: Mapping[str, int], sparsity: float) -> None:
+    """Raise UsageError if the sparsity leaves fewer weights than there are layers."""
+    total = sum(sizes.values())
+    keep = keep_count(total, sparsity)
+    if keep < len(sizes):
+        raise UsageError(
+            f"sparsity {sparsity:g} keeps {keep} of {total} weights, fewer than the {len(sizes)} layers: "
+            "it would empty a layer"
+        )
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """The `k` highest scores as a bool mask of the same shape; ties go to the lower index, so k is exact.
+
+    Raises MaskError on scores that are nan.
+    """
+    flat = scores.detach().reshape(-1)
+    if torch.isnan(flat).any():
+        raise MaskError("scores: contains nan")
+    if not 0 <= k <= flat.numel():
+        raise MaskError(f"cannot keep {k} of {flat.numel()} weights")
+    order = torch.argsort(flat, descending=True, stable=True)
+    mask = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
+    mask[order[:k]] = True
+    return mask.view(scores.shape)
+
+
+def masks_from_counts(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> Masks:
+    """Keep the `counts[layer]` highest scores of each layer."""
+    return {name: top_k(values, counts[name]) for name, values in scores.items()}
+
+
+def make_masks(
+    scores: Mapping[str, Tensor],
+    sparsity: float,
+    *,
+    allocation: str = "global",
+    weights: Mapping[str, Tensor] | None = None,
+) -> Masks:
+    """Masks with exactly the asked count and at least one weight a layer.
+
+    `weights` is needed by allocations that look at the weights rather than the scores.
+    """
+    from prunebench.pruning.allocation import allocate
+
+    keep = keep_count(sum(values.numel() for values in scores.values()), sparsity)
+    return masks_from_counts(scores, allocate(allocation, scores, weights or {}, keep))
+
+
+@torch.no_grad()
+def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Zero the masked weights in place."""
+    weights = prunable(model)
+    for name, mask in masks.items():
+        weights[name].mul_(mask.to(weights[name].device))
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """Asked (None: chosen by the method) and achieved share of zeros, over all and by layer."""
+
+    asked: float | None
+    achieved: float
+    by_layer: dict[str, float]
+
+
+def verify(model: nn.Module, masks: Mapping[str, Tensor], asked: float | None) -> SparsityReport:
+    """Check masks and weights against what was asked.
+
+    Raises MaskError if a layer has no mask or a wrong shape, is empty, misses the asked count, or if a masked
+    weight is not exactly zero (the mask did not hold through training).
+    """
+    weights = prunable(model)
+    if set(masks) != set(weights):
+        wrong = sorted(set(masks) ^ set(weights))
+        raise MaskError(
+            f"masks must cover exactly the convolution and linear weights; see {', '.join(wrong)}"
+        )
+    kept, total, by_layer = 0, 0, {}
+    for name, weight in weights.items():
+        mask = masks[name]
+        if mask.dtype != torch.bool or mask.shape != weight.shape:
+            raise MaskError(f"{name}: want a bool mask {tuple(weight.shape)}, got {mask.dtype} {mask.shape}")
+        alive = int(mask.sum())
+        if alive == 0:
+            raise MaskError(f"{name}: the mask empties the layer")
+        escaped = int(((weight.detach() != 0) & ~mask.to(weight.device)).sum())
+        if escaped:
+            raise MaskError(f"{name}: the mask did not hold: {escaped} masked weights are not zero")
+        if not torch.isfinite(weight.detach()).all():
+            raise MaskError(f"{name}: weights are not finite")
+        kept, total = kept + alive, total + mask.numel()
+        by_layer[name] = 1 - alive / mask.numel()
+    if asked is not None and kept != keep_count(total, asked):
+        raise MaskError(
+            f"asked for sparsity {asked:g}: {keep_count(total, asked)} of {total} weights, but {kept} are kept"
+        )
+    return SparsityReport(asked, 1 - kept / total, by_layer)

@@ -1,0 +1,25 @@
+"""When weights go: all at once, or gradually."""
+
+from __future__ import annotations
+
+SCHEDULES = ("one-shot", "cubic")
+
+
+def cubic_sparsity(step: float, *, begin: float, end: float, final: float, initial: float = 0.0) -> float:
+    """Sparsity of gradual magnitude pruning at `step`: s_f + (s_i - s_f) (1 - (t - t_0) / (t_n - t_0))^3.
+
+    `initial` at `begin`, `final` from `end` on. Source: Zhu & Gupta (2017).
+    """
+    if step >= end:
+        return final
+    remaining = 1 - max(step - begin, 0) / (end - begin)
+    return final + (initial - final) * remaining**3
+
+
+def pruning_steps(total_steps: int, *, begin: float, end: float, events: int) -> list[int]:
+    """The optimizer steps at which gradual pruning prunes: `events` of them from begin to end (shares)."""
+    first, last = round(begin * total_steps), round(end * total_steps)
+    if events == 1 or last <= first:
+        return [max(last, 1)]
+    spread = (last - first) / (events - 1)
+    return sorted({max(round(first + spread * position), 1) for position in range(events)})

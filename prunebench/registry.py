@@ -1,0 +1,137 @@
+"""The two doors for a method: a scoring function, or a class with `fit`.
+
+A decorator returns a value and registers nothing: the catalogue (`methods/catalog.py`) is what the modules of
+`prunebench.methods`, or a user's file, hold. So importing has no side effect.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prunebench.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prunebench.experiment import Experiment, Pruned
+    from prunebench.pruning.scores import ScoringContext
+
+SUPERVISION = ("none", "val-groups", "train-groups")
+
+
+class Procedure(Protocol):
+    """What a method class must have."""
+
+    def fit(self, experiment: Experiment, sparsity: float) -> Pruned: ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named way to a pruned model.
+
+    `build(**params)` makes the procedure; `params` are the settings that matter, all part of the run's identity.
+    `native` methods choose their sparsity themselves; `dense` marks the unpruned baseline.
+    """
+
+    name: str
+    cite: str
+    supervision: str
+    version: str
+    build: Callable[..., Procedure]
+    settings: Mapping[str, Any]
+    native: bool = False
+    dense: bool = False
+    relevant: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+    """Which of the settings matter, given the others."""
+
+    def __post_init__(self) -> None:
+        if self.supervision not in SUPERVISION:
+            raise UsageError(
+                f"method {self.name!r}: supervision must be one of {SUPERVISION}, got {self.supervision!r}"
+            )
+        if not self.cite.strip():
+            raise UsageError(f"method {self.name!r}: cite its source (cite='Author et al., year')")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return dict(self.relevant(self.settings))
+
+    def with_params(self, changes: Mapping[str, Any]) -> Method:
+        """This method with other settings. Raises UsageError on an unknown one."""
+        for key in changes:
+            if key not in self.settings:
+                raise unknown(f"setting of {self.name}", key, self.settings)
+        return dataclasses.replace(self, settings={**self.settings, **changes})
+
+
+Score = Callable[["Tensor", "ScoringContext"], "Tensor"]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A scoring function `scores(weight, context)`: same shape as the weight, higher = keep."""
+
+    name: str
+    cite: str
+    score: Score
+    at: str
+    needs: frozenset[str]
+    version: str
+
+    def __call__(self, weight: Tensor, context: ScoringContext) -> Tensor:
+        return self.score(weight, context)
+
+
+def criterion(
+    name: str,
+    *,
+    cite: str,
+    needs: set[str] | frozenset[str] = frozenset(),
+    at: str = "dense",
+    version: int = 1,
+) -> Callable[[Score], Criterion]:
+    """Make a scoring function a pruning criterion.
+
+    `at="dense"` scores the trained dense model and fine-tunes; `at="init"` scores at initialisation and trains.
+    `needs={"gradient"}` declares the use of `context.gradient`.
+    """
+    if at not in ("dense", "init"):
+        raise UsageError(f"criterion {name!r}: at must be 'dense' or 'init', got {at!r}")
+    extra = set(needs) - {"gradient"}
+    if extra:
+        raise UsageError(f"criterion {name!r}: needs {sorted(extra)} is unknown; known: gradient")
+    return lambda score: Criterion(name, cite, score, at, frozenset(needs), str(version))
+
+
+def method(
+    name: str,
+    *,
+    cite: str,
+    supervision: str = "none",
+    version: int = 1,
+    native: bool = False,
+    dense: bool = False,
+) -> Callable[[type], Method]:
+    """Make a class with `fit(experiment, sparsity)` a method; dataclass fields are its settings."""
+
+    def wrap(cls: type) -> Method:
+        if not callable(getattr(cls, "fit", None)):
+            raise UsageError(f"method {name!r}: the class needs fit(self, experiment, sparsity)")
+        return Method(name, cite, supervision, str(version), cls, defaults_of(cls), native, dense)
+
+    return wrap
+
+
+def defaults_of(cls: type) -> dict[str, Any]:
+    """The settings of a method class: its dataclass fields, each with a default."""
+    if not dataclasses.is_dataclass(cls):
+        return {}
+    settings = {}
+    for field in dataclasses.fields(cls):
+        if field.default is dataclasses.MISSING:
+            raise UsageError(f"{cls.__name__}.{field.name}: a setting needs a plain default value")
+        settings[field.name] = field.default
+    return settings

@@ -1,0 +1,115 @@
+"""What is run: frozen values whose hash names the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The training budget of a task, the same for every method.
+
+    `steps` optimizer steps train a network; `finetune_steps` more heal a pruned one. Methods that prune
+    before or during training get the sum. Every extra step is recorded as cost.
+    """
+
+    steps: int
+    finetune_steps: int
+    batch_size: int
+    optimizer: str = "adam"
+    """`adam` or `sgd`."""
+    lr: float = 1e-3
+    finetune_lr: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    """Of `sgd`; Adam's betas are (0.9, 0.999)."""
+    schedule: str = "constant"
+    """`constant` or `cosine` (half a period over the steps)."""
+    precision: str = "auto"
+    """`fp32`, `bf16` (autocast) or `auto`: bf16 where the device multiplies it natively."""
+
+    def __post_init__(self) -> None:
+        for field in ("steps", "finetune_steps", "batch_size"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"recipe: {field} must be at least 1 (a whole number), got {value!r}")
+        for field in ("lr", "finetune_lr", "weight_decay", "momentum"):
+            value = getattr(self, field)
+            if not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"recipe: {field} must be a number of at least 0, got {value!r}")
+        choices: dict[str, tuple[str, ...]] = {
+            "optimizer": ("adam", "sgd"),
+            "schedule": ("constant", "cosine"),
+        }
+        choices["precision"] = ("auto", "fp32", "bf16")
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"recipe: {field} must be one of {allowed}, got {getattr(self, field)!r}")
+
+    def replace(self, changes: Mapping[str, Any]) -> Recipe:
+        """This recipe with some fields changed. Raises ValueError on an unknown field."""
+        known = {field.name for field in dataclasses.fields(self)}
+        for name in changes:
+            if name not in known:
+                raise ValueError(f"recipe: unknown field {name!r}; known: {', '.join(sorted(known))}")
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One cell: task x model x method x sparsity x seed, with everything that decides its numbers.
+
+    `sparsity` is the share of zeros asked for, in [0, 1), or None where the method chooses it itself.
+    """
+
+    task: str
+    task_version: int
+    data_fingerprint: str
+    model: str
+    method: str
+    method_version: str
+    params: tuple[tuple[str, Any], ...]
+    sparsity: float | None
+    seed: int
+    recipe: Recipe
+
+    def to_dict(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        values["params"] = dict(self.params)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunSpec:
+        fields = dict(values)
+        fields["params"] = tuple(sorted(fields["params"].items()))
+        fields["recipe"] = Recipe(**fields["recipe"])
+        return cls(**fields)
+
+    @property
+    def run_id(self) -> str:
+        """Sixteen hex digits: the hash of every field, defaults included."""
+        return hash_of(self.to_dict())
+
+    def without_method(self) -> dict[str, Any]:
+        """The fields that a stage shared between sparsities depends on, but for the method's own."""
+        values = self.to_dict()
+        for name in ("sparsity", "method", "method_version", "params"):
+            del values[name]
+        return values
+
+    @property
+    def label(self) -> str:
+        sparsity = "native" if self.sparsity is None else f"{self.sparsity:g}"
+        return f"{self.task} {self.method} {sparsity} seed {self.seed}"
+
+
+def hash_of(values: Mapping[str, Any]) -> str:
+    """Sixteen hex digits of SHA-256 over canonical JSON (sorted keys, no spaces, no nan)."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

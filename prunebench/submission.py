@@ -1,0 +1,197 @@
+"""The contract suite: what every method file and every record must satisfy."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from prunebench.cells import Cell, Workplace, expand
+from prunebench.errors import PruneBenchError, UsageError
+from prunebench.execute import execute
+from prunebench.measure import TaskData
+from prunebench.methods.catalog import resolve_method
+from prunebench.pruning.masks import keep_count
+from prunebench.record import RunRecord
+from prunebench.store import Store
+from prunebench.suite import Suite
+from prunebench.tasks import resolve_task
+
+TINY_TASK = "colored-digits@2pct"
+TINY_RECIPE = {"steps": 12, "finetune_steps": 6, "batch_size": 32, "schedule": "constant"}
+TINY_SETTINGS = {"mining_steps": 12, "mask_steps": 6}
+"""Settings that learned-mask methods have, cut down; others keep their own."""
+SPARSITIES = (0.5, 0.95)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One rule: what it says, whether it holds, and if not, why."""
+
+    what: str
+    ok: bool
+    why: str = ""
+
+
+def check_path(path: Path) -> list[Finding]:
+    """Check a method file or a folder of results. Raises UsageError if it is neither."""
+    if path.suffix == ".py":
+        return check_method(str(path))
+    if (path / "runs").is_dir():
+        return check_records(path)
+    raise UsageError(f"{path}: neither a method file (.py) nor a results folder (with `runs` in it)")
+
+
+def check_method(name: str) -> list[Finding]:
+    """The contract of a method (a name or a file), on a tiny budget and real digits.
+
+    It declares itself, reaches the asked sparsity exactly, keeps its masks through training, is deterministic,
+    and touches neither bias labels nor the test split beyond what it declares.
+    """
+    findings: list[Finding] = []
+    if not _rule(
+        findings, "it can be loaded, cites its source and declares its supervision", lambda: _load(name)
+    ):
+        return findings
+    method = resolve_method(name)
+    with tempfile.TemporaryDirectory() as folder:
+        runs: list[tuple[Cell, RunRecord]] = []
+
+        def run_all() -> None:
+            runs.extend(_tiny_runs(name, Path(folder) / "once"))
+
+        _rule(
+            findings, "it runs, touches nothing withheld, reaches its sparsity and holds its masks", run_all
+        )
+        if not findings[-1].ok:
+            return findings
+        if not method.native and not method.dense:
+            _rule(findings, "its sparsity is exact by count", lambda: _exact(runs))
+        _rule(findings, "the same spec twice gives the same numbers", lambda: _same(runs, name, Path(folder)))
+        _rule(findings, "its training cost is counted", lambda: _cost(runs))
+    return findings
+
+
+def _rule(findings: list[Finding], what: str, test: Callable[[], None]) -> bool:
+    try:
+        test()
+    except PruneBenchError as error:
+        findings.append(Finding(what, False, str(error)))
+    except Exception:
+        findings.append(Finding(what, False, traceback.format_exc(limit=-4)))
+    else:
+        findings.append(Finding(what, True))
+    return findings[-1].ok
+
+
+def _load(name: str) -> None:
+    resolve_method(name)
+
+
+def _tiny_runs(name: str, out: Path) -> list[tuple[Cell, RunRecord]]:
+    """Dense and the method's cells at two sparsities, run here. Raises PruneBenchError if one fails."""
+    method = resolve_method(name)
+    settings = {key: value for key, value in TINY_SETTINGS.items() if key in method.params}
+    suite = Suite(
+        name="check",
+        tasks=(TINY_TASK,),
+        methods=(name,),
+        sparsities=SPARSITIES,
+        seeds=(0,),
+        recipe=TINY_RECIPE,
+        params={method.name: settings},
+    )
+    cells = expand(suite, None)
+    store, place = Store(out), Workplace(out)
+    store.prepare()
+    data = TaskData(resolve_task(TINY_TASK), None, 0, torch.device("cpu"))
+    done = []
+    for cell in cells:
+        record = execute(cell, place, data)
+        if record.status != "ok":
+            raise PruneBenchError(f"{cell.spec.label}: {record.reason}\n{record.traceback or ''}".rstrip())
+        done.append((cell, record))
+    return done
+
+
+def _exact(runs: list[tuple[Cell, RunRecord]]) -> None:
+    for cell, record in runs:
+        if cell.is_dense or record.sparsity is None or cell.spec.sparsity is None:
+            continue
+        sizes = _prunable_total(record)
+        kept = round((1 - record.sparsity.achieved) * sizes)
+        if kept != keep_count(sizes, cell.spec.sparsity):
+            raise PruneBenchError(f"{cell.spec.label}: keeps {kept} of {sizes} weights")
+
+
+def _prunable_total(record: RunRecord) -> int:
+    from prunebench.models import build_model
+    from prunebench.pruning.masks import prunable
+
+    net = build_model(record.run_spec.model, resolve_task(TINY_TASK).num_classes, seed=0)
+    return sum(weight.numel() for weight in prunable(net).values())
+
+
+def _same(runs: list[tuple[Cell, RunRecord]], name: str, folder: Path) -> None:
+    for (cell, before), (_, after) in zip(runs, _tiny_runs(name, folder / "twice")):
+        if before.outputs_sha256 != after.outputs_sha256:
+            raise PruneBenchError(
+                f"{cell.spec.label}: two runs differ; draw all randomness from experiment.rng(purpose)"
+            )
+
+
+def _cost(runs: list[tuple[Cell, RunRecord]]) -> None:
+    for cell, record in runs:
+        if record.cost is None or record.cost.training_steps < 1:
+            raise PruneBenchError(f"{cell.spec.label}: no training step counted; train with experiment.train")
+
+
+def check_records(folder: Path) -> list[Finding]:
+    """Validate every record of a results folder: schema, identity, arithmetic, hashes, duplicates."""
+    records, damaged = Store(folder).records()
+    findings = [Finding(f"{entry.path} is readable", False, entry.reason) for entry in damaged]
+    findings += [_check_record(Store(folder), record) for record in records]
+    if not records and not damaged:
+        findings.append(Finding("there are records", False, f"{folder / 'runs'} holds none"))
+    return findings
+
+
+def _check_record(store: Store, record: RunRecord) -> Finding:
+    what = f"{record.run_id} {record.run_spec.label}"
+    problems = []
+    if store.status(record.run_id) is None:
+        problems.append("its folder is not named after its run_id")
+    if record.status != "ok":
+        return Finding(what, not problems, "; ".join(problems))
+    problems += _arithmetic(record)
+    outputs = store.folder(record.run_id) / "outputs.safetensors"
+    if outputs.is_file() and hashlib.sha256(outputs.read_bytes()).hexdigest() != record.outputs_sha256:
+        problems.append("its stored logits do not match their hash")
+    return Finding(what, not problems, "; ".join(problems))
+
+
+def _arithmetic(record: RunRecord) -> list[str]:
+    """What does not add up: accuracies against the group counts, achieved against asked sparsity."""
+    assert record.cost is not None
+    assert record.sparsity is not None
+    problems = []
+    shares = {row: row.correct / row.count for row in record.groups if row.count}
+    for name, chosen in (
+        ("unbiased", list(shares.values())),
+        ("aligned", [share for row, share in shares.items() if row.aligned]),
+        ("conflicting", [share for row, share in shares.items() if not row.aligned]),
+    ):
+        said = record.metrics.get(name)
+        if chosen and (said is None or abs(sum(chosen) / len(chosen) - said) > 1e-9):
+            problems.append(f"metric {name} is {said}, its groups give {sum(chosen) / len(chosen):.6f}")
+    asked = record.sparsity.asked
+    if asked is not None and abs(asked - record.sparsity.achieved) > 1 / max(record.cost.parameters // 2, 1):
+        problems.append(f"achieved sparsity {record.sparsity.achieved:.6f} misses the asked {asked:g}")
+    if any(row.correct > row.count or row.correct < 0 for row in record.groups):
+        problems.append("a group has more correct samples than samples")
+    return problems

@@ -1,0 +1,102 @@
+"""`colored-digits`: scikit-learn's 1,797 real digits in the colours of LfF, 16 x 16. No download.
+
+Digit is the label, colour the bias. Train and val images are jittered copies; in test every digit appears
+once in each colour, so each class x colour is exactly equally likely.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prunebench.spec import Recipe
+from prunebench.tasks.base import Split, Splits, Task
+from prunebench.tasks.coloring import colour
+
+TRAIN_DIGITS, VAL_DIGITS, COPIES = 1200, 200, 4
+
+
+def read_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The grey digits, 0-255: float32 `[1797, 8, 8]`, and their labels, int64 `[1797]`."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return (bunch.images * (255.0 / 16.0)).astype(np.float32), bunch.target.astype(np.int64)
+
+
+def jitter(gray: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.uint8]:
+    """Enlarge 8 x 8 digits to 16 x 16 with a random turn, scale and shift.
+
+    gray `[N, 8, 8]` to uint8 `[N, 16, 16]`: up to 12 degrees, 10 % and 1.5 pixels, bilinear.
+    """
+    count = len(gray)
+    angle = np.deg2rad(generator.uniform(-12, 12, count))
+    scale = generator.uniform(0.9, 1.1, count)
+    shift = generator.uniform(-1.5, 1.5, (count, 2)) / 8.0
+    theta = np.empty((count, 2, 3), dtype=np.float32)
+    theta[:, 0, 0] = theta[:, 1, 1] = np.cos(angle) / scale
+    theta[:, 0, 1], theta[:, 1, 0] = -np.sin(angle) / scale, np.sin(angle) / scale
+    theta[:, :, 2] = shift
+    grid = torch.nn.functional.affine_grid(torch.from_numpy(theta), [count, 1, 16, 16], align_corners=False)
+    image = torch.from_numpy(gray).unsqueeze(1)
+    moved = torch.nn.functional.grid_sample(image, grid, align_corners=False)
+    return moved.squeeze(1).round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def mostly_aligned(
+    y: NDArray[np.int64], conflicting_share: float, generator: np.random.Generator, num_biases: int = 10
+) -> NDArray[np.int64]:
+    """The label as bias, but for exactly round(share * N) samples, which get another one at random: `[N]`.
+
+    LfF's rule rounds within each class and colour, which leaves splits of this size without conflicting images.
+    """
+    bias = y.copy()
+    chosen = generator.permutation(len(y))[: round(conflicting_share * len(y))]
+    bias[chosen] = (y[chosen] + generator.integers(1, num_biases, len(chosen))) % num_biases
+    return bias
+
+
+class ColoredDigits(Task):
+    version = 1
+    title = "Colored digits"
+    source = "scikit-learn digits (UCI, Alpaydin & Kaynak 1998), coloured as in LfF (Nam et al., 2020)"
+    bias_name = "colour"
+    num_classes = 10
+    num_biases = 10
+    model = "convnet-small"
+    recipe = Recipe(
+        steps=400, finetune_steps=100, batch_size=128, lr=2e-3, finetune_lr=2e-3, schedule="cosine"
+    )
+
+    def __init__(self, conflicting_share: float) -> None:
+        self.conflicting_share: float = conflicting_share
+        self.name = f"colored-digits@{conflicting_share * 100:g}pct"
+
+    def fingerprint(self, data_root: Path | None) -> str:
+        gray, label = read_digits()
+        return hashlib.sha256(gray.tobytes() + label.tobytes()).hexdigest()[:16]
+
+    def draw(self, data_root: Path | None, seed: int) -> Splits:
+        gray, label = read_digits()
+        generator = np.random.default_rng([seed, 16_807])
+        order = generator.permutation(len(label))
+        train, val, test = np.split(order, [TRAIN_DIGITS, TRAIN_DIGITS + VAL_DIGITS])
+
+        def biased(members: NDArray[np.int64]) -> Split:
+            members = np.tile(members, COPIES)
+            return paint(members, mostly_aligned(label[members], self.conflicting_share, generator))
+
+        def paint(members: NDArray[np.int64], bias: NDArray[np.int64]) -> Split:
+            images = colour(jitter(gray[members], generator), bias, generator)
+            return Split(torch.from_numpy(images), torch.from_numpy(label[members]), torch.from_numpy(bias))
+
+        every = np.repeat(test, self.num_biases)
+        return Splits(
+            train=biased(train),
+            val=biased(val),
+            test=paint(every, np.tile(np.arange(self.num_biases), len(test))),
+        )

@@ -1,0 +1,126 @@
+"""`colored-mnist`: MNIST under the colour protocol of LfF (ten mean colours, severity 4).
+
+55,000 training and 5,000 validation images with the training bias (the sizes of the DisEnt release), and the
+10,000 test images with every colour equally likely.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prunebench.errors import DataError
+from prunebench.spec import Recipe
+from prunebench.tasks.base import Split, Splits, Task
+from prunebench.tasks.coloring import assign_bias, colour
+
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+VAL_IMAGES = 5000
+
+
+def find_raw(data_root: Path | None) -> Path:
+    """The folder with the four idx files, plain or gzipped. Raises DataError naming what is missing."""
+    if data_root is None:
+        raise DataError(
+            "colored-mnist needs the MNIST files: pass --data-root DIR (or set PRUNEBENCH_DATA). "
+            "To download them: uv run python -c \"from torchvision.datasets import MNIST; MNIST('data', "
+            'download=True)", then --data-root data'
+        )
+    for folder in (data_root / "MNIST" / "raw", data_root / "raw", data_root):
+        if any((folder / (name + ending)).is_file() for name in FILES for ending in ("", ".gz")):
+            break
+    else:
+        raise DataError(
+            f"no MNIST under {data_root}: expected {data_root / 'MNIST' / 'raw' / FILES[0]}[.gz]. To download: "
+            f"uv run python -c \"from torchvision.datasets import MNIST; MNIST('{data_root}', download=True)\""
+        )
+    missing = [n for n in FILES if not (folder / n).is_file() and not (folder / f"{n}.gz").is_file()]
+    if missing:
+        raise DataError(
+            f"{folder} lacks {', '.join(missing)} (plain or .gz); delete the folder and fetch MNIST again"
+        )
+    return folder
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """One idx file of unsigned bytes (LeCun's format), gzipped or not. Raises DataError when damaged."""
+    packed = path.with_name(path.name + ".gz")
+    source = path if path.is_file() else packed
+    try:
+        data = source.read_bytes()
+        if source.suffix == ".gz":
+            data = gzip.decompress(data)
+        zero, kind, dimensions = struct.unpack(">HBB", data[:4])
+        if zero != 0 or kind != 8:
+            raise ValueError("not an idx file of unsigned bytes")
+        shape = struct.unpack(f">{dimensions}I", data[4 : 4 + 4 * dimensions])
+        body = np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * dimensions)
+        if body.size != int(np.prod(shape)):
+            raise ValueError(f"truncated: {body.size} of {int(np.prod(shape))} bytes")
+        return body.reshape(shape)
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+        raise DataError(f"{source}: {error}; delete it and fetch MNIST again") from error
+
+
+def read_mnist(data_root: Path | None) -> list[NDArray[np.uint8]]:
+    """Train images and labels, test images and labels. Raises DataError where counts disagree."""
+    folder = find_raw(data_root)
+    arrays = [read_idx(folder / name) for name in FILES]
+    for images, labels, name in ((arrays[0], arrays[1], FILES[0]), (arrays[2], arrays[3], FILES[2])):
+        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+            raise DataError(f"{folder / name}: {images.shape} images for {labels.shape} labels")
+    return arrays
+
+
+class ColoredMnist(Task):
+    version = 1
+    title = "Colored MNIST"
+    source = "MNIST (LeCun et al., 1998), coloured as in LfF (Nam et al., 2020)"
+    bias_name = "colour"
+    num_classes = 10
+    num_biases = 10
+    model = "convnet"
+    recipe = Recipe(
+        steps=500, finetune_steps=200, batch_size=128, lr=2e-3, finetune_lr=2e-3, schedule="cosine"
+    )
+
+    def __init__(self, conflicting_share: float) -> None:
+        self.conflicting_share: float = conflicting_share
+        self.name = f"colored-mnist@{conflicting_share * 100:g}pct"
+
+    def fingerprint(self, data_root: Path | None) -> str:
+        digest = hashlib.sha256()
+        for array in read_mnist(data_root):
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
+
+    def draw(self, data_root: Path | None, seed: int) -> Splits:
+        images, labels, test_images, test_labels = read_mnist(data_root)
+        generator = np.random.default_rng([seed, 48_271])
+        order = generator.permutation(len(labels))
+
+        def paint(x: NDArray[np.uint8], y: NDArray[np.uint8], conflicting_share: float) -> Split:
+            label = y.astype(np.int64)
+            bias = assign_bias(label, conflicting_share)
+            return Split(
+                torch.from_numpy(colour(x, bias, generator)), torch.from_numpy(label), torch.from_numpy(bias)
+            )
+
+        train, val = order[VAL_IMAGES:], order[:VAL_IMAGES]
+        return Splits(
+            train=paint(images[train], labels[train], self.conflicting_share),
+            val=paint(images[val], labels[val], self.conflicting_share),
+            test=paint(test_images, test_labels, 0.9),
+        )

@@ -1,0 +1,56 @@
+"""Shared by all tests: one thread, repeatable property tests, and records to store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+
+from prunebench.record import CostReport, GroupRow, Percentiles, RunRecord, Sparsity
+from prunebench.spec import Recipe, RunSpec
+
+torch.set_num_threads(1)
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=50)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def spec() -> RunSpec:
+    """One fixed cell."""
+    return RunSpec(
+        task="colored-digits@2pct",
+        task_version=1,
+        data_fingerprint="47dade0da6438e64",
+        model="convnet-small",
+        method="magnitude",
+        method_version="1",
+        params=(("allocation", "global"), ("start", "dense")),
+        sparsity=0.9,
+        seed=0,
+        recipe=Recipe(steps=400, finetune_steps=100, batch_size=128, lr=2e-3, schedule="cosine"),
+    )
+
+
+@pytest.fixture
+def make_record(spec: RunSpec) -> Callable[..., RunRecord]:
+    """Make a valid ok record of the fixed cell; keyword arguments replace its fields."""
+
+    def make(cell: RunSpec = spec, **changes: Any) -> RunRecord:
+        times = Percentiles(1.0, 1.5, 2.0)
+        fields: dict[str, Any] = {
+            "schema_version": 1,
+            "run_id": cell.run_id,
+            "status": "ok",
+            "spec": cell.to_dict(),
+            "method": {"name": cell.method, "supervision": "none", "cite": "Han et al., 2015"},
+            "sparsity": Sparsity(0.9, 0.9, {"head.weight": 0.9}),
+            "groups": [GroupRow(0, 0, True, 4, 3), GroupRow(0, 1, False, 5, 1)],
+            "metrics": {"plain": 4 / 9, "aligned": 0.75, "conflicting": 0.2},
+            "cost": CostReport(100, 10, 1000, 100, 64, times, times, 12.5, 30, 20),
+        }
+        return RunRecord(**{**fields, **changes})
+
+    return make

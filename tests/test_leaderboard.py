@@ -1,0 +1,542 @@
+"""The board: a pure function of records that never averages over what is missing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from board_records import CELL, MACHINE, RECIPE, cost, failed, full_records, metrics, run
+
+from prunebench.errors import StoreError
+from prunebench.leaderboard import build_board, write_board
+from prunebench.leaderboard.board import Section
+from prunebench.leaderboard.curves import LABEL_GAP, Label, curves_svg, spread_labels, value_range
+from prunebench.leaderboard.figures import method_styles, position, section_figures
+from prunebench.leaderboard.layout import accuracy_sheet, cost_sheet, mining_sheet, speed_summary
+from prunebench.leaderboard.markdown import board_markdown, escape
+from prunebench.leaderboard.rows import Row
+from prunebench.leaderboard.site import as_script_json, page_html
+from prunebench.leaderboard.table import results_frame
+from prunebench.leaderboard.terminal import terminal_table
+from prunebench.leaderboard.words import MISSING, in_percent, number
+from prunebench.record import Mining, RunRecord
+from prunebench.stats import Interval
+
+NASTY = '</script><script>alert("x")</script><img src=x onerror=y()> | `code` **bold** [a](javascript:b)\n# c'
+
+
+def only_section(records: list[RunRecord]) -> Section:
+    (section,) = build_board(records).sections
+    return section
+
+
+def row_of(section: Section, method: str, sparsity: float | None) -> Row:
+    (row,) = (row for row in section.rows if (row.method, row.sparsity) == (method, sparsity))
+    return row
+
+
+def texts(section: Section, sheet: Callable[[Section], Any], method: str, sparsity: str) -> dict[str, str]:
+    """The cells of one row by column."""
+    made = sheet(section)
+    (cells,) = (row for row in made.rows if (row[0].text, row[1].text) == (sparsity, method))
+    return {column.title: cell.text for column, cell in zip(made.columns, cells, strict=True)}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# The frame of runs
+
+
+def test_the_frame_has_one_row_a_run() -> None:
+    frame = results_frame(full_records())
+    assert len(frame) == len(full_records())
+    row = frame.filter(method="beta", sparsity=0.9, seed=2).row(0, named=True)
+    assert row["conflicting"] == row["worst_group"]
+    assert row["val_conflicting"] == pytest.approx(row["conflicting"] + 0.05)
+    assert (row["achieved_sparsity"], row["nonzero_parameters"], row["macs"]) == (0.9, 100, 4_000_000)
+    assert (row["latency_dense_ms"], row["run_seconds"], row["supervision"]) == (1.0, 2.0, "none")
+    assert json.loads(row["recipe"])["steps"] == 400
+    native = frame.filter(method="native", seed=0).row(0, named=True)
+    assert native["sparsity"] is None
+    assert (native["mining_precision"], native["mining_recall"]) == (0.6, 0.75)
+
+
+def test_the_frame_of_no_runs_has_the_same_columns() -> None:
+    empty, full = results_frame([]), results_frame(full_records())
+    assert len(empty) == 0
+    assert empty.schema == full.schema
+    assert {"unbiased", "val_unbiased", "peak_memory_mb", "reason"} <= set(empty.columns)
+
+
+def test_failed_runs_have_nulls_and_a_reason() -> None:
+    row = results_frame([failed("alpha", 0.5, 0, "no memory")]).row(0, named=True)
+    assert (row["status"], row["reason"]) == ("failed", "no memory")
+    assert all(row[name] is None for name in ("unbiased", "val_plain", "macs", "achieved_sparsity"))
+
+
+def test_undefined_metrics_are_null_and_unknown_ones_come_last() -> None:
+    values = metrics(0.4) | {"conflicting": math.nan, "new_metric": 0.5}
+    frame = results_frame([run("alpha", 0.5, 0, metrics=values)])
+    assert frame["conflicting"].to_list() == [None]
+    assert frame.columns[-1] == "new_metric"
+    assert frame.columns[:-1] == results_frame([]).columns
+
+
+def test_the_frame_does_not_depend_on_the_order_of_records() -> None:
+    records = full_records()
+    assert results_frame(records).equals(results_frame(records[::-1]))
+
+
+# Means and coverage
+
+
+def test_means_with_intervals_by_hand() -> None:
+    """0.40, 0.45, 0.50: mean 0.45, s = 0.05, half-width 4.302653 * 0.05 / sqrt(3) = 0.1242."""
+    section = only_section([run("alpha", 0.5, seed, 0.40 + 0.05 * seed) for seed in range(3)])
+    row = row_of(section, "alpha", 0.5)
+    assert row.metric("conflicting").mean == pytest.approx(0.45)
+    assert row.metric("conflicting").half_width == pytest.approx(0.124207, abs=1e-6)
+    cells = texts(section, accuracy_sheet, "alpha", "0.5")
+    assert cells["Conflicting"] == "45.0 ± 12.4"
+    assert cells["Aligned"] == "90.0 ± 0.0"
+    assert cells["Seeds"] == "3/3"
+
+
+def test_one_seed_has_a_mean_without_half_width_and_no_rank() -> None:
+    section = only_section([run("alpha", 0.5, 0, 0.4), run("beta", 0.5, 0, 0.3)])
+    cells = texts(section, accuracy_sheet, "alpha", "0.5")
+    assert cells["Conflicting"] == "40.0 ± \u2013"
+    assert cells["Rank (conflicting)"] == MISSING
+
+
+@pytest.mark.parametrize("sheet", [accuracy_sheet, cost_sheet])
+@pytest.mark.parametrize(("method", "seeds"), [("gamma", "2/3"), ("delta", "2/3")])
+def test_a_missing_or_failed_seed_leaves_no_mean(
+    sheet: Callable[[Section], Any], method: str, seeds: str
+) -> None:
+    cells = texts(only_section(full_records()), sheet, method, "0.9")
+    known = {"Sparsity", "Method", "Supervision", "Seeds"}
+    assert cells["Seeds"] == seeds
+    assert {text for title, text in cells.items() if title not in known} == {MISSING}
+
+
+def test_reasons_stand_below_the_table() -> None:
+    section = only_section(full_records())
+    assert section.problems == (
+        "delta at sparsity 0.9, seed 1: failed: MaskError: layer head.weight is empty",
+        "gamma at sparsity 0.9, seed 2: no record",
+    )
+
+
+def test_equal_reasons_are_told_once_and_long_ones_are_cut() -> None:
+    records = [failed("alpha", 0.5, seed, "out of memory\n  at step 3" + "!" * 400) for seed in range(2)]
+    (line,) = only_section([*records, run("alpha", 0.5, 2)]).problems
+    assert line.startswith("alpha at sparsity 0.5, seeds 0, 1: failed: out of memory at step 3!!!")
+    assert line.endswith("...")
+
+
+def test_a_sparsity_without_any_record_of_a_method_is_named() -> None:
+    section = only_section([run("alpha", 0.5, 0), run("alpha", 0.9, 0), run("beta", 0.5, 0)])
+    assert section.problems == ("beta: no record at sparsity 0.9",)
+
+
+def test_an_undefined_metric_of_one_seed_makes_an_undefined_mean() -> None:
+    records = [run("alpha", 0.5, seed) for seed in range(2)]
+    records.append(run("alpha", 0.5, 2, metrics=metrics(0.4) | {"conflicting": None}))
+    cells = texts(only_section(records), accuracy_sheet, "alpha", "0.5")
+    assert cells["Conflicting"] == MISSING
+    assert cells["Unbiased"] == "65.0 ± 0.0"
+
+
+def test_an_ok_record_counts_before_a_failed_one_of_the_same_run() -> None:
+    good, bad = run("alpha", 0.5, 0), failed("alpha", 0.5, 0, "once", started_utc="2027-01-01T00:00:00Z")
+    later = run("alpha", 0.5, 0, 0.2, started_utc="2026-06-01T00:00:00Z")
+    for records in ([good, bad, later], [later, bad, good]):
+        board = build_board(records)
+        assert (board.runs, board.ok, board.duplicates) == (1, 1, 2)
+        assert board.sections[0].rows[0].metric("conflicting").mean == 0.2
+
+
+# Ranks
+
+
+def test_ties_share_a_rank_within_a_sparsity() -> None:
+    section = only_section(full_records())
+    ranks = {row.method: str(row.ranks["unbiased"]) for row in section.pruned if row.sparsity == 0.5}
+    assert ranks == {"alpha": "1=", "beta": "1=", "gamma": "3=", "delta": "3="}
+    assert texts(section, accuracy_sheet, "alpha", "0.5")["Rank (conflicting)"] == "1="
+
+
+def test_incomplete_dense_and_native_rows_are_not_ranked() -> None:
+    section = only_section(full_records())
+    ranked = {(row.method, row.sparsity) for row in section.rows if row.ranks.get("unbiased")}
+    assert {(method, 0.9) for method in ("alpha", "beta")} < ranked
+    assert not {("gamma", 0.9), ("delta", 0.9), ("dense", 0.0), ("native", None)} & ranked
+
+
+def test_rows_are_in_order_of_sparsity_then_accuracy_with_dense_first() -> None:
+    rows = [(row.method, row.sparsity) for row in only_section(full_records()).rows]
+    assert rows[0] == ("dense", 0.0)
+    assert rows[-1] == ("native", None)
+    assert [method for method, sparsity in rows if sparsity == 0.9] == ["alpha", "beta", "delta", "gamma"]
+
+
+# What must not be averaged
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ({"model": "resnet"}, "model resnet"),
+        ({"task_version": 2}, "task version 2"),
+        ({"data_fingerprint": "f" * 16}, "data " + "f" * 16),
+        ({"recipe": replace(RECIPE, steps=999)}, "steps 999"),
+    ],
+)
+def test_runs_that_differ_in_what_is_trained_get_their_own_section(cell: dict[str, Any], words: str) -> None:
+    board = build_board([run("alpha", 0.5, 0, 0.2), run("alpha", 0.5, 0, 0.8, cell=cell)])
+    assert [section.task for section in board.sections] == ["digits@2pct", "digits@2pct"]
+    assert sorted(s.rows[0].metric("conflicting").mean for s in board.sections) == [0.2, 0.8]
+    assert {section.slug for section in board.sections} == {"digits-2pct", "digits-2pct-2"}
+    (titled,) = (section for section in board.sections if words in section.title)
+    assert titled.differs == words
+    assert f"Not averaged with the other sections of digits@2pct: here {words}." in board_markdown(board)
+
+
+def test_titles_of_sections_say_as_little_as_tells_them_apart() -> None:
+    cells = [{}, {"model": "resnet"}, {"model": "resnet", "recipe": replace(RECIPE, steps=999)}]
+    board = build_board([run("alpha", 0.5, 0, cell=cell) for cell in cells])
+    assert {section.title for section in board.sections} == {
+        "digits@2pct (model convnet)",
+        "digits@2pct (model resnet, steps 400)",
+        "digits@2pct (model resnet, steps 999)",
+    }
+
+
+def test_settings_and_versions_of_a_method_are_rows_of_their_own() -> None:
+    changes = [{"params": (("a", 1), ("b", 2))}, {"params": (("a", 3), ("b", 2))}, {"method_version": "2"}]
+    section = only_section([run("alpha", 0.5, 0, cell=cell) for cell in changes])
+    assert {row.method for row in section.rows} == {
+        "alpha (a=1, b=2, version=1)",
+        "alpha (a=3, b=2, version=1)",
+        "alpha (version=2)",
+    }
+
+
+def test_differing_splits_and_precisions_are_told() -> None:
+    records = [run("alpha", 0.5, 0), run("beta", 0.5, 0, splits_hash="other")]
+    records.append(run("gamma", 0.5, 0, environment=MACHINE | {"precision": "bf16"}))
+    notes = only_section(records).notes
+    assert any("different precisions: bf16, fp32" in note for note in notes)
+    assert any("seed 0 saw different splits" in note for note in notes)
+
+
+# Cost
+
+
+def test_latency_is_a_median_and_speed_up_a_mean_of_ratios() -> None:
+    """Dense 1, 2, 9 ms and pruned 1, 1, 3 ms: medians 2 and 1, ratios 1, 2, 3 with mean 2 ± 2.48."""
+    times = [(1.0, 1.0), (2.0, 1.0), (9.0, 3.0)]
+    section = only_section([run("alpha", 0.9, s, cost=cost(0.9, *pair)) for s, pair in enumerate(times)])
+    cells = texts(section, cost_sheet, "alpha", "0.9")
+    assert (cells["Latency dense, ms"], cells["Latency pruned, ms"]) == ("2.00", "1.00")
+    assert cells["Measured speed-up"] == "2.00 ± 2.48\u00d7"
+    assert cells["Theoretical speed-up"] == "10.00\u00d7"
+    assert (cells["Non-zero parameters"], cells["Share"]) == ("100", "10.0")
+    assert (cells["MACs dense, M"], cells["MACs non-zero, M"]) == ("4.00", "0.400")
+    assert cells["Training"] == "1.50\u00d7"
+    summary = speed_summary(section)
+    assert summary is not None
+    assert "10.0\u00d7 as fast; measured, it is 2.00\u00d7 as fast" in summary
+
+
+def test_machines_are_never_mixed() -> None:
+    gpu = MACHINE | {"device": "cuda", "gpu": "Accelerator"}
+    records = [run("alpha", 0.9, seed, cost=cost(0.9, 1.0, 1.0)) for seed in range(2)]
+    records.append(run("alpha", 0.9, 2, environment=gpu, cost=cost(0.9, 40.0, 10.0)))
+    section = only_section([*records, failed("beta", 0.9, 0, "no")])
+    sheet = cost_sheet(section)
+    machines = {
+        row[-1].text: [cell.text for cell in row][7:10] for row in sheet.rows if row[1].text == "alpha"
+    }
+    assert machines == {
+        "Processor One, 2 threads, batch of 64 (2)": ["1.00 ± 0.00\u00d7", "1.00", "1.00"],
+        "Accelerator with Processor One, batch of 64 (1)": ["4.00 ± \u2013\u00d7", "40.00", "10.00"],
+    }
+    assert any("different machines" in note for note in section.notes)
+    assert row_of(section, "alpha", 0.9).metric("conflicting").n == 3
+
+
+def test_threads_and_batch_are_part_of_the_machine() -> None:
+    single = replace(cost(0.9, 1.0, 1.0), latency_batch=1)
+    slower = run("beta", 0.9, 0, environment=MACHINE | {"threads": 1})
+    section = only_section([run("alpha", 0.9, 0), slower, run("gamma", 0.9, 0, cost=single)])
+    assert len(section.machines) == 3
+
+
+def test_mining_is_shown_for_methods_that_mine() -> None:
+    sheet = mining_sheet(only_section(full_records()))
+    assert sheet is not None
+    (row,) = sheet.rows
+    assert [cell.text for cell in row] == ["native", "native", "60.0 ± 0.0", "75.0 ± 0.0"]
+    assert mining_sheet(only_section([run("alpha", 0.5, 0)])) is None
+
+
+def test_undefined_mining_precision_is_a_dash() -> None:
+    nothing = Mining(mined=0, conflicting=40, precision=None, recall=0.0)
+    sheet = mining_sheet(only_section([run("alpha", 0.5, 0, mining=nothing)]))
+    assert sheet is not None
+    assert sheet.rows[0][2].text == MISSING
+
+
+def test_board_facts() -> None:
+    board = build_board(full_records())
+    assert (board.runs, board.ok, board.seeds) == (29, 28, (0, 1, 2))
+    assert ("alpha", "none", "Author of alpha, 2020") in board.methods
+    assert board.labels == ("alpha", "beta", "delta", "gamma", "native")
+    ((machine, runs),) = board.environments
+    assert machine == "Processor One, 2 threads, python 3.11.7, torch 2.11.0, precision fp32"
+    assert runs == 28
+    assert board.commits == (("abcdef012345 (version 0.1.0)", 28),)
+
+
+def test_uncommitted_code_is_told() -> None:
+    code = {"commit": "abcdef0123456789", "dirty": True, "version": "0.1.0"}
+    board = build_board([run("alpha", 0.5, 0, code=code), run("alpha", 0.5, 1, code={})])
+    assert [name for name, _ in board.commits] == [
+        "abcdef012345 with uncommitted changes (version 0.1.0)",
+        "unknown commit (version unknown)",
+    ]
+
+
+def test_groups_are_averaged_over_seeds() -> None:
+    row = row_of(only_section([run("alpha", 0.5, 0, 0.2), run("alpha", 0.5, 1, 0.4)]), "alpha", 0.5)
+    assert row.groups == ((0.9, pytest.approx(0.3)), (pytest.approx(0.3), 0.9))
+
+
+# Files
+
+
+def test_the_board_is_byte_identical_whatever_the_order(tmp_path: Path) -> None:
+    records = [*full_records(), run("alpha", 0.5, 0, cell={"task": "other"})]
+    shuffled = list(records)
+    random.Random(0).shuffle(shuffled)
+    for name, given in (("first", records), ("second", records), ("third", shuffled)):
+        write_board(given, tmp_path / name)
+    first = files_of(tmp_path / "first")
+    assert first == files_of(tmp_path / "second") == files_of(tmp_path / "third")
+    assert sorted(first) == [
+        "README.md",
+        "figures/digits-2pct.svg",
+        "figures/other.svg",
+        "site/index.html",
+        "site/plotly.min.js",
+    ]
+
+
+def test_files_are_text_that_ends_with_a_newline_and_knows_no_place(tmp_path: Path) -> None:
+    write_board(full_records(), tmp_path)
+    for name, data in files_of(tmp_path).items():
+        assert data.endswith(b"\n"), name
+        assert not data.endswith(b"\n\n"), name
+        assert str(tmp_path).encode() not in data, name
+        if not name.endswith("plotly.min.js"):
+            assert b"2026" not in data, f"{name} holds a time"
+            assert b"https://" not in data, f"{name} points to the network"
+
+
+def test_the_page_names_plotly_beside_it_and_stays_small(tmp_path: Path) -> None:
+    write_board(full_records(), tmp_path)
+    page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert '<script src="plotly.min.js"></script>' in page
+    assert (tmp_path / "site" / "plotly.min.js").stat().st_size > 1_000_000
+    assert len(page) < 200_000
+
+
+def test_an_empty_board_is_valid_and_says_so(tmp_path: Path) -> None:
+    board = write_board([], tmp_path)
+    assert board.sections == ()
+    for name in ("README.md", "site/index.html"):
+        assert "There are no records yet" in (tmp_path / name).read_text(encoding="utf-8")
+    assert "<script src" not in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert terminal_table(board) == []
+
+
+def test_a_board_of_failures_only_has_no_figures(tmp_path: Path) -> None:
+    board = write_board([failed("alpha", 0.5, 0, "no"), failed("dense", 0.0, 0, "no")], tmp_path)
+    assert not board.sections[0].finished
+    assert not (tmp_path / "figures").exists()
+    assert "alpha at sparsity 0.5, seed 0: failed: no" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "![" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(StoreError, match="choose another"):
+        write_board([], tmp_path / "taken")
+
+
+# Markdown, page and picture
+
+
+def test_markdown_tables_have_as_many_cells_as_columns() -> None:
+    text = board_markdown(build_board([*full_records(), failed("a|b", 0.5, 0, NASTY)]))
+    tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+    assert len(tables) == 6
+    for table in tables:
+        counts = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(counts) == 1, table
+
+
+def test_markdown_says_what_its_numbers_mean() -> None:
+    text = board_markdown(build_board(full_records()))
+    assert "95 % t-interval" in text
+    assert "two-sided paired t-test over the shared seeds at p < 0.05, not corrected" in text
+    assert "delta at sparsity 0.9, seed 1: failed" in text
+    assert "![Unbiased and conflicting accuracy over sparsity, digits@2pct](figures/digits-2pct.svg)" in text
+
+
+def test_markdown_cannot_be_injected() -> None:
+    text = board_markdown(build_board([failed(NASTY, 0.5, 0, NASTY), run("alpha", 0.5, 0)]))
+    assert "<script" not in text
+    assert "<img" not in text
+    assert not re.search(r"(?<!\\)\[a\\?\]\(javascript", text)
+    assert "\n# c" not in text
+    assert escape("a|b <c> *d*\n# e") == r"a\|b &lt;c&gt; \*d\* \# e"
+
+
+def test_the_page_cannot_be_injected() -> None:
+    method = {"name": NASTY, "supervision": NASTY, "cite": NASTY}
+    cell, environment = {"task": NASTY, "model": NASTY}, MACHINE | {"cpu": NASTY}
+    nasty = {"method": method, "cell": cell, "environment": environment}
+    records = [run(NASTY, 0.5, 0, **nasty), run(NASTY, None, 0, **nasty)]
+    page = page_html(build_board([*records, failed("alpha", 0.5, 0, NASTY, cell=cell)]))
+    assert page.count("<script") == 3
+    assert page.count("</script>") == 3
+    assert "<img" not in page
+    assert "&lt;img src=x onerror=y()&gt;" in page
+    data = json.loads(page.split('id="board">')[1].split("</script>")[0])
+    ((_, section),) = data.items()
+    trace = section["figures"]["unbiased"]["data"][0]
+    assert trace["meta"] == NASTY
+    assert "<" not in trace["name"]
+
+
+def test_script_json_keeps_its_values() -> None:
+    text = str(as_script_json({"a": "</script>&\u2028", "b": [1.5, None]}))
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"a": "</script>&\u2028", "b": [1.5, None]}
+
+
+def test_figures_are_valid_plotly() -> None:
+    from plotly.graph_objects import Figure
+
+    board = build_board(full_records())
+    figures = section_figures(board.sections[0], method_styles(board))
+    assert [figure.key for figure in figures] == ["unbiased", "conflicting", "bias_gap", "entropy", "speed"]
+    for figure in figures:
+        Figure(figure.plot)
+
+
+def test_a_line_breaks_where_a_mean_is_missing() -> None:
+    board = build_board(full_records())
+    (figure, *_) = section_figures(board.sections[0], method_styles(board))
+    by_name = {trace["meta"]: trace for trace in figure.plot["data"]}
+    assert by_name["gamma"]["y"][1] is None
+    assert None not in by_name["alpha"]["y"]
+    assert by_name["native"]["x"] == [pytest.approx(position(0.25), abs=1e-4)]
+    assert by_name["reference"]["y"][0] == by_name["reference"]["y"][1] == pytest.approx(70.5)
+
+
+def test_colours_are_the_same_in_every_section() -> None:
+    board = build_board([*full_records(), run("beta", 0.5, 0, cell={"task": "other"})])
+    styles = method_styles(board)
+    for section in board.sections:
+        for figure in section_figures(section, styles):
+            colours = {trace["line"]["color"] for trace in figure.plot["data"] if trace["meta"] == "beta"}
+            assert colours == {styles["beta"].colour}
+
+
+def test_many_methods_look_different() -> None:
+    board = build_board([run(f"method-{i}", 0.5, 0) for i in range(28)])
+    assert len(set(method_styles(board).values())) == 28
+
+
+def test_the_svg_is_well_formed_and_on_white() -> None:
+    board = build_board([*full_records(), run("<b>&", 0.5, 0)])
+    svg = curves_svg(board.sections[0], method_styles(board))
+    root = ElementTree.fromstring(svg)
+    shapes = [element.tag.split("}")[1] for element in root]
+    assert shapes[:2] == ["title", "rect"]
+    assert root[1].attrib["fill"] == "#ffffff"
+    assert "nan" not in svg
+    assert "Mean over 3 seeds" in svg
+
+
+def test_labels_do_not_overlap() -> None:
+    wanted = [100.0, 101.0, 99.0, 400.0, 413.0]
+    labels = [Label(str(i), "#000000", "", y, 0.0, y) for i, y in enumerate(wanted)]
+    heights = [label.y for label in spread_labels(labels)]
+    assert all(after - before >= LABEL_GAP for before, after in itertools.pairwise(heights))
+    assert [label.text for label in spread_labels(labels)] == ["2", "0", "1", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("intervals", "wanted"),
+    [
+        ([], (0, 100, 20)),
+        ([Interval(0.5, 0.1, 3)], (40, 60, 5)),
+        ([Interval(0.99, 0.2, 3), Interval(0.02, 0.2, 3)], (0, 100, 20)),
+        ([Interval(0.503, math.nan, 1)], (44, 56, 2)),
+        ([Interval(1.0, 0.0, 3)], (90, 100, 2)),
+    ],
+)
+def test_axis_ranges(intervals: list[Interval], wanted: tuple[float, float, float]) -> None:
+    assert value_range(intervals) == wanted
+
+
+def test_terminal_tables() -> None:
+    from rich.console import Console
+
+    board = build_board(full_records())
+    console = Console(width=120)
+    with console.capture() as capture:
+        for table in terminal_table(board):
+            console.print(table)
+    text = capture.get()
+    assert "digits@2pct" in text
+    assert "2/3" in text
+    assert "Native" not in text
+    assert "native" in text
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "text"),
+    [(1.25, 1, "1.2"), (-0.04, 1, "0.0"), (-1.5, 1, "\u22121.5"), (math.nan, 2, "\u2014")],
+)
+def test_numbers(value: float, decimals: int, text: str) -> None:
+    assert number(value, decimals) == text
+
+
+def test_percents() -> None:
+    assert in_percent(Interval(0.123456, 0.01, 3)) == "12.3 ± 1.0"
+    assert in_percent(Interval(-0.05, math.nan, 1)) == "\u22125.0 ± \u2013"
+    assert in_percent(Interval(math.nan, math.nan, 0)) == MISSING
+
+
+def test_the_factory_makes_the_cell_it_says() -> None:
+    assert run("magnitude", 0.9, 0).run_spec == CELL

@@ -1,0 +1,253 @@
+"""The contract suite over every method, and what each method promises beyond it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import CRITERION_FILE, METHOD_FILE, RECIPE, run_inline, tiny_suite, write_careless_method
+
+from prunebench.api import carry_out, make_plan
+from prunebench.methods.catalog import builtin_methods
+from prunebench.pruning.masks import keep_count
+from prunebench.record import RunRecord
+from prunebench.store import Store
+from prunebench.submission import check_method, check_path
+
+REQUIRED = {
+    "dense", "random", "random-layerwise", "magnitude", "magnitude-uniform", "magnitude-erk", "gmp-ri", "gmp-pt",
+    "snip", "imp", "lff", "jtt", "mrm", "dcwp", "dcwp-native",
+}  # fmt: skip
+
+
+def test_the_reading_list_is_complete() -> None:
+    assert set(builtin_methods()) >= REQUIRED
+
+
+@pytest.mark.parametrize("name", sorted(REQUIRED))
+def test_contract(name: str) -> None:
+    broken = [finding for finding in check_method(name) if not finding.ok]
+    assert not broken, "\n".join(f"{finding.what}: {finding.why}" for finding in broken)
+
+
+def test_random_layerwise_has_the_layer_densities_of_magnitude(tmp_path: Path) -> None:
+    _, records = run_inline(tiny_suite("magnitude", "random", "random-layerwise"), tmp_path)
+    layers = {name: records[f"{name} 0.9 0"].sparsity for name in ("magnitude", "random", "random-layerwise")}
+    assert layers["random-layerwise"].by_layer == layers["magnitude"].by_layer  # type: ignore[union-attr]
+    assert layers["random"].by_layer != layers["magnitude"].by_layer  # type: ignore[union-attr]
+
+
+def test_allocations_differ_in_layers_but_not_in_count(tmp_path: Path) -> None:
+    _, records = run_inline(tiny_suite("magnitude", "magnitude-uniform", "magnitude-erk"), tmp_path)
+    reports = [
+        records[f"{name} 0.9 0"].sparsity for name in ("magnitude", "magnitude-uniform", "magnitude-erk")
+    ]
+    assert len({report.achieved for report in reports if report}) == 1
+    uniform = reports[1].by_layer.values()  # type: ignore[union-attr]
+    assert max(uniform) - min(uniform) < 2e-3
+    assert len({tuple(report.by_layer.values()) for report in reports if report}) == 3
+
+
+def test_dcwp_ranks_its_logits_and_native_keeps_its_threshold(tmp_path: Path) -> None:
+    params = {
+        name: {"mining_steps": 12, "mask_steps": 6, "lambda_sparse": 1e-3} for name in ("dcwp", "dcwp-native")
+    }
+    suite = tiny_suite("dcwp", "dcwp-native", sparsities=(0.5, 0.9), params=params)
+    _, records = run_inline(suite, tmp_path)
+    assert len(list((tmp_path / "shared").glob("*.safetensors"))) == 2, (
+        "mining and masks are computed once for all"
+    )
+    native = records["dcwp-native None 0"]
+    assert native.sparsity is not None
+    assert native.sparsity.asked is None
+    assert native.sparsity.achieved == pytest.approx(native.notes["native_sparsity"], abs=1e-4)
+    for asked in (0.5, 0.9):
+        record = records[f"dcwp {asked} 0"]
+        assert record.sparsity is not None
+        total = 166_656
+        assert round((1 - record.sparsity.achieved) * total) == keep_count(total, asked)
+        assert record.mining is not None
+        assert record.mining.conflicting == 96
+        assert record.cost is not None
+        assert record.cost.training_steps == 12 + 12 + 6 + 6, "mining, dense, masks, fine-tuning"
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [{"mining": "early-stop"}, {"sigmoid_before_noise": False}, {"positives_as_coded": False}],
+    ids=lambda switch: next(iter(switch)),
+)
+def test_each_dcwp_switch_changes_the_run(tmp_path: Path, switch: dict[str, object]) -> None:
+    base = {"mining_steps": 60, "mask_steps": 12, "early_stop": 0.5}
+    hashes = []
+    for params in (base, base | switch):
+        _, records = run_inline(tiny_suite("dcwp", params={"dcwp": params}), tmp_path / str(len(hashes)))
+        hashes.append(records["dcwp 0.9 0"].outputs_sha256)
+    assert hashes[0] != hashes[1]
+
+
+def test_imp_shares_its_rounds_between_sparsities(tmp_path: Path) -> None:
+    _, records = run_inline(tiny_suite("imp", sparsities=(0.5, 0.6)), tmp_path)
+    assert records["imp 0.5 0"].notes["rounds"] == 4, "0.8^4 = 0.41 is the first below 0.5"
+    assert records["imp 0.6 0"].notes["rounds"] == 5
+    stages = len(list((tmp_path / "shared").glob("*.safetensors")))
+    assert stages == 1 + 4, "the rewind point and rounds 1 to 4, once each"
+    costs = [records[f"imp {sparsity} 0"].cost for sparsity in (0.5, 0.6)]
+    assert costs[1].training_steps - costs[0].training_steps == RECIPE["steps"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        ("masks = {n: m ^ m for n, m in masks.items()}; apply_masks(model, masks)", "empties the layer"),
+        ("masks.popitem()", "masks must cover"),
+        ("return __import__('prunebench').Pruned(experiment.dense_model(), masks)", "did not hold"),
+        ("model.head.weight.data.fill_(float('nan'))", "not finite|nan"),
+    ],
+)
+def test_masks_that_do_not_hold_fail_the_run(tmp_path: Path, body: str, complaint: str) -> None:
+    path = tmp_path / "sloppy.py"
+    write_careless_method(path, body)
+    _, records = run_inline(tiny_suite(str(path)), tmp_path / "out")
+    record = records["peeking 0.9 0"]
+    assert record.status == "failed"
+    assert re.search(complaint, f"{record.reason} {record.traceback}")
+
+
+def test_a_wrong_count_fails_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "sloppy.py"
+    text = METHOD_FILE.format(supervision="none", peek="sparsity = sparsity - 0.01")
+    path.write_text(text)
+    _, records = run_inline(tiny_suite(str(path)), tmp_path / "out")
+    assert "asked for sparsity 0.9" in (records["peeking 0.9 0"].reason or "")
+
+
+def test_a_diverging_cell_fails_and_the_others_go_on(tmp_path: Path) -> None:
+    suite = tiny_suite("magnitude", "gmp-pt", params={"magnitude": {}})
+    path = tmp_path / "exploding.py"
+    path.write_text(
+        METHOD_FILE.format(supervision="none", peek="pass").replace(
+            "return experiment.finetune(model, masks)",
+            "return experiment.finetune(model, masks, objective=lambda net, batch: net(batch.x).sum() * float('nan'))",
+        )
+    )
+    outcome, records = run_inline(tiny_suite("magnitude", str(path), "gmp-pt"), tmp_path / "out")
+    assert (outcome.ok, outcome.failed) == (3, 1)
+    assert "nan or infinite" in (records["peeking 0.9 0"].reason or "")
+    assert records["gmp-pt 0.9 0"].status == "ok"
+    again = make_plan(tiny_suite("magnitude", str(path), "gmp-pt"), out=tmp_path / "out")
+    assert [cell.spec.method for cell in again.todo] == ["peeking"], (
+        "failures are tried again, never cached as done"
+    )
+    assert suite.methods == ("magnitude", "gmp-pt")
+
+
+def test_a_failed_dense_model_skips_what_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunebench.experiment import Experiment
+
+    def explode(*_: object, **__: object) -> None:
+        raise FloatingPointError("the loss was nan")
+
+    suite = tiny_suite("magnitude")
+    plan = make_plan(suite, out=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "train", explode)
+        outcome = carry_out(plan, workers=0)
+    assert outcome.failed == 2
+    states = {record.run_spec.method: record.status for record in Store(tmp_path).records()[0]}
+    assert states == {"dense": "failed", "magnitude": "skipped"}
+    assert carry_out(make_plan(suite, out=tmp_path), workers=0).ok == 2
+
+
+def test_same_spec_twice_is_identical_and_seeds_differ(tmp_path: Path) -> None:
+    suite = tiny_suite("gmp-ri", seeds=(0, 1))
+    first, second = (run_inline(suite, tmp_path / name)[1] for name in ("a", "b"))
+    for key, record in first.items():
+        assert record.metrics == second[key].metrics
+        assert record.groups == second[key].groups
+        assert record.outputs_sha256 == second[key].outputs_sha256
+    assert first["gmp-ri 0.9 0"].outputs_sha256 != first["gmp-ri 0.9 1"].outputs_sha256
+
+
+def test_stored_logits_give_the_recorded_metrics(tmp_path: Path) -> None:
+    from prunebench.tasks import resolve_task
+
+    _, records = run_inline(tiny_suite("magnitude"), tmp_path)
+    record = records["magnitude 0.9 0"]
+    logits = Store(tmp_path).read_tensors(record.run_id, "outputs")["test_logits"]
+    assert logits.dtype == torch.float16
+    test = resolve_task("colored-digits@2pct").splits(None, 0).test
+    assert record.metrics["plain"] == pytest.approx(
+        float((logits.argmax(1) == test.y).double().mean()), abs=1e-12
+    )
+
+
+NOISY_FILE = """
+import random
+import torch
+from prunebench import criterion
+
+
+@criterion("noisy", cite="nobody")
+def noisy(weight, context):
+    seed = random.SystemRandom().getrandbits(31)
+    return torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed))
+"""
+
+
+def test_check_finds_what_is_wrong_with_a_method_file(tmp_path: Path) -> None:
+    path = tmp_path / "noisy.py"
+    path.write_text(NOISY_FILE)
+    failed = [finding.what for finding in check_path(path) if not finding.ok]
+    assert failed == ["the same spec twice gives the same numbers"]
+
+
+def test_a_method_file_edited_during_a_run_fails_its_cells(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(CRITERION_FILE)
+    plan = make_plan(tiny_suite(str(path)), out=tmp_path / "out")
+    path.write_text(CRITERION_FILE.replace("weight.abs()", "-weight.abs()"))
+    assert carry_out(plan, workers=0).failed == 1
+    (tmp_path / "broken.py").write_text("def broken(:")
+    path.write_text("def broken(:")
+    assert carry_out(plan, workers=0).failed == 1
+    reasons = {record.reason for record in Store(tmp_path / "out").records()[0] if record.status == "failed"}
+    assert len(reasons) == 1
+    assert "cannot be imported: SyntaxError" in str(reasons)
+
+
+def test_a_lost_dense_model_is_trained_again_when_needed(tmp_path: Path) -> None:
+    run_inline(tiny_suite("magnitude"), tmp_path)
+    before = {record.run_id: record.metrics for record in Store(tmp_path).records()[0]}
+    for weights in tmp_path.glob("runs/*/model.safetensors"):
+        weights.unlink()
+    assert make_plan(tiny_suite("magnitude"), out=tmp_path).todo == [], "nothing needs it"
+    outcome, records = run_inline(tiny_suite("magnitude", "random"), tmp_path)
+    assert (outcome.ok, outcome.failed) == (2, 0), "dense again, and random"
+    assert {
+        run_id: record.metrics for run_id, record in _by_id(records).items() if run_id in before
+    } == before
+
+
+def _by_id(records: dict[str, RunRecord]) -> dict[str, RunRecord]:
+    return {record.run_id: record for record in records.values()}
+
+
+def test_logging_inside_a_shared_stage_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "logging.py"
+    peek = "experiment.shared('stage', lambda: experiment.log(lost=1) or {})"
+    path.write_text(METHOD_FILE.format(supervision="none", peek=peek))
+    _, records = run_inline(tiny_suite(str(path)), tmp_path / "out")
+    assert "log and report_mining outside of it" in (records["peeking 0.9 0"].reason or "")
+
+
+def test_no_mixing_of_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import prunebench.execute
+
+    run_inline(tiny_suite("magnitude"), tmp_path)
+    monkeypatch.setattr(prunebench.execute, "resolve_precision", lambda precision, device: "fp8")
+    _, records = run_inline(tiny_suite("random"), tmp_path)
+    assert records["random 0.9 0"].status == "skipped"
+    assert "use another --out" in (records["random 0.9 0"].reason or "")

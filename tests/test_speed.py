@@ -1,0 +1,162 @@
+"""Costs: counted by hand, timed in turns."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunebench import speed
+from prunebench.models import build_model
+from prunebench.pruning.masks import apply_masks, make_masks, prunable
+from prunebench.speed import (
+    count_macs,
+    count_parameters,
+    interleaved_latency,
+    peak_memory_mb,
+    reset_peak_memory,
+)
+
+CPU = torch.device("cpu")
+
+
+def tiny_net() -> nn.Sequential:
+    """On 5 x 5 images: conv 4 x 3 x 3 x 3 at 25 positions, linear 2 x 100."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(100, 2)
+    )
+
+
+def test_macs_and_parameters_of_a_dense_net() -> None:
+    net = tiny_net()
+    assert count_macs(net, torch.zeros(1, 3, 5, 5)) == (25 * 108 + 200, 25 * 108 + 200)
+    every = 108 + 2 * 4 + 200 + 2
+    assert count_parameters(net) == (every, every)
+
+
+def test_macs_and_parameters_of_a_pruned_net() -> None:
+    net = tiny_net()
+    conv, linear = torch.zeros(4, 3, 3, 3, dtype=torch.bool), torch.ones(2, 100, dtype=torch.bool)
+    conv.view(-1)[:8] = True
+    linear[0, :50] = False
+    apply_masks(net, {"0.weight": conv, "3.weight": linear})
+    assert count_macs(net, torch.zeros(1, 3, 5, 5)) == (2900, 25 * 8 + 150)
+    assert count_parameters(net) == (318, 318 - 100 - 50)
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.Conv2d(4, 4, 3, stride=2, groups=2), 3 * 3 * 72),  # 8 x 8 to 3 x 3; 4 x 2 x 3 x 3 weights
+        (nn.Conv2d(4, 6, 3, dilation=2), 4 * 4 * 216),
+        (nn.Conv2d(4, 4, (1, 3), padding=(0, 1), groups=4), 64 * 12),
+    ],
+    ids=["stride and groups", "dilation", "depthwise"],
+)
+def test_macs_of_a_convolution(layer: nn.Conv2d, expected: int) -> None:
+    assert count_macs(layer, torch.zeros(1, 4, 8, 8)) == (expected, expected)
+
+
+def test_macs_of_convnet_small() -> None:
+    """16 x 16 images: 8 x 8, 4 x 4 and 2 x 2 positions."""
+    net = build_model("convnet-small", 10, seed=0)
+    expected = 64 * (32 * 3 * 16) + 16 * (64 * 32 * 16) + 4 * (128 * 64 * 16) + 1280
+    assert count_macs(net, torch.zeros(1, 3, 16, 16)) == (expected, expected)
+
+
+def test_counting_leaves_no_hook() -> None:
+    net = tiny_net()
+    count_macs(net, torch.zeros(1, 3, 5, 5))
+    assert not [module for module in net.modules() if module._forward_hooks]
+
+
+def test_pruned_macs_follow_the_masks() -> None:
+    net = build_model("convnet-small", 10, seed=0)
+    masks = make_masks({name: weight.abs() for name, weight in prunable(net).items()}, 0.9)
+    apply_masks(net, masks)
+    positions = dict(zip(masks, (64, 16, 4, 1)))
+    expected = sum(positions[name] * int(mask.sum()) for name, mask in masks.items())
+    assert count_macs(net, torch.zeros(1, 3, 16, 16))[1] == expected
+    total, nonzero = count_parameters(net)
+    assert total - nonzero == sum(int((~mask).sum()) for mask in masks.values())
+
+
+class Spy(nn.Module):
+    """Notes when it is called, and in which mode."""
+
+    def __init__(self, name: str, calls: list[tuple[str, bool]]) -> None:
+        super().__init__()
+        self.name, self.calls = name, calls
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.append((self.name, self.training))
+        return x
+
+
+def test_latency_takes_turns_in_evaluation_mode() -> None:
+    calls: list[tuple[str, bool]] = []
+    models = {name: Spy(name, calls).train() for name in ("dense", "pruned")}
+    latency = interleaved_latency(models, torch.zeros(1), repeats=4, warmup=2)
+    assert calls == [("dense", False), ("pruned", False)] * 6
+    assert list(latency) == ["dense", "pruned"]
+
+
+def test_latency_percentiles_are_positive_and_ordered() -> None:
+    net = tiny_net()
+    for marks in interleaved_latency({"a": net, "b": net}, torch.zeros(2, 3, 5, 5)).values():
+        assert 0 < marks.p20 <= marks.p50 <= marks.p80
+
+
+def test_latency_percentiles_by_a_fake_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slow model is ten times slower; the warm-up, slower still, does not count."""
+    now = [0.0]
+    durations = {"fast": iter([9.0, 5e-3, 1e-3, 4e-3, 2e-3, 3e-3]), "slow": iter([9.0, *[2e-2] * 5])}
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    class Sleeper(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def forward(self, x: Tensor) -> Tensor:
+            now[0] += next(durations[self.name])
+            return x
+
+    models = {name: Sleeper(name) for name in durations}
+    latency = interleaved_latency(models, torch.zeros(1), repeats=5, warmup=1)
+    fast, slow = latency["fast"], latency["slow"]
+    expected = np.percentile([1.0, 2.0, 3.0, 4.0, 5.0], [20, 50, 80])
+    assert (fast.p20, fast.p50, fast.p80) == pytest.approx(tuple(expected))
+    assert (slow.p20, slow.p50, slow.p80) == pytest.approx((20, 20, 20))
+
+
+def test_peak_memory_rises_with_what_is_held_and_stays() -> None:
+    reset_peak_memory(CPU)
+    before = peak_memory_mb(CPU)
+    block = torch.ones(25_000_000)  # 100 MB, written to
+    held = peak_memory_mb(CPU)
+    assert before > 0
+    assert held >= before
+    assert held > block.numel() * 4 / 1e6
+    del block
+    assert peak_memory_mb(CPU) > held - 1  # the system counts pages in batches
+
+
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="this system cannot reset its peak"
+)
+def test_peak_memory_can_be_reset() -> None:
+    block = torch.ones(25_000_000)
+    held = peak_memory_mb(CPU)
+    del block
+    reset_peak_memory(CPU)
+    freed = peak_memory_mb(CPU)
+    assert freed < held - 90
+    again = torch.ones(25_000_000)
+    assert peak_memory_mb(CPU) > freed + 90
+    del again
