@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault(
+    "TRITON_INTERPRET", "1"
+)  # before Triton is imported: kernels run on the CPU when asked for
+
 from collections.abc import Callable
 from typing import Any
 

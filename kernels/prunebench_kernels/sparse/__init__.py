@@ -1,0 +1,1 @@
+"""Sparse inference: packed layouts, their convolutions, and whole networks."""
