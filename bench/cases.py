@@ -155,8 +155,11 @@ OUTPUTS = (
 )
 
 MASK_LAYERS = {
-    "resnet18": (*tuple(case.weight_shape for case in RESNET18_32[128] for _ in range(LAYER_REPEATS.get(case.name, 1))), (10, 512)),
-    "convnet": (*tuple(case.weight_shape for case in CONVNET[64]), (10, 256)),
+    "resnet18": (
+        *(case.weight_shape for case in RESNET18_32[128] for _ in range(LAYER_REPEATS.get(case.name, 1))),
+        (10, 512),
+    ),
+    "convnet": (*(case.weight_shape for case in CONVNET[64]), (10, 256)),
 }
 """Weight shapes of whole networks, for mask sampling."""
 ODD_MASK_LAYERS = ((1,), (3, 5), (7, 3, 2, 2), (4096,), (5, 17, 3, 3), (1,))
