@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prunebench.metrics import GroupTable, group_accuracy
+from prunebench.metrics import GroupTable, group_accuracy, group_tables
 from prunebench.metrics.uncertainty import uncertainty_summary
 
 SAMPLES = [  # label, bias, prediction
@@ -142,7 +142,7 @@ def test_shape_errors() -> None:
         group_accuracy(two, three, two)
     with pytest.raises(ValueError, match="bias: want shape"):
         group_accuracy(two, two, three)
-    with pytest.raises(ValueError, match="label: want shape"):
+    with pytest.raises(ValueError, match="prediction: want shape"):
         group_accuracy(two.view(1, 2), two.view(1, 2), two.view(1, 2))
     for pair in (torch.ones(2, dtype=torch.bool), torch.ones(2, 2)):
         with pytest.raises(ValueError, match="aligned_pair: want bool"):
@@ -169,3 +169,24 @@ def test_uncertainty_summary_of_a_sure_model() -> None:
     assert summary == pytest.approx(
         {"entropy": 0.0, "confidence": 1.0, "negative_log_likelihood": 100 / 3}, abs=1e-6
     )
+
+
+def test_many_models_at_once_are_counted_as_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    predictions = torch.randint(0, 4, (7, 500), generator=generator)
+    label, bias = (torch.randint(0, 4, (500,), generator=generator) for _ in range(2))
+    tables = group_tables(predictions, label, bias)
+    assert len(tables) == 7
+    for prediction, table in zip(predictions, tables):
+        for y in range(4):
+            for b in range(4):
+                members = (label == y) & (bias == b)
+                assert table.count[y, b] == members.sum()
+                assert table.correct[y, b] == (members & (prediction == y)).sum()
+
+
+def test_wrong_shapes_of_many_models_are_named() -> None:
+    with pytest.raises(ValueError, match="predictions: want shape"):
+        group_tables(torch.zeros(3, dtype=torch.int64), torch.zeros(3), torch.zeros(3))
+    with pytest.raises(ValueError, match="label: want shape"):
+        group_tables(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2), torch.zeros(3))

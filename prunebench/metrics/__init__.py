@@ -1,5 +1,5 @@
 """Pure functions of predictions, labels and groups."""
 
-from prunebench.metrics.groups import GroupTable, group_accuracy
+from prunebench.metrics.groups import GroupTable, group_accuracy, group_tables
 
-__all__ = ["GroupTable", "group_accuracy"]
+__all__ = ["GroupTable", "group_accuracy", "group_tables"]

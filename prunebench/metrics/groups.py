@@ -76,9 +76,24 @@ def group_accuracy(
     by default label == bias, with as many classes and biases as occur. Raises ValueError when shapes disagree or
     a label or bias is outside its range.
     """
+    if prediction.ndim != 1:
+        raise ValueError(f"prediction: want shape [N], got {tuple(prediction.shape)}")
+    return group_tables(prediction.unsqueeze(0), label, bias, aligned_pair=aligned_pair)[0]
+
+
+def group_tables(
+    predictions: Tensor, label: Tensor, bias: Tensor, *, aligned_pair: Tensor | None = None
+) -> list[GroupTable]:
+    """`group_accuracy` of many models at once: predictions int64 `[M, N]`, label and bias `[N]`; a table a model.
+
+    Hits are counted by one matrix product of hits `[M, N]` and group membership `[N, C B]`, exact in float32
+    for the few million that are multiplied at a time.
+    """
+    if predictions.ndim != 2:
+        raise ValueError(f"predictions: want shape [M, N], got {tuple(predictions.shape)}")
     for name, values in (("label", label), ("bias", bias)):
-        if values.shape != prediction.shape or values.ndim != 1:
-            raise ValueError(f"{name}: want shape {tuple(prediction.shape)}, got {tuple(values.shape)}")
+        if values.ndim != 1 or values.shape != predictions.shape[1:]:
+            raise ValueError(f"{name}: want shape {tuple(predictions.shape[1:])}, got {tuple(values.shape)}")
     if aligned_pair is None:
         size = 1 + max((int(values.max()) for values in (label, bias) if len(values)), default=0)
         aligned_pair = torch.eye(size, dtype=torch.bool)
@@ -87,10 +102,20 @@ def group_accuracy(
     for name, values, bound in (("label", label, len(aligned_pair)), ("bias", bias, aligned_pair.shape[1])):
         if len(values) and (int(values.min()) < 0 or int(values.max()) >= bound):
             raise ValueError(f"{name}: values outside 0..{bound - 1}")
-    group = (label * aligned_pair.shape[1] + bias).cpu()
-    hits = (prediction == label).cpu()
-    count, correct = (
-        torch.bincount(chosen, minlength=aligned_pair.numel()).view(aligned_pair.shape)
-        for chosen in (group, group[hits])
-    )
-    return GroupTable(count, correct, aligned_pair.cpu())
+    aligned_pair = aligned_pair.cpu()
+    group = label * aligned_pair.shape[1] + bias
+    count = torch.bincount(group.cpu(), minlength=aligned_pair.numel()).view(aligned_pair.shape)
+    correct = _hits_by_group(predictions, label, group, aligned_pair.numel())
+    return [GroupTable(count, hits.view(aligned_pair.shape), aligned_pair) for hits in correct]
+
+
+def _hits_by_group(predictions: Tensor, label: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Correct predictions `[M, groups]`, int64, on the CPU."""
+    total = torch.zeros(len(predictions), groups, dtype=torch.int64)
+    rows = max(2**22 // max(groups, 1), 1)  # of the one-hot membership: at most 32 MiB
+    for start in range(0, len(label), rows):
+        part = slice(start, start + rows)
+        membership = torch.nn.functional.one_hot(group[part], groups).float()
+        hits = (predictions[:, part] == label[part]).float()
+        total += (hits @ membership).round().long().cpu()
+    return total
