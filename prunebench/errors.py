@@ -30,6 +30,10 @@ class NewerSchemaError(StoreError):
     """A record that a newer PruneBench wrote: refused, never overwritten."""
 
 
+class MetricError(PruneBenchError, ValueError):
+    """An argument of a metric has the wrong shape or values. The message begins with the argument's name."""
+
+
 class MaskError(PruneBenchError):
     """A mask that misses the asked count, empties a layer or did not hold."""
 

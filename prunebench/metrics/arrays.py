@@ -1,0 +1,49 @@
+"""Arguments of the metrics: torch tensors or NumPy arrays in, checked float64 tensors on the CPU inside."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunebench.errors import MetricError
+
+Array = Tensor | np.ndarray
+
+
+def as_tensor(name: str, values: Array, *, ndim: int) -> Tensor:
+    """`values` as a CPU tensor of `ndim` dimensions. Raises MetricError naming the argument."""
+    tensor = torch.as_tensor(values).detach().cpu()
+    if tensor.ndim != ndim:
+        raise MetricError(f"{name}: want {ndim} dimensions, got shape {tuple(tensor.shape)}")
+    if tensor.numel() == 0:
+        raise MetricError(f"{name}: is empty, shape {tuple(tensor.shape)}")
+    return tensor
+
+
+def as_binary(name: str, values: Array, *, ndim: int) -> Tensor:
+    """0/1 (or bool) values as float64. Raises MetricError on any other value."""
+    tensor = as_tensor(name, values, ndim=ndim).double()
+    if not ((tensor == 0) | (tensor == 1)).all():
+        raise MetricError(f"{name}: want 0 and 1 only")
+    return tensor
+
+
+def as_finite(name: str, values: Array, *, ndim: int) -> Tensor:
+    """Real values as float64. Raises MetricError on infinite or nan values."""
+    tensor = as_tensor(name, values, ndim=ndim).double()
+    if not torch.isfinite(tensor).all():
+        raise MetricError(f"{name}: contains values that are not finite")
+    return tensor
+
+
+def check_rows(name: str, values: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise MetricError unless both have as many samples."""
+    if len(values) != len(other):
+        raise MetricError(f"{name}: has {len(values)} samples, {other_name} {len(other)}")
+
+
+def check_columns(name: str, values: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise MetricError unless both `[N, K]` have as many columns."""
+    if values.shape[1] != other.shape[1]:
+        raise MetricError(f"{name}: has {values.shape[1]} columns, {other_name} {other.shape[1]}")
