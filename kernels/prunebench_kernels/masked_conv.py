@@ -1,0 +1,331 @@
+"""Convolution with a masked weight, for training: y = conv2d(x, weight * mask).
+
+Straight-through gradients: with G the gradient of the product weight * mask,
+    d weight = mask * G,    d mask = weight * G (the dense gradient, also where the mask is zero),
+both from one reduction G. Only x, weight and mask are kept for the backward pass; the product is made again there,
+in the dtype that the convolution computes in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prunebench_kernels.checks import check_device, check_floating, check_tensor
+from prunebench_kernels.errors import ArgumentError
+
+Pair = int | tuple[int, int]
+
+
+def masked_conv2d(  # noqa: PLR0913 - the signature of conv2d
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """conv2d(x, weight * mask) + bias: x `[N, C, H, W]`, weight and mask `[K, C / groups, R, S]`, bias `[K]`.
+
+    The mask is bool, uint8 or float (any values). y has x's dtype and memory format. float32 multiplies in TF32
+    where torch lets convolutions do so (`torch.backends.cudnn.allow_tf32`): a layer keeps its precision and its
+    speed when it gets a mask. Under autocast x is cast and weight, mask and bias may stay float32; elsewhere
+    the dtypes of x, weight and bias must agree. Values are not checked for being finite (it would synchronise).
+    """
+    x, settings = _prepared(x, weight, mask, bias, stride, padding, dilation, groups)
+    return masked_conv2d_op(x, weight, mask, bias, *settings, groups, backend or "")
+
+
+class MaskedConv2d(nn.Conv2d):
+    """A convolution whose weight is multiplied by the buffer `mask`, ones at first.
+
+    The mask may be any tensor of the weight's shape, also one that requires a gradient, e.g.
+    `torch.func.functional_call(net, {"conv1.mask": mask}, (x,))`. `backend` is that of `masked_conv2d`.
+    """
+
+    mask: Tensor
+
+    def __init__(self, *args: Any, backend: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.padding_mode != "zeros":
+            raise ArgumentError(f"padding_mode: want zeros, got {self.padding_mode!r}")
+        self.backend = backend
+        self.register_buffer("mask", torch.ones_like(self.weight))
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, *, backend: str | None = None) -> MaskedConv2d:
+        """A masked layer that shares `conv`'s parameters. Draws no random numbers."""
+        made = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            padding_mode=conv.padding_mode,
+            device="meta",
+            backend=backend,
+        )
+        made.weight, made.bias, made.mask = conv.weight, conv.bias, torch.ones_like(conv.weight.detach())
+        return made.train(conv.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return masked_conv2d(
+            x,
+            self.weight,
+            self.mask,
+            self.bias,
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.dilation,  # type: ignore[arg-type]
+            self.groups,
+            backend=self.backend,
+        )
+
+
+def _pair(name: str, value: Any, least: int) -> list[int]:
+    pair = list(value) if isinstance(value, tuple | list) else [value, value]
+    if len(pair) != 2 or any(isinstance(entry, bool) or not isinstance(entry, int) for entry in pair):
+        raise ArgumentError(f"{name}: want an integer or a pair of integers, got {value!r}")
+    if min(pair) < least:
+        raise ArgumentError(f"{name}: want at least {least}, got {value!r}")
+    return pair
+
+
+def _check_tensors(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, groups: int) -> None:
+    for name, value in (("x", x), ("weight", weight), ("mask", mask)):
+        check_tensor(name, value)
+        if value.ndim != 4:
+            raise ArgumentError(f"{name}: want 4 dimensions, got shape {tuple(value.shape)}")
+        check_device(name, value, "x", x)
+    check_floating("x", x)
+    check_floating("weight", weight)
+    if mask.dtype not in (torch.bool, torch.uint8):
+        check_floating("mask", mask)
+    if mask.shape != weight.shape:
+        raise ArgumentError(f"mask: shape {tuple(mask.shape)} differs from weight's {tuple(weight.shape)}")
+    if x.numel() == 0 or weight.numel() == 0:
+        name, value = ("x", x) if x.numel() == 0 else ("weight", weight)
+        raise ArgumentError(f"{name}: is empty, shape {tuple(value.shape)}")
+    if not isinstance(groups, int) or groups < 1 or x.shape[1] % groups or weight.shape[0] % groups:
+        raise ArgumentError(
+            f"groups: {groups} must divide x's {x.shape[1]} channels and weight's {weight.shape[0]} outputs"
+        )
+    if weight.shape[1] * groups != x.shape[1]:
+        raise ArgumentError(
+            f"weight: takes {weight.shape[1]} x {groups} channels, x has {x.shape[1]} (shape {tuple(x.shape)})"
+        )
+    if bias is not None:
+        check_tensor("bias", bias)
+        check_device("bias", bias, "x", x)
+        if bias.shape != weight.shape[:1]:
+            raise ArgumentError(f"bias: want shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+
+
+def _check_dtypes(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None and value.dtype != x.dtype:
+            raise ArgumentError(
+                f"{name}: is {value.dtype}, x is {x.dtype}; only under torch.autocast may they differ"
+            )
+
+
+def _prepared(  # noqa: PLR0913 - the signature of conv2d
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+) -> tuple[Tensor, tuple[list[int], list[int], list[int]]]:
+    """x as the convolution takes it (cast under autocast), and stride, padding, dilation as pairs."""
+    _check_tensors(x, weight, mask, bias, groups)
+    strides, dilations = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    else:
+        _check_dtypes(x, weight, bias)
+    spans = [step * (size - 1) for step, size in zip(dilations, weight.shape[2:])]
+    if isinstance(padding, str):
+        x, paddings = _named_padding(x, padding, strides, spans)
+    else:
+        paddings = _pair("padding", padding, 0)
+    for extent, pad, span in zip(x.shape[2:], paddings, spans):
+        if extent + 2 * pad < span + 1:
+            raise ArgumentError(
+                f"weight: the dilated kernel spans {span + 1} pixels, the padded input {extent + 2 * pad}"
+            )
+    return x, (strides, paddings, dilations)
+
+
+def _named_padding(x: Tensor, padding: str, stride: list[int], spans: list[int]) -> tuple[Tensor, list[int]]:
+    """x and the padding for `valid` and `same`; as in torch, an odd zero goes below and to the right."""
+    if padding == "valid":
+        return x, [0, 0]
+    if padding != "same":
+        raise ArgumentError(f"padding: want same, valid, an integer or a pair of integers, got {padding!r}")
+    if stride != [1, 1]:
+        raise ArgumentError(f"padding: same needs stride 1, got {tuple(stride)}")
+    if spans[0] % 2 or spans[1] % 2:
+        x = functional.pad(x, (0, spans[1] % 2, 0, spans[0] % 2))
+    return x, [span // 2 for span in spans]
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """channels_last if x's strides say so, else contiguous. One channel, or one pixel, decides by its strides."""
+    _, channels, height, width = x.shape
+    strides = x.stride()[1:]
+    is_last = strides == (1, width * channels, channels) and strides != (height * width, width, 1)
+    return torch.channels_last if is_last else torch.contiguous_format
+
+
+def product(x: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
+    """weight * mask in x's dtype and memory format."""
+    return (weight * mask).to(x.dtype, memory_format=memory_format(x))
+
+
+_SETTINGS = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, str backend"
+
+
+@torch.library.custom_op(
+    "prunebench::masked_conv2d",
+    mutates_args=(),
+    schema=f"(Tensor x, Tensor weight, Tensor mask, Tensor? bias, {_SETTINGS}) -> Tensor",
+)
+def masked_conv2d_op(  # noqa: PLR0913 - the signature of conv2d
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    backend: str,
+) -> Tensor:
+    """The operator: arguments already checked, x in the dtype to compute in."""
+    if bias is not None:
+        bias = bias.to(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        y = functional.conv2d(x, product(x, weight, mask), bias, stride, padding, dilation, groups)
+    return y.contiguous(memory_format=memory_format(x))
+
+
+@masked_conv2d_op.register_fake
+def _(  # noqa: PLR0913
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    backend: str,
+) -> Tensor:
+    size = [
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    ]
+    return x.new_empty((x.shape[0], weight.shape[0], *size)).contiguous(memory_format=memory_format(x))
+
+
+@torch.library.custom_op(
+    "prunebench::masked_conv2d_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor x, Tensor weight, Tensor mask, {_SETTINGS}, bool[] needed) -> Tensor[]",
+)
+def masked_conv2d_backward_op(  # noqa: PLR0913 - the signature of conv2d
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    backend: str,
+    needed: list[bool],
+) -> list[Tensor]:
+    """Gradients of those of x, weight, mask and bias that are `needed`, in that order."""
+    need_x, need_weight, need_mask, need_bias = needed
+    layout = memory_format(x)
+    grad = grad.contiguous(memory_format=layout)
+    # Only dx reads the weight's values; for the others its shape is enough.
+    factor = product(x, weight, mask) if need_x else x.new_empty(weight.shape).to(memory_format=layout)
+    dx, gradient, dbias = torch.ops.aten.convolution_backward(
+        grad,
+        x,
+        factor,
+        [weight.shape[0]] if need_bias else None,
+        stride,
+        padding,
+        dilation,
+        False,
+        [0, 0],
+        groups,
+        [need_x, need_weight or need_mask, need_bias],
+    )
+    gradients = []
+    if need_x:
+        gradients.append(dx.contiguous(memory_format=layout))
+    if need_weight:
+        gradients.append(torch.mul(gradient, mask, out=torch.empty_like(weight)))
+    if need_mask:
+        gradients.append(torch.mul(gradient, weight, out=torch.empty_like(mask)))
+    if need_bias:
+        gradients.append(dbias)
+    return gradients
+
+
+@masked_conv2d_backward_op.register_fake
+def _(  # noqa: PLR0913
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    backend: str,
+    needed: list[bool],
+) -> list[Tensor]:
+    made = (
+        x.new_empty(x.shape).contiguous(memory_format=memory_format(x)),
+        torch.empty_like(weight),
+        torch.empty_like(mask),
+        x.new_empty(weight.shape[:1]),
+    )
+    return [tensor for tensor, is_needed in zip(made, needed) if is_needed]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, mask, bias, *settings = inputs
+    ctx.save_for_backward(x, weight, mask)
+    ctx.settings = settings
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, mask = ctx.saved_tensors
+    needed = [bool(need) for need in ctx.needs_input_grad[:4]]
+    made = iter(masked_conv2d_backward_op(grad, x, weight, mask, *ctx.settings, needed))
+    dx, dweight, dmask, dbias = (next(made) if need else None for need in needed)
+    if dbias is not None:
+        dbias = dbias.to(ctx.bias_dtype)
+    return dx, dweight, dmask, dbias, *(None for _ in ctx.settings)
+
+
+masked_conv2d_op.register_autograd(_backward, setup_context=_setup_context)
