@@ -1,0 +1,228 @@
+"""A model as a graph of its layers, in evaluation mode, with every BatchNorm that follows a layer folded into it.
+
+BatchNorm in evaluation is y = scale * x + shift per channel, scale = gamma / sqrt(variance + eps) and
+shift = beta - scale * mean; after a convolution or linear layer: weight' = scale * weight, bias' = scale * bias + shift.
+Computed in float64, stored in the layer's dtype.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from prunebench_kernels.errors import ArgumentError
+
+Layer = nn.Conv2d | nn.Linear
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+OUT_OF_PLACE = {
+    operator.iadd: operator.add,
+    operator.imul: operator.mul,
+    functional.relu_: functional.relu,
+    torch.relu_: torch.relu,
+}
+OUT_OF_PLACE_METHODS = {"add_": "add", "mul_": "mul", "relu_": "relu", "clamp_": "clamp"}
+
+
+class TracingError(ArgumentError):
+    """The model's forward pass cannot be written as a graph of its layers; the message names the module."""
+
+
+class _Tracer(fx.Tracer):
+    """Remembers the path of the module that is being traced, for the error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path: list[str] = []
+
+    def call_module(self, m, forward, args, kwargs):  # type: ignore[no-untyped-def]
+        self.path.append(f"{self.path_of_module(m)} ({type(m).__name__})")
+        result = super().call_module(m, forward, args, kwargs)
+        self.path.pop()
+        return result
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """A copy of the model in evaluation mode as a graph; the model itself is left as it is.
+
+    In-place operations become plain ones, a layer that is called twice becomes two, what does nothing in evaluation
+    goes. Raises TracingError naming the module whose forward pass depends on the values of tensors.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(model)
+    except Exception as error:  # whatever a forward pass does with a proxy
+        where = tracer.path[-1] if tracer.path else type(model).__name__
+        raise TracingError(
+            f"model: {where} cannot be traced by torch.fx ({type(error).__name__}: {error})"
+        ) from error
+    traced = fx.GraphModule(model, graph)
+    _separate_shared_layers(traced)
+    _drop_identities(traced)
+    _leave_values_alone(traced)
+    traced.graph.lint()
+    traced.recompile()
+    return traced
+
+
+def module_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module that a node calls, or None."""
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def replace_module(graph: fx.GraphModule, name: str, module: nn.Module) -> None:
+    """Put another module in a module's place."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(graph.get_submodule(parent), leaf, module)
+
+
+def bypass(graph: fx.GraphModule, node: fx.Node, value: fx.Node) -> None:
+    """Let the users of a node read `value` instead, and drop the node."""
+    node.replace_all_uses_with(value)
+    graph.graph.erase_node(node)
+
+
+def _separate_shared_layers(graph: fx.GraphModule) -> None:
+    seen: set[str] = set()
+    for node in graph.graph.nodes:
+        module = module_of(graph, node)
+        if not isinstance(module, Layer | nn.modules.batchnorm._BatchNorm):
+            continue
+        name = str(node.target)
+        if name in seen:
+            name = _free_name(graph, name)
+            graph.add_submodule(name, copy.deepcopy(module))
+            node.target = name
+        seen.add(name)
+
+
+def _free_name(graph: fx.GraphModule, name: str) -> str:
+    taken = {path for path, _ in graph.named_modules()}
+    return next(f"{name}_{index}" for index in range(2, 10_000) if f"{name}_{index}" not in taken)
+
+
+def _drop_identities(graph: fx.GraphModule) -> None:
+    for node in list(graph.graph.nodes):
+        dropout = node.op == "call_function" and node.target in (functional.dropout, functional.dropout2d)
+        if isinstance(module_of(graph, node), IDENTITIES) or (dropout and not _trains(node)):
+            bypass(graph, node, node.args[0])
+
+
+def _trains(node: fx.Node) -> bool:
+    """Whether a traced dropout is active: `training` was read from the module, which is in evaluation mode."""
+    return bool(node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True))
+
+
+def _leave_values_alone(graph: fx.GraphModule) -> None:
+    """Replace in-place operations; later readers of the changed value read the operation's result."""
+    order = {node: position for position, node in enumerate(graph.graph.nodes)}
+    for node in graph.graph.nodes:
+        if not _make_plain(graph, node):
+            continue
+        (changed, *_) = node.args
+        for user in list(changed.users):
+            if order[user] > order[node]:
+                user.replace_input_with(changed, node)
+
+
+def _make_plain(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node wrote its input in place; it no longer does."""
+    if node.op == "call_function" and node.target in OUT_OF_PLACE:
+        node.target = OUT_OF_PLACE[node.target]  # type: ignore[index]
+        return isinstance(node.args[0], fx.Node)
+    if node.op == "call_method" and node.target in OUT_OF_PLACE_METHODS:
+        node.target = OUT_OF_PLACE_METHODS[str(node.target)]
+        return True
+    owner = module_of(graph, node)
+    if owner is not None and getattr(owner, "inplace", False):
+        owner = copy.copy(owner)
+        owner.inplace = False  # type: ignore[assignment]
+        replace_module(graph, str(node.target), owner)
+        return True
+    if node.op == "call_function" and node.kwargs.get("inplace"):
+        node.kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
+        return True
+    return False
+
+
+@torch.no_grad()
+def apply_masks(graph: fx.GraphModule, masks: Mapping[str, Tensor]) -> None:
+    """Zero the masked weights: `masks` by the weight's name in the model, as `layer.weight` or `layer`.
+
+    Raises ArgumentError on a name without such a weight, or another shape.
+    """
+    modules = dict(graph.named_modules())
+    for name, mask in masks.items():
+        layer = modules.get(name.removesuffix(".weight"))
+        if not isinstance(layer, Layer):
+            known = ", ".join(path for path, module in modules.items() if isinstance(module, Layer))
+            raise ArgumentError(f"masks: {name} names no convolution or linear layer of the model ({known})")
+        if mask.shape != layer.weight.shape:
+            wanted = tuple(layer.weight.shape)
+            raise ArgumentError(f"masks: {name} has shape {tuple(mask.shape)}, the weight {wanted}")
+        weight = torch.where(mask.to(layer.weight.device) != 0, layer.weight, 0)
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift `[C]` of a BatchNorm in evaluation, float64."""
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -scale * norm.running_mean.double()
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    return scale, shift
+
+
+def is_fixed_norm(module: nn.Module | None) -> bool:
+    """Whether it is a BatchNorm with running statistics; without them it normalises by the batch even here."""
+    return isinstance(module, NORMS) and module.running_mean is not None and module.running_var is not None
+
+
+@torch.no_grad()
+def fold_batchnorm(graph: fx.GraphModule) -> list[str]:
+    """Fold each BatchNorm that alone reads a convolution or linear layer; gives the names of those folded."""
+    folded = []
+    for node in list(graph.graph.nodes):
+        norm = module_of(graph, node)
+        if not is_fixed_norm(norm) or not node.args or not isinstance(node.args[0], fx.Node):
+            continue
+        before = node.args[0]
+        layer = module_of(graph, before)
+        pairs = (nn.Conv2d, nn.BatchNorm2d), (nn.Linear, nn.BatchNorm1d)
+        fits = any(isinstance(layer, kind) and isinstance(norm, normed) for kind, normed in pairs)
+        if not fits or len(before.users) != 1:
+            continue
+        assert isinstance(layer, Layer)
+        scale, shift = affine_of(norm)  # type: ignore[arg-type]
+        bias = shift if layer.bias is None else shift + scale * layer.bias.double()
+        weight = layer.weight.double() * scale.view(-1, *[1] * (layer.weight.ndim - 1))
+        set_parameters(layer, weight, bias)
+        folded.append(str(node.target))
+        bypass(graph, node, before)
+    graph.recompile()
+    graph.delete_all_unused_submodules()
+    return folded
+
+
+def set_parameters(layer: Layer, weight: Tensor, bias: Tensor | None) -> None:
+    """Give a layer this weight and bias in its own dtype, and channels to match (groups and kernel stay)."""
+    dtype = layer.weight.dtype
+    layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    layer.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
+    if isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = weight.shape
+        return
+    if layer.groups > 1:
+        layer.groups = weight.shape[0] if layer.weight.shape[1] == 1 else layer.groups
+    layer.out_channels, layer.in_channels = weight.shape[0], weight.shape[1] * layer.groups
