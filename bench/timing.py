@@ -1,0 +1,187 @@
+"""Timing for the benchmarks: candidates in turns, a GPU synchronised, L2 hot or flushed, medians and percentiles.
+
+A GPU is timed with events. Calls of microseconds are captured in a CUDA graph where they can be, because the host
+cannot launch them as fast as they run; `method` says what was done. Compare times of one call only.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+Call = Callable[[], object]
+Clock = Callable[[], float]
+
+L2_FLUSH_BYTES = 256 * 2**20
+"""More than the 50 MB of an H100's or H200's L2, and than the last-level cache of most processors."""
+LEAST_ROUNDS, MOST_ROUNDS = 5, 500
+GRAPH_SPAN_MS = 0.5
+"""A hot graph repeats its call until it takes about this long, so that one launch is under 1 % of it."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one call over `rounds` rounds. `method`: `cuda-graph`, `cuda-events` or `host-clock`."""
+
+    p20_ms: float
+    p50_ms: float
+    p80_ms: float
+    rounds: int
+    method: str
+    l2: str
+
+    def to_dict(self) -> dict[str, float | int | str]:
+        return asdict(self)
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` (0-1) of the values lie, interpolated; nan of none."""
+    if not values:
+        return math.nan
+    ordered = sorted(values)
+    position = share * (len(ordered) - 1)
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a GPU; a CPU needs no waiting."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def synchronised(call: Call, device: torch.device) -> Call:
+    """The call, returning when its work is done: what a host-clock benchmark must time."""
+
+    def waiting() -> object:
+        result = call()
+        synchronise(device)
+        return result
+
+    return waiting
+
+
+def flusher(device: torch.device, size: int = L2_FLUSH_BYTES) -> Call:
+    """A call that overwrites `size` bytes, so that nothing of the inputs stays in the cache."""
+    buffer = torch.empty(size // 4, dtype=torch.int32, device=device)
+    return buffer.zero_
+
+
+def capture(call: Call, repeats: int = 1) -> torch.cuda.CUDAGraph | None:
+    """A CUDA graph of `repeats` calls, or None if the call cannot be captured (it synchronises, or allocates)."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            for _ in range(repeats):
+                call()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return None
+    return graph
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What one sample runs: `run` makes `repeats` calls."""
+
+    run: Call
+    repeats: int
+    method: str
+
+
+def _host_sample(prepared: _Prepared, flush: Call | None, clock: Clock) -> float:
+    if flush is not None:
+        flush()
+    start = clock()
+    prepared.run()
+    return (clock() - start) * 1e3 / prepared.repeats
+
+
+def _event_sample(prepared: _Prepared, flush: Call | None) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    if flush is not None:
+        flush()
+    begin.record()
+    prepared.run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / prepared.repeats
+
+
+def _prepare(call: Call, device: torch.device, *, graph: bool, cold: bool) -> _Prepared:
+    if device.type != "cuda":
+        return _Prepared(call, 1, "host-clock")
+    events = _Prepared(call, 1, "cuda-events")
+    if not graph or capture(call) is None:
+        return events
+    repeats = 1 if cold else max(1, min(200, round(GRAPH_SPAN_MS / max(_event_sample(events, None), 1e-3))))
+    captured = capture(call, repeats)
+    return events if captured is None else _Prepared(captured.replay, repeats, "cuda-graph")
+
+
+def time_calls(
+    calls: Mapping[str, Call],
+    device: torch.device,
+    *,
+    seconds: float = 1.0,
+    cold: bool = False,
+    graph: bool = True,
+    rounds: int | None = None,
+    clock: Clock = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time every call in turns for about `seconds` in all, or for `rounds` rounds.
+
+    Each is called twice first (Triton and torch.compile compile then). `cold` overwrites the cache before each
+    sample; `graph` lets short GPU work replay from a CUDA graph, without it the host's launches count too.
+    """
+    for call in calls.values():
+        call()
+        call()
+    synchronise(device)
+    prepared = {name: _prepare(call, device, graph=graph, cold=cold) for name, call in calls.items()}
+    flush = flusher(device) if cold else None
+
+    def sample(one: _Prepared) -> float:
+        return _host_sample(one, flush, clock) if device.type != "cuda" else _event_sample(one, flush)
+
+    samples: dict[str, list[float]] = {name: [] for name in prepared}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        start = clock()
+        while rounds is None or len(next(iter(samples.values()))) < rounds:
+            for name, one in prepared.items():
+                samples[name].append(sample(one))
+            done = len(samples[name])
+            if rounds is None and (
+                done >= MOST_ROUNDS or (done >= LEAST_ROUNDS and clock() - start >= seconds)
+            ):
+                break
+    finally:
+        if collecting:
+            gc.enable()
+    l2 = "cold" if cold else "hot"
+    return {
+        name: Timing(
+            *(quantile(values, share) for share in (0.2, 0.5, 0.8)), len(values), prepared[name].method, l2
+        )
+        for name, values in samples.items()
+    }
+
+
+def compiled(function: Callable[..., object], *, mode: str | None = None) -> Callable[..., object]:
+    """torch.compile of the function for its exact shapes: the baseline a kernel must beat, not a straw man."""
+    return torch.compile(function, dynamic=False, mode=mode)
