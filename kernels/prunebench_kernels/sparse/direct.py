@@ -1,0 +1,80 @@
+"""The layout `direct`: every weight on its own, as (value, place), for unstructured masks of very high sparsity.
+
+Output channels are sorted by their number of weights, most first, so that neighbours take equally long:
+`order` `[K]` names the output channel at each position, `pointers` `[K + 1]` its range in `values` and `codes`
+(`codes.py`). Within a channel the weights are sorted by input channel. Any groups.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunebench_kernels.sparse import codes as places
+from prunebench_kernels.sparse.geometry import Geometry
+from prunebench_kernels.sparse.shifted import shift
+
+TENSORS = ("values", "pointers", "codes", "order")
+SETTINGS: Mapping[str, int] = {}
+
+
+def refuse(geometry: Geometry, settings: Mapping[str, int]) -> str | None:
+    """Why this convolution is not packed so, or None."""
+    return places.refuse(geometry)
+
+
+def pack(weight: Tensor, geometry: Geometry, settings: Mapping[str, int]) -> dict[str, Tensor]:
+    """List the weights other than zero, by output channel."""
+    filters = weight.flatten(1)
+    counts = (filters != 0).sum(1)
+    order = counts.argsort(descending=True, stable=True)
+    position, flat = (filters[order] != 0).nonzero(as_tuple=True)
+    group = order[position] // (geometry.out_channels // geometry.groups)
+    pointers = torch.zeros(geometry.out_channels + 1, dtype=torch.int32, device=weight.device)
+    pointers[1:] = counts[order].cumsum(0)
+    return {
+        "values": filters[order[position], flat].contiguous(),
+        "pointers": pointers,
+        "codes": places.encode(flat, group * (geometry.in_channels // geometry.groups), geometry),
+        "order": order.to(torch.int32),
+    }
+
+
+def unpack(tensors: Mapping[str, Tensor], geometry: Geometry, settings: Mapping[str, int]) -> Tensor:
+    """The weight `[K, C / groups, R, S]`."""
+    order, pointers = tensors["order"].to(torch.int64), tensors["pointers"].to(torch.int64)
+    output = torch.repeat_interleave(order, pointers.diff())
+    channel, row, column = places.decode(tensors["codes"])
+    weight = tensors["values"].new_zeros(geometry.weight_shape)
+    weight[output, channel % (geometry.in_channels // geometry.groups), row, column] = tensors["values"]
+    return weight
+
+
+def convolve(
+    x: Tensor, tensors: Mapping[str, Tensor], geometry: Geometry, settings: Mapping[str, int]
+) -> Tensor:
+    """One product of a CSR matrix `[K, used places]` with the gathered inputs of the used places."""
+    inputs = shift(x, geometry)
+    flat = places.flat_position(tensors["codes"], geometry)
+    used = torch.zeros(geometry.in_channels * geometry.taps, dtype=torch.bool, device=x.device)
+    used[flat] = True
+    position = used.cumsum(0) - 1
+    every = used.nonzero()[:, 0]
+    matrix = inputs.rows(places.encode(every, 0, geometry))
+    weight = _csr(tensors["pointers"], position[flat], tensors["values"], len(every))
+    product = inputs.product(geometry.out_channels)
+    ordered = weight @ matrix
+    product[tensors["order"].to(torch.int64), : inputs.pixels] = ordered
+    return inputs.crop(product)
+
+
+def _csr(pointers: Tensor, columns: Tensor, values: Tensor, width: int) -> Tensor:
+    """A sparse matrix. Torch warns once a process that its CSR support is in beta: silenced."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR", UserWarning)
+        return torch.sparse_csr_tensor(
+            pointers.to(torch.int64), columns, values, (len(pointers) - 1, width), check_invariants=False
+        )
