@@ -15,8 +15,8 @@ def calibrated_thresholds(val_logits: Array, val_label: Array, *, official: bool
 
     With k positives the threshold lies half-way between the k-th and the (k + 1)-th largest logit (-inf where all
     are positive, +inf where none is). Logits that tie across that border make the exact number impossible; then
-    the fewer are predicted. `official=True` is the released rule: the k-th largest logit itself, so that k - 1 exceed it (nan
-    where there is no positive). val_logits: `[N, K]`, val_label: 0/1 `[N, K]`.
+    the fewer are predicted. `official=True` is the released rule: the k-th largest logit itself, so that k - 1
+    exceed it (nan where there is no positive). val_logits: `[N, K]`, val_label: 0/1 `[N, K]`.
     Source: Iofinova et al., CVPR 2023 (threshold-calibrated bias), and its released code.
     """
     logits, label = as_finite("val_logits", val_logits, ndim=2), as_binary("val_label", val_label, ndim=2)
