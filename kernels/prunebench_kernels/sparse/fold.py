@@ -1,7 +1,8 @@
 """A model as a graph of its layers, in evaluation mode, with every BatchNorm that follows a layer folded into it.
 
 BatchNorm in evaluation is y = scale * x + shift per channel, scale = gamma / sqrt(variance + eps) and
-shift = beta - scale * mean; after a convolution or linear layer: weight' = scale * weight, bias' = scale * bias + shift.
+shift = beta - scale * mean; after a convolution or linear layer: weight' = scale * weight and
+bias' = scale * bias + shift.
 Computed in float64, stored in the layer's dtype.
 """
 
@@ -47,13 +48,15 @@ class _Tracer(fx.Tracer):
         return result
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
-    """A copy of the model in evaluation mode as a graph; the model itself is left as it is.
+def trace(model: nn.Module, example: Tensor, masks: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
+    """A copy of the model, masked and in evaluation mode, as a graph; the model itself is left as it is.
 
     In-place operations become plain ones, a layer that is called twice becomes two, what does nothing in evaluation
-    goes. Raises TracingError naming the module whose forward pass depends on the values of tensors.
+    goes. `example` is an input `[N, C, H, W]`; every node learns its shape for one sample. Raises TracingError naming
+    the module whose forward pass depends on the values of tensors, ArgumentError on an example that does not fit.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
+    apply_masks(model, masks or {})
     tracer = _Tracer()
     try:
         graph = tracer.trace(model)
@@ -68,7 +71,31 @@ def trace(model: nn.Module) -> fx.GraphModule:
     _leave_values_alone(traced)
     traced.graph.lint()
     traced.recompile()
+    try:
+        _Shapes(traced).run(example[:1])
+    except Exception as error:
+        reason = str(error).split("\n")[0]
+        raise ArgumentError(f"example: the model does not take {tuple(example.shape)} ({reason})") from error
     return traced
+
+
+class _Shapes(fx.Interpreter):
+    """Runs the graph and notes the shape of every tensor at its node."""
+
+    def run_node(self, n: fx.Node) -> object:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            n.meta["shape"] = tuple(result.shape)
+        return result
+
+    @torch.no_grad()
+    def run(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        return super().run(*args, **kwargs)
+
+
+def shape_of(node: object) -> tuple[int, ...]:
+    """Shape of a node's tensor for one sample; empty if it is none."""
+    return node.meta.get("shape", ()) if isinstance(node, fx.Node) else ()
 
 
 def module_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -122,42 +149,44 @@ def _trains(node: fx.Node) -> bool:
 def _leave_values_alone(graph: fx.GraphModule) -> None:
     """Replace in-place operations; later readers of the changed value read the operation's result."""
     order = {node: position for position, node in enumerate(graph.graph.nodes)}
-    for node in graph.graph.nodes:
-        if not _make_plain(graph, node):
-            continue
-        (changed, *_) = node.args
+    for node in [node for node in graph.graph.nodes if _writes_its_input(graph, node)]:
+        _make_plain(graph, node)
+        changed = node.args[0]
         for user in list(changed.users):
             if order[user] > order[node]:
                 user.replace_input_with(changed, node)
+    for name, module in list(graph.named_modules(remove_duplicate=False)):
+        if getattr(module, "inplace", False):
+            plain = copy.copy(module)
+            plain.inplace = False  # type: ignore[assignment]
+            replace_module(graph, name, plain)
 
 
-def _make_plain(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node wrote its input in place; it no longer does."""
-    if node.op == "call_function" and node.target in OUT_OF_PLACE:
-        node.target = OUT_OF_PLACE[node.target]  # type: ignore[index]
-        return isinstance(node.args[0], fx.Node)
-    if node.op == "call_method" and node.target in OUT_OF_PLACE_METHODS:
+def _writes_its_input(graph: fx.GraphModule, node: fx.Node) -> bool:
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.op == "call_function":
+        return node.target in OUT_OF_PLACE or bool(node.kwargs.get("inplace"))
+    if node.op == "call_method":
+        return node.target in OUT_OF_PLACE_METHODS
+    return bool(getattr(module_of(graph, node), "inplace", False))
+
+
+def _make_plain(graph: fx.GraphModule, node: fx.Node) -> None:
+    if node.op == "call_method":
         node.target = OUT_OF_PLACE_METHODS[str(node.target)]
-        return True
-    owner = module_of(graph, node)
-    if owner is not None and getattr(owner, "inplace", False):
-        owner = copy.copy(owner)
-        owner.inplace = False  # type: ignore[assignment]
-        replace_module(graph, str(node.target), owner)
-        return True
-    if node.op == "call_function" and node.kwargs.get("inplace"):
+    elif node.op == "call_function":
+        node.target = OUT_OF_PLACE.get(node.target, node.target)  # type: ignore[arg-type]
         node.kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
-        return True
-    return False
 
 
 @torch.no_grad()
-def apply_masks(graph: fx.GraphModule, masks: Mapping[str, Tensor]) -> None:
+def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Zero the masked weights: `masks` by the weight's name in the model, as `layer.weight` or `layer`.
 
     Raises ArgumentError on a name without such a weight, or another shape.
     """
-    modules = dict(graph.named_modules())
+    modules = dict(model.named_modules())
     for name, mask in masks.items():
         layer = modules.get(name.removesuffix(".weight"))
         if not isinstance(layer, Layer):
@@ -199,11 +228,8 @@ def fold_batchnorm(graph: fx.GraphModule) -> list[str]:
             continue
         before = node.args[0]
         layer = module_of(graph, before)
-        pairs = (nn.Conv2d, nn.BatchNorm2d), (nn.Linear, nn.BatchNorm1d)
-        fits = any(isinstance(layer, kind) and isinstance(norm, normed) for kind, normed in pairs)
-        if not fits or len(before.users) != 1:
+        if not isinstance(layer, Layer) or len(before.users) != 1 or not _over_channels(layer, before):
             continue
-        assert isinstance(layer, Layer)
         scale, shift = affine_of(norm)  # type: ignore[arg-type]
         bias = shift if layer.bias is None else shift + scale * layer.bias.double()
         weight = layer.weight.double() * scale.view(-1, *[1] * (layer.weight.ndim - 1))
@@ -215,6 +241,16 @@ def fold_batchnorm(graph: fx.GraphModule) -> list[str]:
     return folded
 
 
+def _over_channels(layer: nn.Module, node: fx.Node) -> bool:
+    """Whether dimension 1 of the layer's output, that BatchNorm normalises, is the layer's channels."""
+    return len(shape_of(node)) == (4 if isinstance(layer, nn.Conv2d) else 2)
+
+
+def is_depthwise(module: nn.Module | None) -> bool:
+    """Whether each output channel of a convolution reads the input channel of the same number alone."""
+    return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels == module.out_channels
+
+
 def set_parameters(layer: Layer, weight: Tensor, bias: Tensor | None) -> None:
     """Give a layer this weight and bias in its own dtype, and channels to match (groups and kernel stay)."""
     dtype = layer.weight.dtype
@@ -223,6 +259,6 @@ def set_parameters(layer: Layer, weight: Tensor, bias: Tensor | None) -> None:
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = weight.shape
         return
-    if layer.groups > 1:
-        layer.groups = weight.shape[0] if layer.weight.shape[1] == 1 else layer.groups
+    if is_depthwise(layer):
+        layer.groups = weight.shape[0]
     layer.out_channels, layer.in_channels = weight.shape[0], weight.shape[1] * layer.groups
