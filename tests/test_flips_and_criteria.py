@@ -1,0 +1,164 @@
+"""Exemplars, recall changes, dense-only criteria and the bias-variance split: by hand and against libraries."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from prunebench.errors import MetricError
+from prunebench.metrics.criteria import (
+    bias_variance,
+    evaluate_susceptibility,
+    rank_correlation,
+    susceptibility,
+)
+from prunebench.metrics.flips import compression_identified_exemplars, holm, recall_change
+
+
+def test_exemplars_by_hand() -> None:
+    """Sample 0 keeps its mode, 1 flips it, 2 ties (0, 1) in the sparse models and goes to 0, 3 spreads out."""
+    dense = torch.tensor([[0, 1, 0, 2], [0, 1, 0, 2], [1, 1, 0, 2]])
+    sparse = torch.tensor([[0, 0, 0, 2], [0, 0, 1, 1], [0, 0, 0, 2], [0, 1, 1, 0]])
+    result = compression_identified_exemplars(dense, sparse)
+    assert result.modal.tolist() == [False, True, False, False]
+    assert result.share == 0.25
+    assert result.taxicab.tolist() == pytest.approx([2 / 3, 1.5, 1.0, 1.0])
+    assert result.population == 1
+
+
+def test_the_control_of_identical_dense_models_is_zero_and_of_random_ones_is_not() -> None:
+    same = np.tile(np.arange(50) % 5, (6, 1))
+    quiet = compression_identified_exemplars(same, (same + 1) % 5)
+    assert (quiet.control_share, quiet.control_taxicab) == (0, 0)
+    assert (quiet.matched_share, quiet.matched_taxicab) == (1, 2)
+    noise = np.random.default_rng(0).integers(0, 5, (12, 2000))
+    loud = compression_identified_exemplars(noise[:6], noise[6:])
+    assert loud.share > 0.5  # seed noise alone looks like exemplars...
+    assert loud.control_share == pytest.approx(loud.matched_share, abs=0.02)  # ...and the control says so
+
+
+def test_one_dense_model_has_no_control() -> None:
+    result = compression_identified_exemplars(np.zeros((1, 3), dtype=int), np.ones((2, 3), dtype=int))
+    assert result.share == 1
+    assert math.isnan(result.control_share)
+    assert math.isnan(result.matched_taxicab)
+
+
+def test_exemplars_name_wrong_arguments() -> None:
+    with pytest.raises(MetricError, match=r"^sparse_prediction: has 2 samples"):
+        compression_identified_exemplars(np.zeros((2, 3), dtype=int), np.zeros((2, 2), dtype=int))
+    with pytest.raises(MetricError, match=r"^dense_prediction: want class indices"):
+        compression_identified_exemplars(np.zeros((2, 3)), np.zeros((2, 3), dtype=int))
+
+
+@given(seed=st.integers(0, 10_000))
+def test_relabelling_classes_changes_no_distance(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    dense, sparse = generator.integers(0, 4, (4, 40)), generator.integers(0, 4, (3, 40))
+    new = generator.permutation(4)
+    before = compression_identified_exemplars(dense, sparse)
+    after = compression_identified_exemplars(new[dense], new[sparse])
+    torch.testing.assert_close(before.taxicab, after.taxicab)
+
+
+def test_recall_change_against_scipy() -> None:
+    generator = np.random.default_rng(1)
+    label = generator.integers(0, 3, 300)
+    dense = np.where(generator.random((5, 300)) < 0.9, label, (label + 1) % 3)
+    keep = np.where(label == 2, 0.5, 0.9)
+    sparse = np.where(generator.random((4, 300)) < keep, label, (label + 1) % 3)
+    result = recall_change(dense, sparse, label, relative=False)
+    expected = []
+    for c in range(3):
+        a, b = (dense[:, label == c] == c).mean(1), (sparse[:, label == c] == c).mean(1)
+        assert float(result.change[c]) == pytest.approx(b.mean() - a.mean())
+        expected.append(stats.ttest_ind(b, a, equal_var=False).pvalue)
+    assert result.p_value.tolist() == pytest.approx(expected)
+    assert float(result.corrected_p[2]) == pytest.approx(3 * expected[2])
+    relative = recall_change(dense, sparse, label)
+    shift = (sparse == label).mean() - (dense == label).mean()
+    assert (result.change - relative.change).tolist() == pytest.approx([shift] * 3)
+
+
+def test_recall_by_group_with_an_empty_group() -> None:
+    label = np.array([0, 0, 1, 1])
+    group = np.array([0, 0, 2, 2])
+    dense = np.array([[0, 0, 1, 1], [0, 0, 1, 1]])
+    sparse = np.array([[0, 0, 0, 0], [0, 0, 0, 0]])
+    result = recall_change(dense, sparse, label, group, relative=False)
+    assert result.change.tolist()[::2] == [0, -1]
+    assert math.isnan(result.change[1])
+    assert result.p_value.tolist()[::2] == [1, 0]
+    assert math.isnan(result.corrected_p[1])
+
+
+def test_a_single_model_is_refused() -> None:
+    one = np.zeros((1, 4), dtype=int)
+    with pytest.raises(MetricError, match=r"^sparse_prediction: want at least two models"):
+        recall_change(np.zeros((2, 4), dtype=int), one, np.zeros(4, dtype=int))
+
+
+def test_holm_by_hand() -> None:
+    corrected = holm(torch.tensor([0.01, 0.04, math.nan, 0.03], dtype=torch.float64))
+    assert corrected[[0, 1, 3]].tolist() == pytest.approx([0.03, 0.06, 0.06])
+    assert math.isnan(corrected[2])
+
+
+def test_susceptibility_by_hand_and_binary() -> None:
+    logits = torch.log(torch.tensor([[0.7, 0.2, 0.1], [1 / 3, 1 / 3, 1 / 3]], dtype=torch.float64))
+    assert susceptibility(logits).tolist() == pytest.approx([0.5, 1.0])
+    binary = torch.tensor([0.0, 3.0, -3.0], dtype=torch.float64)
+    two = torch.stack([torch.zeros(3, dtype=torch.float64), binary], dim=1)
+    torch.testing.assert_close(susceptibility(binary), susceptibility(two))
+
+
+def test_foretelling_against_scikit_learn() -> None:
+    generator = np.random.default_rng(2)
+    score = generator.random(400)
+    happened = (generator.random(400) < score / 2).astype(int)
+    result = evaluate_susceptibility(score, happened)
+    assert result.area_under_curve == pytest.approx(roc_auc_score(happened, score))
+    assert result.average_precision == pytest.approx(average_precision_score(happened, score))
+    top = np.argsort(-score)[:20]
+    assert result.recall_at_5_percent == pytest.approx(happened[top].sum() / happened.sum())
+    nothing = evaluate_susceptibility(score, np.zeros(400, dtype=int))
+    assert math.isnan(nothing.area_under_curve)
+    flat = evaluate_susceptibility(np.ones(400), happened)
+    assert flat.recall_at_5_percent == pytest.approx(0.05)
+
+
+def test_rank_correlation_against_scipy() -> None:
+    generator = np.random.default_rng(3)
+    first = generator.integers(0, 20, 40).astype(float)
+    second = first + 8 * generator.standard_normal(40)
+    result = rank_correlation(first, second)
+    assert result.rho == pytest.approx(stats.spearmanr(first, second).statistic)
+    assert result.low < result.rho < result.high
+    assert result == rank_correlation(first, second)
+    holes = rank_correlation(np.append(first, math.nan), np.append(second, 1))
+    assert (holes.pairs, holes.rho) == (40, result.rho)
+    assert math.isnan(rank_correlation([1.0, 2.0], [1.0, 2.0]).rho)
+    assert math.isnan(rank_correlation(np.ones(5), np.arange(5)).rho)
+
+
+def test_bias_and_variance_add_up_by_hand() -> None:
+    """Two seeds give (1, 0) and (0, 1): the mean is one half, all of the rest is variance."""
+    split = bias_variance(np.array([[[1.0, 0.0]], [[0.0, 1.0]]]), np.array([0]))
+    assert (split.bias_squared, split.variance, split.loss) == (0.5, 0.5, 1.0)
+    probabilities = torch.softmax(torch.randn(5, 30, 4, generator=torch.Generator().manual_seed(0)), dim=2)
+    label = torch.arange(30) % 4
+    result = bias_variance(probabilities, label)
+    target = torch.nn.functional.one_hot(label, 4)
+    brier = ((probabilities.double() - target) ** 2).sum(2).mean()
+    assert result.loss == pytest.approx(float(brier))
+    with pytest.raises(MetricError, match=r"^probabilities: want at least two seeds"):
+        bias_variance(probabilities[:1], label)
+    with pytest.raises(MetricError, match=r"^label: values outside"):
+        bias_variance(probabilities, label + 1)
