@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prunebench_kernels import backend as backends
 from prunebench_kernels.checks import check_device, check_floating, check_tensor
 from prunebench_kernels.errors import ArgumentError
+from prunebench_kernels.masked_conv_parts import Geometry, memory_format, plan, run_backward, run_forward
 
 Pair = int | tuple[int, int]
 
@@ -41,6 +43,23 @@ def masked_conv2d(  # noqa: PLR0913 - the signature of conv2d
     """
     x, settings = _prepared(x, weight, mask, bias, stride, padding, dilation, groups)
     return masked_conv2d_op(x, weight, mask, bias, *settings, groups, backend or "")
+
+
+@backends.explains("masked_conv2d")
+def _explain(  # noqa: PLR0913 - the signature of conv2d
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    backend: str | None = None,
+) -> backends.Choice:
+    x, settings = _prepared(x, weight, mask, bias, stride, padding, dilation, groups)
+    return plan(Geometry.of(x, weight, *settings, groups), x.dtype, x.device, backend).choice
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -182,19 +201,6 @@ def _named_padding(x: Tensor, padding: str, stride: list[int], spans: list[int])
     return x, [span // 2 for span in spans]
 
 
-def memory_format(x: Tensor) -> torch.memory_format:
-    """channels_last if x's strides say so, else contiguous. One channel, or one pixel, decides by its strides."""
-    _, channels, height, width = x.shape
-    strides = x.stride()[1:]
-    is_last = strides == (1, width * channels, channels) and strides != (height * width, width, 1)
-    return torch.channels_last if is_last else torch.contiguous_format
-
-
-def product(x: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
-    """weight * mask in x's dtype and memory format."""
-    return (weight * mask).to(x.dtype, memory_format=memory_format(x))
-
-
 _SETTINGS = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, str backend"
 
 
@@ -215,11 +221,8 @@ def masked_conv2d_op(  # noqa: PLR0913 - the signature of conv2d
     backend: str,
 ) -> Tensor:
     """The operator: arguments already checked, x in the dtype to compute in."""
-    if bias is not None:
-        bias = bias.to(x.dtype)
-    with torch.autocast(x.device.type, enabled=False):
-        y = functional.conv2d(x, product(x, weight, mask), bias, stride, padding, dilation, groups)
-    return y.contiguous(memory_format=memory_format(x))
+    geometry = Geometry.of(x, weight, stride, padding, dilation, groups)
+    return run_forward(x, weight, mask, bias, geometry, plan(geometry, x.dtype, x.device, backend or None))
 
 
 @masked_conv2d_op.register_fake
@@ -234,11 +237,8 @@ def _(  # noqa: PLR0913
     groups: int,
     backend: str,
 ) -> Tensor:
-    size = [
-        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
-        for i in range(2)
-    ]
-    return x.new_empty((x.shape[0], weight.shape[0], *size)).contiguous(memory_format=memory_format(x))
+    geometry = Geometry.of(x, weight, stride, padding, dilation, groups)
+    return x.new_empty(geometry.y_shape).contiguous(memory_format=geometry.layout)
 
 
 @torch.library.custom_op(
@@ -259,34 +259,9 @@ def masked_conv2d_backward_op(  # noqa: PLR0913 - the signature of conv2d
     needed: list[bool],
 ) -> list[Tensor]:
     """Gradients of those of x, weight, mask and bias that are `needed`, in that order."""
-    need_x, need_weight, need_mask, need_bias = needed
-    layout = memory_format(x)
-    grad = grad.contiguous(memory_format=layout)
-    # Only dx reads the weight's values; for the others its shape is enough.
-    factor = product(x, weight, mask) if need_x else x.new_empty(weight.shape).to(memory_format=layout)
-    dx, gradient, dbias = torch.ops.aten.convolution_backward(
-        grad,
-        x,
-        factor,
-        [weight.shape[0]] if need_bias else None,
-        stride,
-        padding,
-        dilation,
-        False,
-        [0, 0],
-        groups,
-        [need_x, need_weight or need_mask, need_bias],
-    )
-    gradients = []
-    if need_x:
-        gradients.append(dx.contiguous(memory_format=layout))
-    if need_weight:
-        gradients.append(torch.mul(gradient, mask, out=torch.empty_like(weight)))
-    if need_mask:
-        gradients.append(torch.mul(gradient, weight, out=torch.empty_like(mask)))
-    if need_bias:
-        gradients.append(dbias)
-    return gradients
+    geometry = Geometry.of(x, weight, stride, padding, dilation, groups)
+    chosen = plan(geometry, x.dtype, x.device, backend or None)
+    return run_backward(grad, x, weight, mask, geometry, chosen, needed)
 
 
 @masked_conv2d_backward_op.register_fake

@@ -1,0 +1,115 @@
+"""Tiles of the masked convolution's Triton kernels: a rule by shape and dtype, and what is worth measuring.
+
+The rule comes from tile counting (132 SMs of an H200) and compile-time facts; nothing in it was measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from prunebench_kernels.errors import ArgumentError
+from prunebench_kernels.masked_conv_parts import PARTS, Configuration, Geometry, compute_name
+
+SHARED_MEMORY = 163 * 1024
+"""Bytes that one program may use, the smaller figure of sm_80 and sm_90."""
+
+
+def configuration(
+    part: str,
+    geometry: Geometry,
+    dtype: torch.dtype,
+    *,
+    multiprocessors: int = 132,
+    splits: int | None = None,
+    precision: str | None = None,
+) -> Configuration:
+    """The tile for `part` (forward, dgrad, wgrad).
+
+    `splits` overrides how a wgrad's sum is cut to fill the multiprocessors; `precision` (float32 or tf32) what
+    torch's settings say of float32.
+    """
+    if part not in PARTS:
+        raise ArgumentError(f"part: want one of {', '.join(PARTS)}, got {part!r}")
+    outputs, inputs = geometry.group_shape
+    name = precision or compute_name(dtype)
+    if part == "wgrad":
+        return _wgrad(geometry, name, multiprocessors, splits)
+    rows, channels = (inputs, outputs) if part == "dgrad" else (outputs, inputs)
+    largest_rows = 64 if name == "float32" else 128
+    tile_rows = _tile(rows, largest_rows)
+    depth = _tile(channels, {"float32": 16, "tf32": 32}.get(name, 64))
+    columns = 64 if name == "float32" else 128
+    if _tiles(part, geometry, tile_rows, columns) < multiprocessors:
+        columns = 64
+    warps = 8 if tile_rows * columns >= 128 * 128 else 4
+    return Configuration(tile_rows, columns, depth, warps, num_stages=3)
+
+
+def tuning_candidates(
+    part: str, geometry: Geometry, dtype: torch.dtype, *, precision: str | None = None
+) -> list[Configuration]:
+    """Configurations to measure for `part`, the rule's own first; all fit the shared memory of sm_80."""
+    precision = precision or compute_name(dtype)
+    base = configuration(part, geometry, dtype, precision=precision)
+    if precision == "float32":
+        return [base]
+    outputs, inputs = geometry.group_shape
+    if part == "wgrad":
+        made = [
+            configuration(
+                part, geometry, dtype, multiprocessors=waves * 132, splits=splits, precision=precision
+            )
+            for waves in (1, 2, 4)
+            for splits in (None, 1)
+        ]
+    else:
+        rows = inputs if part == "dgrad" else outputs
+        made = [
+            dataclasses.replace(
+                base, rows=tile, columns=columns, num_stages=stages, fuse_mask=fuse, num_warps=8 if big else 4
+            )
+            for tile in sorted({min(base.rows, 64), base.rows, _tile(rows, 128)})
+            for columns in (64, 128, 256)
+            for stages in (3, 4)
+            for fuse in (False, True)
+            for big in {tile * columns >= 128 * 128}
+        ]
+    itemsize = 4 if dtype == torch.float32 else 2
+    return [
+        entry for entry in dict.fromkeys([base, *made]) if _shared_memory(entry, itemsize) <= SHARED_MEMORY
+    ]
+
+
+def _wgrad(geometry: Geometry, name: str, multiprocessors: int, splits: int | None) -> Configuration:
+    outputs, inputs = geometry.group_shape
+    largest = 64 if name == "float32" else 128
+    rows, columns = _tile(outputs, largest), _tile(inputs, 64)
+    depth = {"float32": 16, "tf32": 32}.get(name, 64)
+    pixels = geometry.batch * geometry.output[0] * geometry.output[1]
+    if splits is None:
+        tiles = -(-outputs // rows) * -(-inputs // columns) * geometry.kernel[0] * geometry.kernel[1]
+        # At least four steps a program, else the workspace costs more than the wait it saves.
+        most = max(1, -(-pixels // depth) // 4)
+        splits = max(1, min(multiprocessors // (tiles * geometry.groups), most))
+    warps = 8 if rows * columns >= 128 * 128 else 4
+    return Configuration(rows, columns, depth, warps, num_stages=3, splits=splits)
+
+
+def _tile(extent: int, largest: int) -> int:
+    """The power of two that covers `extent`, from 16 (the least a tensor-core dot takes) to `largest`."""
+    return min(largest, max(16, 1 << (extent - 1).bit_length()))
+
+
+def _tiles(part: str, geometry: Geometry, rows: int, columns: int) -> int:
+    outputs, inputs = geometry.group_shape
+    height, width = geometry.output if part == "forward" else (geometry.height, geometry.width)
+    pixels = geometry.batch * height * width
+    return -(-(outputs if part == "forward" else inputs) // rows) * -(-pixels // columns) * geometry.groups
+
+
+def _shared_memory(made: Configuration, itemsize: int) -> int:
+    """Bytes of the pipelined tiles; a fused float32 weight and mask take 8 bytes an element."""
+    weight = 8 if made.fuse_mask else itemsize
+    return made.num_stages * made.depth * (made.rows * weight + made.columns * itemsize)

@@ -1,0 +1,341 @@
+"""The three parts of a masked convolution: forward, dgrad (of the input) and wgrad (of the product weight * mask).
+
+Each part has two implementations, the library's convolution (cuDNN on a GPU) and a Triton kernel. On a GPU the
+elementwise work on weights (product, and both gradients from G) always runs in one launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from prunebench_kernels import backend as backends
+from prunebench_kernels import tuned
+
+PARTS = ("forward", "dgrad", "wgrad")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Shapes of one convolution: x `[batch, in_channels, height, width]`, weight `[out_channels, ..., *kernel]`."""
+
+    batch: int
+    in_channels: int
+    height: int
+    width: int
+    out_channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    channels_last: bool
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        weight: Tensor,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+    ) -> Geometry:
+        batch, channels, height, width = x.shape
+        return cls(
+            batch,
+            channels,
+            height,
+            width,
+            weight.shape[0],
+            (weight.shape[2], weight.shape[3]),
+            (stride[0], stride[1]),
+            (padding[0], padding[1]),
+            (dilation[0], dilation[1]),
+            groups,
+            memory_format(x) == torch.channels_last,
+        )
+
+    @property
+    def output(self) -> tuple[int, int]:
+        """Height and width of y."""
+        spans = [step * (size - 1) for step, size in zip(self.dilation, self.kernel)]
+        extents = (self.height, self.width)
+        rows, columns = (
+            (extent + 2 * pad - span - 1) // step + 1
+            for extent, pad, span, step in zip(extents, self.padding, spans, self.stride)
+        )
+        return rows, columns
+
+    @property
+    def layout(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    @property
+    def y_shape(self) -> tuple[int, int, int, int]:
+        return (self.batch, self.out_channels, *self.output)
+
+    @property
+    def group_shape(self) -> tuple[int, int]:
+        """Output and input channels of one group."""
+        return self.out_channels // self.groups, self.in_channels // self.groups
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Tile of a Triton kernel: `rows` x `columns` outputs, `depth` terms a step.
+
+    rows are channels (of y, dx, or the first axis of G), columns are pixels (forward, dgrad) or channels (wgrad).
+    `fuse_mask`: the forward and dgrad kernels multiply weight by mask as they load them, else a product in the
+    compute dtype is made first. `splits`: parts that the wgrad's sum over pixels is cut into.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    num_warps: int = 4
+    num_stages: int = 3
+    fuse_mask: bool = False
+    splits: int = 1
+
+    @property
+    def tile(self) -> Configuration:
+        """The configuration as the machine code sees it: without the number of splits."""
+        return replace(self, splits=1)
+
+    @property
+    def label(self) -> str:
+        """A short name, e.g. `64x128x64-4w3s-fused`."""
+        end = "-fused" if self.fuse_mask else ""
+        return f"{self.rows}x{self.columns}x{self.depth}-{self.num_warps}w{self.num_stages}s{end}"
+
+    def as_entry(self) -> dict[str, Any]:
+        """The configuration as a tuned table's entry."""
+        return {"implementation": "triton", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What runs each part: a configuration of the Triton kernel, or None for the library's convolution."""
+
+    forward: Configuration | None = None
+    dgrad: Configuration | None = None
+    wgrad: Configuration | None = None
+    fused_weight: bool = False
+    """Whether product and weight gradients run in Triton's elementwise kernels."""
+    reason: str = ""
+
+    @property
+    def choice(self) -> backends.Choice:
+        kernels = any((self.forward, self.dgrad, self.wgrad))
+        return backends.Choice("triton" if kernels else "torch", self.reason)
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """channels_last if x's strides say so, else contiguous. One channel, or one pixel, decides by its strides."""
+    _, channels, height, width = x.shape
+    strides = x.stride()[1:]
+    is_last = strides == (1, width * channels, channels) and strides != (height * width, width, 1)
+    return torch.channels_last if is_last else torch.contiguous_format
+
+
+def tf32_allowed() -> bool:
+    """Whether torch lets convolutions of float32 multiply in TF32 on a GPU."""
+    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
+
+
+def compute_name(dtype: torch.dtype) -> str:
+    """`float16`, `bfloat16`, `float32` or `tf32`: what the multiplications see."""
+    return "tf32" if dtype == torch.float32 and tf32_allowed() else str(dtype).removeprefix("torch.")
+
+
+def key(geometry: Geometry, dtype: torch.dtype) -> str:
+    """A tuned table's key of one part of this convolution."""
+    g = geometry
+    pairs = "x".join
+    return (
+        f"{compute_name(dtype)} {'nhwc' if g.channels_last else 'nchw'} {g.batch},{g.in_channels},{g.height},{g.width}"
+        f" k{g.out_channels} {pairs(map(str, g.kernel))} s{pairs(map(str, g.stride))} p{pairs(map(str, g.padding))}"
+        f" d{pairs(map(str, g.dilation))} g{g.groups}"
+    )
+
+
+def refusal(geometry: Geometry, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels do not take the call, or None."""
+    if dtype == torch.float64:
+        return "the kernels accumulate in float32; float64 runs in torch"
+    rows, columns = geometry.output
+    if geometry.batch * max(geometry.height * geometry.width, rows * columns) >= 2**31 - 2**16:
+        return "the kernels number pixels in 32 bits"
+    if (
+        max(geometry.in_channels * geometry.height * geometry.width, geometry.out_channels * rows * columns)
+        >= 2**31
+    ):
+        return "the kernels number the elements of one sample in 32 bits"
+    if max(geometry.groups, geometry.stride[0] * geometry.stride[1]) > 65535:
+        return "groups and stride are grid dimensions of the kernels, at most 65535"
+    return None
+
+
+def plan(geometry: Geometry, dtype: torch.dtype, device: torch.device, backend: str | None) -> Plan:
+    """What runs for this call. On a GPU `auto` takes what was measured to be fastest, else the library."""
+    choice = backends.select(backend, device, dtype, refusal(geometry, dtype))
+    if not choice.is_triton:
+        return Plan(reason=choice.reason)
+    if backends.requested(backend) == "triton":
+        found = {part: _configuration(part, geometry, dtype, device) for part in PARTS}
+        return Plan(**found, fused_weight=True, reason=choice.reason)
+    name = key(geometry, dtype)
+    entries = {part: tuned.lookup(f"masked_conv2d.{part}", name) for part in PARTS}
+    if not any(entries.values()):
+        return Plan(fused_weight=True, reason=_unmeasured(geometry))
+    parts = {part: from_entry(entry) for part, entry in entries.items()}
+    names = ", ".join(f"{part} {'cuDNN' if made is None else 'Triton'}" for part, made in parts.items())
+    return Plan(**parts, fused_weight=True, reason=f"measured on this GPU: {names}")
+
+
+def _unmeasured(geometry: Geometry) -> str:
+    reason = (
+        "this convolution was not measured on this GPU: cuDNN convolves, "
+        "Triton makes the masked weight and its gradients"
+    )
+    if min(geometry.group_shape) < 16 < geometry.groups:
+        reason += " (a group has fewer channels than a tensor-core tile)"
+    return reason
+
+
+def _configuration(part: str, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Configuration:
+    from prunebench_kernels.masked_conv_configurations import configuration
+
+    entry = None
+    if device.type == "cuda":
+        entry = tuned.lookup(f"masked_conv2d.{part}", key(geometry, dtype))
+    return from_entry(entry) or configuration(part, geometry, dtype)
+
+
+def from_entry(entry: Mapping[str, Any] | None) -> Configuration | None:
+    """The configuration of a tuned table's entry; None where the library is faster or nothing was measured.
+
+    Raises TunedTableError on an entry that is neither.
+    """
+    if entry is None or entry.get("implementation") == "torch":
+        return None
+    fields = {name: value for name, value in entry.items() if name in Configuration.__dataclass_fields__}
+    try:
+        if entry["implementation"] != "triton":
+            raise ValueError(entry["implementation"])
+        return Configuration(**fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise tuned.TunedTableError(f"masked_conv2d: not a tuned entry: {dict(entry)}") from error
+
+
+def product(weight: Tensor, mask: Tensor, x: Tensor, layout: torch.memory_format, fused: bool) -> Tensor:
+    """weight * mask in x's dtype, stored in `layout`."""
+    if not fused:
+        return (weight * mask).to(x.dtype, memory_format=layout)
+    from prunebench_kernels.masked_conv_weight_triton import launch_product
+
+    return launch_product(weight, mask, torch.empty_like(weight, dtype=x.dtype, memory_format=layout))
+
+
+def run_forward(
+    x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, geometry: Geometry, chosen: Plan
+) -> Tensor:
+    """y = conv2d(x, weight * mask) + bias, in x's dtype and memory format."""
+    if chosen.forward is not None:
+        from prunebench_kernels.masked_conv_triton import launch_forward
+
+        return launch_forward(x, weight, mask, bias, geometry, chosen.forward)
+    factor = product(weight, mask, x, geometry.layout, chosen.fused_weight)
+    shift = None if bias is None else bias.to(x.dtype)
+    settings = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+    if torch.is_autocast_enabled(x.device.type):  # the dtype is decided already
+        with torch.autocast(x.device.type, enabled=False):
+            y = functional.conv2d(x, factor, shift, *settings)
+    else:
+        y = functional.conv2d(x, factor, shift, *settings)
+    return y.contiguous(memory_format=geometry.layout)
+
+
+def run_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    geometry: Geometry,
+    chosen: Plan,
+    needed: list[bool],
+) -> list[Tensor]:
+    """Gradients of those of x, weight, mask and bias that are `needed`, in that order."""
+    need_x, need_weight, need_mask, need_bias = needed
+    need_product = need_weight or need_mask
+    grad = grad.contiguous(memory_format=geometry.layout)
+    library = (need_x and chosen.dgrad is None, need_product and chosen.wgrad is None)
+    dx, gradient, dbias = _library_backward(grad, x, weight, mask, geometry, chosen, (*library, need_bias))
+    if need_x and chosen.dgrad is not None:
+        from prunebench_kernels.masked_conv_triton import launch_dgrad
+
+        dx = launch_dgrad(grad, weight, mask, geometry, chosen.dgrad)
+    if need_product and chosen.wgrad is not None:
+        from prunebench_kernels.masked_conv_backward_triton import launch_wgrad
+
+        gradient = launch_wgrad(grad, x, geometry, chosen.wgrad)
+    made = [] if dx is None else [dx]
+    if gradient is not None:
+        made += weight_gradients(gradient, weight, mask, need_weight, need_mask, chosen.fused_weight)
+    return made if dbias is None else [*made, dbias]
+
+
+def _library_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    geometry: Geometry,
+    chosen: Plan,
+    needed: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """dx, G and dbias where `needed`, from the library; dbias sums dy in float32, without any convolution."""
+    need_x, need_product, need_bias = needed
+    if not need_x and not need_product:
+        return None, None, grad.sum((0, 2, 3)) if need_bias else None
+    if need_x:
+        factor = product(weight, mask, x, geometry.layout, chosen.fused_weight)
+    else:  # G does not read the weight's values, only its shape and layout
+        factor = torch.empty_like(weight, dtype=x.dtype, memory_format=geometry.layout)
+    dx, gradient, dbias = torch.ops.aten.convolution_backward(
+        grad,
+        x,
+        factor,
+        [geometry.out_channels] if need_bias else None,
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
+        False,
+        (0, 0),
+        geometry.groups,
+        [need_x, need_product, need_bias],
+    )
+    return dx.contiguous(memory_format=geometry.layout) if need_x else None, gradient, dbias
+
+
+def weight_gradients(
+    gradient: Tensor, weight: Tensor, mask: Tensor, need_weight: bool, need_mask: bool, fused: bool
+) -> list[Tensor]:
+    """d weight = mask * G and d mask = weight * G, those needed; G or, if `fused`, its splits."""
+    grad_weight = torch.empty_like(weight) if need_weight else None
+    grad_mask = torch.empty_like(mask) if need_mask else None
+    if fused:
+        from prunebench_kernels.masked_conv_weight_triton import launch_gradients
+
+        launch_gradients(gradient, weight, mask, grad_weight, grad_mask)
+    else:
+        for out, factor in ((grad_weight, mask), (grad_mask, weight)):
+            if out is not None:
+                torch.mul(gradient, factor, out=out)
+    return [made for made in (grad_weight, grad_mask) if made is not None]
