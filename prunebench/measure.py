@@ -13,7 +13,13 @@ from prunebench.experiment import VisibleSplit
 from prunebench.metrics.groups import GroupTable, group_accuracy
 from prunebench.metrics.uncertainty import uncertainty_summary
 from prunebench.record import CostReport, GroupRow, Mining
-from prunebench.speed import count_macs, count_parameters, interleaved_latency, peak_memory_mb
+from prunebench.speed import (
+    count_macs,
+    count_parameters,
+    interleaved_latency,
+    peak_memory_mb,
+    ready_for_inference,
+)
 from prunebench.tasks import Task, splits_hash
 from prunebench.training.data import Images
 from prunebench.training.loop import evaluate
@@ -99,11 +105,13 @@ def measure_mining(mined: Tensor | None, data: TaskData) -> Mining | None:
 def measure_cost(
     dense: nn.Module, pruned: nn.Module, data: TaskData, training_steps: int, dense_training_steps: int
 ) -> CostReport:
-    """Parameters, MACs, interleaved latency of both models on this machine, peak memory of the run."""
+    """Parameters, MACs, interleaved latency of both models on this machine, peak memory of the run so far."""
     x = data.images["test"].batch(slice(0, LATENCY_BATCH))
+    memory = round(peak_memory_mb(data.device), 1)
     parameters, nonzero = count_parameters(pruned)
     macs, nonzero_macs = count_macs(pruned, x[:1])
-    latency = interleaved_latency({"dense": dense, "pruned": pruned}, x)
+    ready = ready_for_inference(dense, pruned, x)
+    latency = interleaved_latency({"dense": ready.dense, "pruned": ready.pruned}, x)
     return CostReport(
         parameters=parameters,
         nonzero_parameters=nonzero,
@@ -112,7 +120,10 @@ def measure_cost(
         latency_batch=len(x),
         latency_dense_ms=latency["dense"],
         latency_pruned_ms=latency["pruned"],
-        peak_memory_mb=round(peak_memory_mb(data.device), 1),
+        peak_memory_mb=memory,
         training_steps=training_steps,
         dense_training_steps=dense_training_steps,
+        latency_path=ready.path,
+        latency_layouts=ready.layouts,
+        removed_channels=ready.removed_channels,
     )

@@ -17,7 +17,10 @@ from typing import Any, Literal
 from prunebench.errors import NewerSchemaError, StoreError
 from prunebench.spec import RunSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+PLAIN_PATH = "dense kernels with zeros"
+"""The latency path of a pruned network as it was trained: the library's kernels multiply its zeros."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class CostReport:
     `macs` are multiply-accumulates of one image through convolutions and linear layers; `nonzero_macs` counts
     non-zero weights only (what sparsity could save at best). Latencies are of a batch of `latency_batch`,
     dense and pruned interleaved. `training_steps` counts steps of one network.
+
+    `latency_path` says what was timed as pruned: sparse inference with the layout of every convolution measured
+    (`latency_layouts`: how many have each), and `removed_channels`, the share of the convolutions' output channels
+    that pruning emptied and that were removed (null where the network was not packed); or the plain network.
     """
 
     parameters: int
@@ -59,6 +66,9 @@ class CostReport:
     peak_memory_mb: float
     training_steps: int
     dense_training_steps: int
+    latency_path: str | None = None
+    latency_layouts: dict[str, int] = field(default_factory=dict)
+    removed_channels: float | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +182,15 @@ def _migrate_0(values: dict[str, Any]) -> dict[str, Any]:
     return values | {"schema_version": 1}
 
 
-MIGRATIONS = {0: _migrate_0}
+def _migrate_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 timed the pruned weights in the plain network."""
+    cost = values.get("cost")
+    if isinstance(cost, dict):
+        values = values | {"cost": cost | {"latency_path": PLAIN_PATH}}
+    return values | {"schema_version": 2}
+
+
+MIGRATIONS = {0: _migrate_0, 1: _migrate_1}
 
 
 @functools.cache

@@ -7,12 +7,67 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from prunebench.record import Percentiles
+from prunebench.record import PLAIN_PATH, Percentiles
+
+SPARSE_PATH = "sparsify: auto"
+PARITY = {"cpu": 1e-4, "cuda": 1e-2}
+"""How far the packed network's outputs may lie from the plain one's, in shares of the largest output.
+
+On a GPU the library rounds float32 inputs of convolutions to TF32, ten bits, and the kernels do not.
+"""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What is timed: the dense and the pruned network as one would run them, and how (see CostReport)."""
+
+    dense: nn.Module
+    pruned: nn.Module
+    path: str
+    layouts: dict[str, int] = field(default_factory=dict)
+    removed_channels: float | None = None
+
+
+def ready_for_inference(dense: nn.Module, pruned: nn.Module, x: Tensor) -> Inference:
+    """Both networks with BatchNorm folded and epilogues fused, the pruned one with the layouts fastest for x.
+
+    The layouts are chosen anew for every network, none is kept on disk. Where the pruned network cannot be traced,
+    or its outputs for x are not the plain network's, both are timed plain, and the path says why.
+    """
+    from prunebench_kernels.sparse.choices import Choices
+    from prunebench_kernels.sparse.measured import QUICK
+    from prunebench_kernels.sparse.module import Measuring
+    from prunebench_kernels.sparse.network import fold_dense, sparsify
+
+    pruned.eval()
+    try:
+        network = sparsify(pruned, example=x, measuring=Measuring(QUICK, Choices.in_memory()))
+        reference = fold_dense(dense, x)
+        apart = distance(network, pruned, x)
+    except Exception as error:  # whatever a user's network does; the run's accuracies do not depend on it
+        return Inference(dense, pruned, f"{PLAIN_PATH} ({_first_line(error)})")
+    limit = PARITY["cuda" if x.device.type == "cuda" else "cpu"]
+    if not apart <= limit:
+        return Inference(dense, pruned, f"{PLAIN_PATH} (sparsify: outputs differ by {apart:.1e})")
+    report = network.report
+    return Inference(reference, network, SPARSE_PATH, report.layouts, report.removed_channels)
+
+
+@torch.inference_mode()
+def distance(model: nn.Module, other: nn.Module, x: Tensor) -> float:
+    """Largest difference of two networks' outputs for x, as a share of the other's largest output; nan if one is."""
+    values, wanted = model(x), other(x)
+    return float((values - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 @torch.inference_mode()

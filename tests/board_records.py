@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from prunebench.record import CostReport, GroupRow, Mining, Percentiles, RunRecord, Sparsity
+from prunebench.record import SCHEMA_VERSION, CostReport, GroupRow, Mining, Percentiles, RunRecord, Sparsity
 from prunebench.spec import Recipe, RunSpec
 
 RECIPE = Recipe(steps=400, finetune_steps=100, batch_size=128)
@@ -43,7 +43,7 @@ def run(
     achieved = 0.25 if sparsity is None else sparsity
     hits = round(100 * conflicting)
     fields: dict[str, Any] = {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "run_id": spec.run_id,
         "status": "ok",
         "spec": spec.to_dict(),

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from prunebench.record import CostReport, GroupRow, Percentiles, RunRecord, Sparsity
+from prunebench.record import SCHEMA_VERSION, CostReport, GroupRow, Percentiles, RunRecord, Sparsity
 from prunebench.spec import Recipe, RunSpec
 
 torch.set_num_threads(1)
@@ -47,7 +47,7 @@ def make_record(spec: RunSpec) -> Callable[..., RunRecord]:
     def make(cell: RunSpec = spec, **changes: Any) -> RunRecord:
         times = Percentiles(1.0, 1.5, 2.0)
         fields: dict[str, Any] = {
-            "schema_version": 1,
+            "schema_version": SCHEMA_VERSION,
             "run_id": cell.run_id,
             "status": "ok",
             "spec": cell.to_dict(),

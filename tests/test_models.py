@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from prunebench.errors import DataError, UsageError
 from prunebench.models import MODELS, build_model, identify_model
@@ -43,6 +44,21 @@ def test_resnet_stems_differ() -> None:
     cifar, imagenet = (build_model(name, 2, seed=0).body for name in ("resnet18", "resnet18-imagenet"))
     assert cifar.conv1.kernel_size == (3, 3)
     assert imagenet.conv1.kernel_size == (7, 7)
+
+
+def test_mobilenet_stems_differ() -> None:
+    cifar, imagenet = (build_model(name, 2, seed=0).body for name in ("mobilenet", "mobilenet-imagenet"))
+    assert cifar.features[0][0].stride == (1, 1)
+    assert imagenet.features[0][0].stride == (2, 2)
+
+
+def test_mobilenet_has_depthwise_convolutions() -> None:
+    layers = [
+        layer for layer in build_model("mobilenet", 2, seed=0).modules() if isinstance(layer, nn.Conv2d)
+    ]
+    depthwise = [layer for layer in layers if layer.groups > 1]
+    assert (len(layers), len(depthwise)) == (52, 17)
+    assert all(layer.groups == layer.in_channels == layer.out_channels for layer in depthwise)
 
 
 def test_pretrained_weights_are_found_loaded_and_identified(

@@ -65,7 +65,7 @@ def test_a_failed_record_reads() -> None:
     assert (record.cost, record.sparsity, record.groups) == (None, None, [])
 
 
-@pytest.mark.parametrize("name", ["record_v1_ok", "record_v1_failed"])
+@pytest.mark.parametrize("name", ["record_v2_ok", "record_v2_plain", "record_v2_failed"])
 def test_a_record_is_written_as_it_was_read(name: str) -> None:
     assert to_json(from_json(golden(name), name)) == golden(name)
 
@@ -78,6 +78,32 @@ def test_schema_0_is_migrated() -> None:
     assert record.splits_hash is None
     assert from_json(to_json(record), "again") == record
     assert replace(record, splits_hash="4153705eee51840b") == from_json(golden("record_v1_ok"), "here")
+
+
+def test_schema_1_was_timed_in_the_plain_network() -> None:
+    old, record = json.loads(golden("record_v1_ok")), from_json(golden("record_v1_ok"), "here")
+    assert record.schema_version == SCHEMA_VERSION == 2
+    assert record.cost is not None
+    assert record.cost.latency_path == "dense kernels with zeros"
+    assert (record.cost.latency_layouts, record.cost.removed_channels) == ({}, None)
+    written = json.loads(to_json(record))
+    added = {"latency_path", "latency_layouts", "removed_channels"}
+    assert set(written["cost"]) - set(old["cost"]) == added
+    assert {key: value for key, value in written["cost"].items() if key not in added} == old["cost"]
+    assert written | {"cost": 0, "schema_version": 1} == old | {"cost": 0}
+
+
+def test_schema_1_of_a_failed_run() -> None:
+    record = from_json(golden("record_v1_failed"), "here")
+    assert (record.schema_version, record.cost) == (SCHEMA_VERSION, None)
+
+
+def test_schema_2_says_what_was_timed() -> None:
+    record = from_json(golden("record_v2_ok"), "here")
+    assert record.cost is not None
+    assert record.cost.latency_path == "sparsify: auto"
+    assert record.cost.latency_layouts == {"dense": 2, "compact": 1}
+    assert record.cost.removed_channels == 0.25
 
 
 def test_schema_0_without_a_log() -> None:
@@ -101,8 +127,8 @@ def forget_params(record: dict[str, Any]) -> None:
     ("text", "why"),
     [
         (
-            changed(schema_version=2),
-            "written with record schema 2; this PruneBench reads up to 1: upgrade it",
+            changed(schema_version=3),
+            "written with record schema 3; this PruneBench reads up to 2: upgrade it",
         ),
         (changed(schema_version=-1), "record schema -1 is no longer readable; run the cell again"),
         (changed(schema_version="1"), "not a PruneBench record"),
@@ -122,6 +148,8 @@ def forget_params(record: dict[str, Any]) -> None:
         (edited(lambda r: r["groups"][0].pop("count")), "invalid record: groups.0.count"),
         (edited(lambda r: r["groups"][0].update(count=1.5)), "invalid record: groups.0.count"),
         (edited(lambda r: r["cost"]["latency_dense_ms"].pop("p20")), "latency_dense_ms.p20"),
+        (edited(lambda r: r.update(cost="cheap")), "invalid record: cost"),
+        (edited(lambda r: r["cost"].update(latency_layouts=[])), "invalid record: cost.latency_layouts"),
         (edited(lambda r: r["mining"].update(mined=None)), "invalid record: mining.mined"),
         (edited(lambda r: r["spec"].update(seed=1)), "run_id f83cd242c983ff6e does not match its spec"),
         (edited(lambda r: r["spec"].update(colour="red")), "invalid record: spec"),

@@ -1,4 +1,4 @@
-"""`convnet`, `convnet-small` and ResNet-18 with the CIFAR or the ImageNet stem."""
+"""`convnet`, `convnet-small`, ResNet-18 and MobileNetV2, the latter two with the CIFAR or the ImageNet stem."""
 
 from __future__ import annotations
 
@@ -60,6 +60,21 @@ def _resnet18(num_classes: int, *, cifar_stem: bool, weights: Path | None = None
     return Classifier(net, num_features, num_classes)
 
 
+def _mobilenet(num_classes: int, *, cifar_stem: bool) -> Classifier:
+    """torchvision's MobileNetV2 (inverted residuals, depthwise convolutions); dropout 0.2 stands before the head.
+
+    The CIFAR stem has stride 1 in the first convolution.
+    """
+    from torchvision.models import mobilenet_v2
+
+    net = mobilenet_v2(weights=None)
+    if cifar_stem:
+        net.features[0][0].stride = (1, 1)
+    dropout, head = net.classifier
+    net.classifier = nn.Sequential(dropout)
+    return Classifier(net, head.in_features, num_classes)
+
+
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -91,6 +106,8 @@ MODELS: dict[str, Builder] = {
     "convnet-small": lambda classes, _: _convnet((32, 64, 128), classes),
     "resnet18": lambda classes, _: _resnet18(classes, cifar_stem=True),
     "resnet18-imagenet": lambda classes, _: _resnet18(classes, cifar_stem=False),
+    "mobilenet": lambda classes, _: _mobilenet(classes, cifar_stem=True),
+    "mobilenet-imagenet": lambda classes, _: _mobilenet(classes, cifar_stem=False),
     PRETRAINED: lambda classes, data_root: _resnet18(
         classes, cifar_stem=False, weights=find_imagenet_weights(data_root)
     ),

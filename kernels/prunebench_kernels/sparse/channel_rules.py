@@ -97,14 +97,15 @@ def is_flat(node: fx.Node, module: nn.Module | None, before: fx.Node) -> bool:
     if node.op == "call_module":
         return isinstance(module, nn.Flatten)
     if node.target in (torch.flatten, "flatten"):
-        return node.kwargs.get("start_dim", node.args[1] if len(node.args) > 1 else 0) == 1
-    return node.target in ("view", "reshape") and (node.args[1] == -1 or isinstance(node.args[1], fx.Node))
+        return bool(node.kwargs.get("start_dim", node.args[1] if len(node.args) > 1 else 0) == 1)
+    samples = node.args[1] if node.target in ("view", "reshape") else 0
+    return isinstance(samples, fx.Node) or bool(samples == -1)
 
 
 def reads_batch_size(node: fx.Node) -> bool:
     """Whether it reads only how many samples there are."""
     if node.op == "call_method" and node.target == "size" and len(node.args) == 2:
-        return node.args[1] == 0
+        return bool(node.args[1] == 0)
     whole = (node.op == "call_method" and node.target == "size") or (
         node.op == "call_function" and node.target is getattr and node.args[1:] == ("shape",)
     )

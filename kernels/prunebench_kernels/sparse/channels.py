@@ -169,7 +169,7 @@ class _Analysis:
             sets.follow(node, before)
             still = leaves_constants(node, module)
             self.rules[node] = lambda known: known[before] if still else zeros_only(known[before])
-        elif is_sum(node) and sets.repeat[node.args[0]] == sets.repeat[node.args[1]]:
+        elif is_sum(node) and len({sets.repeat[other] for other in node.all_input_nodes}) == 1:
             self._add(node)
         else:
             sets.new(node, fixed=True)

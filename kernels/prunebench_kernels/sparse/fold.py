@@ -176,7 +176,7 @@ def _make_plain(graph: fx.GraphModule, node: fx.Node) -> None:
     if node.op == "call_method":
         node.target = OUT_OF_PLACE_METHODS[str(node.target)]
     elif node.op == "call_function":
-        node.target = OUT_OF_PLACE.get(node.target, node.target)  # type: ignore[arg-type]
+        node.target = OUT_OF_PLACE.get(node.target, node.target)  # type: ignore[arg-type, assignment]
         node.kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
 
 

@@ -78,11 +78,11 @@ class Decision:
         """Read a stored decision. Raises ValueError, TypeError, KeyError or AttributeError if it is none."""
         timings = {str(name): Timing(**marks) for name, marks in values["timings"].items()}
         numbers = [mark for timing in timings.values() for mark in asdict(timing).values()]
-        words = [values["winner"], values["reason"]]
-        if not all(isinstance(word, str) for word in words) or not all(map(_is_number, numbers)):
+        winner, reason = values["winner"], values["reason"]
+        if not (isinstance(winner, str) and isinstance(reason, str) and all(map(_is_number, numbers))):
             raise ValueError("not a decision")
-        refused = {str(name): str(reason) for name, reason in values["refused"].items()}
-        return Decision(*words, timings, refused, cached=True)
+        refused = {str(name): str(why) for name, why in values["refused"].items()}
+        return Decision(winner, reason, timings, refused, cached=True)
 
 
 def _is_number(value: object) -> bool:
