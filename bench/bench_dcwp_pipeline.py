@@ -90,7 +90,7 @@ class OurWork:
         generator = torch.Generator().manual_seed(0)
         self.batches = draw_batches(len(y), steps=STEPS, batch_size=BATCH, generator=generator)
         self.net = build_model("convnet", 10, seed=0)
-        self.learner = LearnedMasks(build_model("convnet", 10, seed=0), generator=generator)
+        self.learner = LearnedMasks(build_model("convnet", 10, seed=0), seed=0)
         self.masks = {name: torch.rand(w.shape) < 0.7 for name, w in prunable(self.net).items()}
         self.conflicting = torch.arange(len(y)) % 2 == 0
 
@@ -113,7 +113,7 @@ class OurWork:
         def objective(model: nn.Module, batch: Batch) -> Tensor:
             return self._loss(*self.learner.features_and_logits(batch.x), batch)
 
-        self._train(self.learner, objective, parameters=list(self.learner.logits))
+        self._train(self.learner, objective, parameters=[self.learner.logits])
 
     def finetune(self) -> None:
         def objective(model: nn.Module, batch: Batch) -> Tensor:

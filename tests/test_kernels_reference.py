@@ -7,128 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from prunebench_kernels import correlation, masked_conv2d, sample_masks, uncertainty
+from prunebench_kernels import correlation, masked_conv2d, uncertainty
 from scipy import special, stats
 from torch import Tensor
 from torch.nn import functional
 
-SHAPES = {"conv": (4, 3, 2, 2), "linear": (5, 7), "bias-like": (3,)}
-
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def random_logits(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    generator = seeded(1)
-    return {name: 2 * torch.randn(shape, generator=generator, dtype=dtype) for name, shape in SHAPES.items()}
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_masks_are_hard_and_shaped_as_the_logits(dtype: torch.dtype) -> None:
-    logits = random_logits(dtype)
-    masks = sample_masks(logits, generator=seeded())
-    assert list(masks) == list(logits)
-    for name, mask in masks.items():
-        assert mask.shape == logits[name].shape
-        assert mask.dtype == dtype
-        assert set(mask.unique().tolist()) <= {0.0, 1.0}
-    drawn = torch.cat([mask.flatten() for mask in masks.values()])
-    assert set(drawn.tolist()) == {0.0, 1.0}
-
-
-@pytest.mark.parametrize("squash", [True, False])
-@pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
-def test_gradient_is_that_of_the_soft_value(squash: bool, temperature: float) -> None:
-    logits = {name: values.requires_grad_() for name, values in random_logits().items()}
-    masks = sample_masks(logits, generator=seeded(), temperature=temperature, squash=squash)
-    upstream = {name: torch.randn(values.shape, dtype=torch.float64) for name, values in logits.items()}
-    sum((masks[name] * upstream[name]).sum() for name in logits).backward()
-
-    count = sum(values.numel() for values in logits.values())
-    uniform = torch.rand(
-        count, generator=seeded(), dtype=torch.float64
-    ).numpy()  # one draw, layer after layer
-    noise = np.log(uniform) - np.log1p(-uniform)
-
-    def soft(pi: np.ndarray) -> np.ndarray:
-        location = special.expit(pi) if squash else pi
-        return special.expit((location + noise) / temperature)
-
-    pi = np.concatenate([values.detach().numpy().ravel() for values in logits.values()])
-    hard = np.concatenate([mask.detach().numpy().ravel() for mask in masks.values()])
-    step = 1e-6
-    slope = (soft(pi + step) - soft(pi - step)) / (2 * step)
-    expected = slope * np.concatenate([values.numpy().ravel() for values in upstream.values()])
-    actual = np.concatenate([values.grad.numpy().ravel() for values in logits.values()])  # type: ignore[union-attr]
-    np.testing.assert_array_equal(hard, soft(pi) > 0.5)
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-9)
-
-
-@pytest.mark.parametrize("squash", [True, False])
-@pytest.mark.parametrize("logit", [-3.0, 0.0, 1.5])
-@pytest.mark.parametrize("temperature", [1.0, 0.4])
-def test_keep_probability(logit: float, squash: bool, temperature: float) -> None:
-    count = 200_000
-    mask = sample_masks(
-        {"w": torch.full((count,), logit)}, generator=seeded(), temperature=temperature, squash=squash
-    )["w"]
-    expected = sigmoid(sigmoid(logit) if squash else logit)
-    five_deviations = 5 * math.sqrt(expected * (1 - expected) / count)  # missed once in two million draws
-    assert abs(float(mask.double().mean()) - expected) < five_deviations
-
-
-def test_temperature_changes_gradients_not_masks() -> None:
-    logits = random_logits()
-    warm = sample_masks(logits, generator=seeded(), temperature=5.0)
-    cold = sample_masks(logits, generator=seeded(), temperature=0.1)
-    for name in logits:
-        assert torch.equal(warm[name], cold[name])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_extreme_logits(dtype: torch.dtype) -> None:
-    logits = torch.tensor([200.0, -200.0], dtype=dtype).repeat(1000).requires_grad_()
-    mask = sample_masks({"w": logits}, generator=seeded(), squash=False)["w"]
-    assert mask.tolist() == [1.0, 0.0] * 1000
-    mask.sum().backward()
-    assert torch.isfinite(logits.grad).all()  # type: ignore[arg-type]
-
-
-def test_extreme_logits_squashed_stay_random() -> None:
-    count = 50_000
-    mask = sample_masks({"w": torch.tensor([200.0, -200.0]).repeat(count, 1)}, generator=seeded())["w"]
-    bound = 5 * 0.5 / math.sqrt(count)
-    assert float(mask[:, 0].mean()) == pytest.approx(sigmoid(1.0), abs=bound)
-    assert float(mask[:, 1].mean()) == pytest.approx(0.5, abs=bound)
-
-
-def test_masks_follow_the_generator() -> None:
-    logits = random_logits()
-    generator = seeded(3)
-    first, second = sample_masks(logits, generator=generator), sample_masks(logits, generator=generator)
-    again = sample_masks(logits, generator=seeded(3))
-    for name in logits:
-        assert torch.equal(first[name], again[name])
-    assert any(not torch.equal(first[name], second[name]) for name in logits)
-
-
-def test_global_random_state_is_left_alone() -> None:
-    before = torch.random.get_rng_state()
-    sample_masks(random_logits(), generator=seeded())
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_sample_masks_errors() -> None:
-    with pytest.raises(ValueError, match="no layer"):
-        sample_masks({}, generator=seeded())
-    for temperature in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="temperature: must be positive"):
-            sample_masks(random_logits(), generator=seeded(), temperature=temperature)
 
 
 CONVOLUTIONS = [

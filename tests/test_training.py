@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from prunebench.models import Classifier, build_model
 from prunebench.pruning.learned import LearnedMasks, native_masks
-from prunebench.pruning.masks import Masks, make_masks, prunable, verify
+from prunebench.pruning.masks import Masks, apply_masks, make_masks, prunable, verify
 from prunebench.training import (
     Batch,
     Images,
@@ -351,7 +351,7 @@ def test_evaluated_logits_can_be_targets_of_a_loss() -> None:
 
 
 def learner(seed: int = 0, **settings: object) -> LearnedMasks:
-    return LearnedMasks(build_model("convnet-small", 3, seed=0), generator=seeded(seed), **settings)  # type: ignore[arg-type]
+    return LearnedMasks(build_model("convnet-small", 3, seed=0), seed=seed, **settings)  # type: ignore[arg-type]
 
 
 def learn(masks: LearnedMasks, steps: int) -> None:
@@ -368,7 +368,7 @@ def learn(masks: LearnedMasks, steps: int) -> None:
         batches(steps),
         objective=objective,
         settings=adam(),
-        parameters=list(masks.logits),
+        parameters=[masks.logits],
     )
 
 
@@ -388,10 +388,10 @@ def test_gradients_reach_every_logit() -> None:
     features, logits = masks.features_and_logits(images.batch(slice(None)))
     assert features.shape == (24, 128)
     functional.cross_entropy(logits, y).backward()
-    for values in masks.logits:
-        assert torch.isfinite(values.grad).all()  # type: ignore[arg-type]
-        assert (values.grad != 0).float().mean() > 0.5  # type: ignore[union-attr,operator]
-    assert all(weight.grad is None for weight in prunable(masks.net).values()), "the weights are frozen"
+    assert torch.isfinite(masks.logits.grad).all()  # type: ignore[arg-type]
+    nonzero = masks._by_layer((masks.logits.grad != 0).float())  # type: ignore[union-attr,operator,arg-type]
+    assert all(layer.mean() > 0.5 for layer in nonzero.values())
+    assert all(weight.grad is None for weight in masks.net.parameters()), "the network is frozen"
 
 
 def test_the_regulariser_is_the_sum_of_logits() -> None:
@@ -400,19 +400,17 @@ def test_the_regulariser_is_the_sum_of_logits() -> None:
     total = masks.sum_of_logits()
     assert total.item() == pytest.approx(0.25 * count)
     total.backward()
-    assert all(torch.equal(values.grad, torch.ones_like(values)) for values in masks.logits)  # type: ignore[arg-type]
+    assert torch.equal(masks.logits.grad, torch.ones(count))  # type: ignore[arg-type]
 
 
 def test_a_pass_uses_the_weights_under_one_draw() -> None:
     images, _ = make_images()
     x = images.batch(slice(None))
     features, logits = learner(seed=4).features_and_logits(x)
-    drawn = learner(seed=4).masked_weights()
+    drawn = learner(seed=4).draw_masks()
     plain = build_model("convnet-small", 3, seed=0)
     dense = {name: weight.detach().clone() for name, weight in prunable(plain).items()}
-    plain.load_state_dict(
-        {name.removeprefix("net."): value.detach() for name, value in drawn.items()}, strict=False
-    )
+    apply_masks(plain, {name: mask.detach() for name, mask in drawn.items()})
     for name, weight in prunable(plain).items():
         kept = weight != 0
         assert torch.equal(weight[kept], dense[name][kept])
@@ -426,8 +424,25 @@ def test_learning_masks_is_repeatable() -> None:
     first, again = learner(), learner()
     learn(first, 3)
     learn(again, 3)
-    for one, other in zip(first.logits, again.logits):
-        assert torch.equal(one, other)
+    assert torch.equal(first.logits, again.logits)
+
+
+def test_every_pass_draws_anew() -> None:
+    masks = learner()
+    first, second = masks.draw_masks(), masks.draw_masks()
+    assert all(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_masks_and_logits_lie_as_the_weights_do() -> None:
+    """So that weight * mask is one run through memory, and each layer keeps its own logits."""
+    masks = learner()
+    weights = prunable(masks.net)
+    for name, mask in masks.draw_masks().items():
+        assert (mask.shape, mask.stride()) == (weights[name].shape, weights[name].stride())
+    with torch.no_grad():
+        masks.logits.copy_(torch.arange(float(masks.logits.numel())))
+    seen = torch.cat([values.flatten().sort().values for values in masks.named_logits().values()])
+    assert torch.equal(seen, masks.logits.detach())
 
 
 def test_native_masks_by_hand() -> None:

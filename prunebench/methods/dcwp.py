@@ -104,7 +104,7 @@ class DebiasedPruning:
     def _learn_masks(self, experiment: Experiment, conflicting: Tensor) -> dict[str, Tensor]:
         learner = LearnedMasks(
             experiment.dense_model(),
-            generator=experiment.device_rng("masks"),
+            seed=experiment.rng("masks").initial_seed(),
             initial=self.initial_logit,
             temperature=self.temperature,
             squash=self.sigmoid_before_noise,
@@ -122,7 +122,7 @@ class DebiasedPruning:
             name="masks",
             objective=objective,
             sample_weight=1 + (self.mask_upweight - 1) * conflicting.float(),
-            parameters=list(learner.logits),
+            parameters=[learner.logits],
             optimizer="adam",
             betas=ADAM_BETAS,
             weight_decay=0.0,
@@ -157,5 +157,5 @@ class NativeDebiasedPruning(DebiasedPruning):
         return native_masks(logits)
 
 
-dcwp = method("dcwp", cite=CITE, version=2)(DebiasedPruning)
-dcwp_native = method("dcwp-native", cite=CITE, version=2, native=True)(NativeDebiasedPruning)
+dcwp = method("dcwp", cite=CITE, version=3)(DebiasedPruning)
+dcwp_native = method("dcwp-native", cite=CITE, version=3, native=True)(NativeDebiasedPruning)

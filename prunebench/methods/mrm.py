@@ -15,7 +15,7 @@ from prunebench.training.loop import Batch
 
 
 @method(
-    "mrm", cite="Zhang et al., 2021 (Can subnetwork structure be the key to OOD generalization?)", version=2
+    "mrm", cite="Zhang et al., 2021 (Can subnetwork structure be the key to OOD generalization?)", version=3
 )
 @dataclass(frozen=True)
 class ModularRiskMinimisation:
@@ -40,7 +40,7 @@ class ModularRiskMinimisation:
     def _learn_masks(self, experiment: Experiment) -> dict[str, Tensor]:
         learner = LearnedMasks(
             experiment.dense_model(),
-            generator=experiment.device_rng("masks"),
+            seed=experiment.rng("masks").initial_seed(),
             initial=self.initial_logit,
             temperature=self.temperature,
             squash=self.sigmoid_before_noise,
@@ -57,7 +57,7 @@ class ModularRiskMinimisation:
             lr=self.mask_lr,
             name="masks",
             objective=objective,
-            parameters=list(learner.logits),
+            parameters=[learner.logits],
             optimizer="adam",
             betas=(0.9, 0.99),
             weight_decay=0.0,

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from prunebench_kernels import sample_masks
+from prunebench_kernels.mask_sampling import sample_masks
+from prunebench_kernels.masked_conv import MaskedConv2d
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 
 
 class LearnedMasks(nn.Module):
-    """A frozen network seen through sampled masks; only the logits train.
+    """A frozen network seen through sampled masks; only `logits`, one flat buffer of all layers, trains.
 
+    Takes `net` over: its parameters stop to require gradients, and its convolutions become masked ones. Every
+    pass draws the masks of all layers in one call; the seed and the number of the pass decide the draw.
     BatchNorm stays in training mode, as in the released code of DCWP. `squash` applies the sigmoid before the
     noise (the released quirk: keep-probabilities stay in (0.5, 0.731)).
     """
@@ -27,33 +30,43 @@ class LearnedMasks(nn.Module):
         self,
         net: Classifier,
         *,
-        generator: torch.Generator,
+        seed: int,
         initial: float = 1.5,
         temperature: float = 1.0,
         squash: bool = True,
     ) -> None:
         super().__init__()
-        self.net = net
-        self._weights = {name: weight.detach() for name, weight in prunable(net).items()}
-        self._names = list(self._weights)
-        self.logits = nn.ParameterList(torch.full_like(weight, initial) for weight in self._weights.values())
-        self._generator = generator
+        self.net = net.requires_grad_(False)
+        self._weights = prunable(net)
+        self._convolutions = _mask_convolutions(net)
+        total = sum(weight.numel() for weight in self._weights.values())
+        device = next(iter(self._weights.values())).device
+        self.logits = nn.Parameter(torch.full((total,), initial, device=device))
+        self._seed, self._draws = seed, 0
         self._temperature = temperature
         self._squash = squash
 
-    def masked_weights(self) -> dict[str, Tensor]:
-        """weight * mask for every layer, from one draw."""
+    def draw_masks(self) -> dict[str, Tensor]:
+        """The next draw of float masks, differentiable in the logits, by the name of their weight."""
         masks = sample_masks(
-            dict(zip(self._names, self.logits)),
-            generator=self._generator,
+            self.logits,
+            seed=self._seed,
+            offset=self._draws,
             temperature=self._temperature,
             squash=self._squash,
         )
-        return {f"net.{name}": self._weights[name] * mask for name, mask in masks.items()}
+        self._draws += 1
+        return self._by_layer(masks)
 
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Penultimate features `[B, F]` and class logits `[B, C]` of one mask draw."""
-        return functional_call(self, self.masked_weights(), (x,))
+        replaced = {}
+        for name, mask in self.draw_masks().items():
+            if name in self._convolutions:
+                replaced[f"net.{name.removesuffix('weight')}mask"] = mask
+            else:
+                replaced[f"net.{name}"] = self._weights[name] * mask
+        return functional_call(self, replaced, (x,))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.net.features(x)
@@ -61,10 +74,32 @@ class LearnedMasks(nn.Module):
 
     def sum_of_logits(self) -> Tensor:
         """The sparsity regulariser of the released code: the plain sum of the logits."""
-        return torch.stack([values.sum() for values in self.logits]).sum()
+        return self.logits.sum()
 
     def named_logits(self) -> dict[str, Tensor]:
-        return {name: values.detach().clone() for name, values in zip(self._names, self.logits)}
+        """A copy of the logits of each layer, by the name of its weight."""
+        return {name: values.clone() for name, values in self._by_layer(self.logits.detach()).items()}
+
+    def _by_layer(self, flat: Tensor) -> dict[str, Tensor]:
+        """Views of a flat buffer with the shapes and strides of the weights."""
+        pieces = flat.split([weight.numel() for weight in self._weights.values()])
+        return {name: _view_as(piece, self._weights[name]) for name, piece in zip(self._weights, pieces)}
+
+
+def _mask_convolutions(net: nn.Module) -> set[str]:
+    """Put masked convolutions, which share the parameters, in place of the plain ones; their weights' names."""
+    names = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)]
+    for name in names:
+        net.set_submodule(name, MaskedConv2d.from_conv(net.get_submodule(name)))  # type: ignore[arg-type]
+    return {f"{name}.weight" for name in names}
+
+
+def _view_as(piece: Tensor, weight: Tensor) -> Tensor:
+    """A contiguous `[P]` piece with the weight's shape, channels_last where the weight is stored so."""
+    if not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
+        k, c, r, s = weight.shape
+        return piece.view(k, r, s, c).permute(0, 3, 1, 2)
+    return piece.view(weight.shape)
 
 
 def native_masks(logits: Mapping[str, Tensor]) -> Masks:

@@ -1,11 +1,35 @@
-"""The oracle of mask sampling: its formula in torch, with gradients by autograd."""
+"""The oracle of mask sampling: Philox word by word in Python integers, the mask's formula with autograd."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+import numpy as np
 import torch
 from torch import Tensor
+
+
+def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Philox4x32-10: four random 32-bit words from a counter of four and a key of two.
+
+    Source: Salmon et al., SC 2011 (Parallel random numbers: as easy as 1, 2, 3), and its library Random123.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        low, high = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = (high >> 32) ^ c1 ^ k0, high % 2**32, (low >> 32) ^ c3 ^ k1, low % 2**32
+        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
+    return c0, c1, c2, c3
+
+
+def uniforms(count: int, *, seed: int, offset: int = 0) -> Tensor:
+    """The uniform numbers `[count]` (float64, exact) of draw `offset`: u = ((word >> 8) | 1) / 2^24.
+
+    Element e takes word e % 4 of the counter (e // 4, offset, 0, 0) under the key (seed % 2^32, seed // 2^32):
+    what Triton's `tl.randint4x(seed, offset * 2^32 + e // 4)` gives.
+    """
+    key = (seed % 2**32, seed >> 32)
+    words = [philox4x32((counter, offset, 0, 0), key) for counter in range(-(-count // 4))]
+    return torch.from_numpy(((np.array(words, dtype=np.int64).ravel()[:count] >> 8) | 1) / 2**24)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -20,32 +44,15 @@ class _StraightThrough(torch.autograd.Function):
         return gradients[0]
 
 
-def sample_masks(
-    logits: Mapping[str, Tensor],
-    *,
-    generator: torch.Generator,
-    temperature: float = 1.0,
-    squash: bool = True,
-) -> dict[str, Tensor]:
-    """Draw hard 0/1 masks from Gumbel-sigmoid logits, with straight-through gradients.
+def sample_masks(logits: Tensor, uniform: Tensor, *, temperature: float = 1.0, squash: bool = True) -> Tensor:
+    """Hard 0/1 masks from Gumbel-sigmoid logits and given uniform numbers, with straight-through gradients.
 
     s = sigmoid((g(pi) + L) / temperature), mask = [s > 1/2], d mask / d s := 1, where L = log u - log(1 - u)
     is logistic noise (the difference of two Gumbel variables). With `squash`, g is the sigmoid, as DCWP's
     released code has it: the keep-probability then lies in (0.5, 0.731) whatever the logit. Without it, g is
-    the identity, as in Csordas et al. (2021).
-
-    All layers are drawn from one flat buffer: one pass over the noise, whatever the number of layers.
-    Masks have the shapes, dtype and device of the logits. Raises ValueError on an empty mapping or a
-    temperature that is not positive. Source: Park et al., CVPR 2023, and its released code.
+    the identity, as in Csordas et al. (2021). Logits and uniform numbers have one shape.
+    Source: Park et al., CVPR 2023, and its released code.
     """
-    if not logits:
-        raise ValueError("logits: no layer to sample masks for")
-    if not temperature > 0:
-        raise ValueError(f"temperature: must be positive, got {temperature}")
-    flat = torch.cat([values.reshape(-1) for values in logits.values()])
-    uniform = torch.rand(flat.shape, generator=generator, device=flat.device, dtype=flat.dtype)
-    noise = torch.logit(uniform, eps=1e-7)
-    location = torch.sigmoid(flat) if squash else flat
-    hard = _StraightThrough.apply(torch.sigmoid((location + noise) / temperature))
-    pieces = torch.split(hard, [values.numel() for values in logits.values()])
-    return {name: piece.view_as(logits[name]) for name, piece in zip(logits, pieces)}
+    noise = torch.log(uniform) - torch.log1p(-uniform)
+    location = torch.sigmoid(logits) if squash else logits
+    return _StraightThrough.apply(torch.sigmoid((location + noise) / temperature))
