@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from prunebench.experiment import VisibleSplit
-from prunebench.metrics.groups import GroupTable, group_accuracy
-from prunebench.metrics.uncertainty import uncertainty_summary
+from prunebench.metrics.groups import GroupTable
+from prunebench.metrics.summary import summarize_runs
 from prunebench.record import CostReport, GroupRow, Mining
 from prunebench.speed import (
     count_macs,
@@ -51,11 +51,10 @@ class TaskData:
         needs = "train-groups" if name == "train" else "val-groups"
         return VisibleSplit(self.images[name], self.y[name].clone(), bias, name=name, needs=needs)
 
-    def groups(self, logits: Tensor, name: str) -> GroupTable:
-        """Group table of logits `[N, C]` on a split."""
-        return group_accuracy(
-            logits.argmax(1), self.y[name], self.bias[name], aligned_pair=self.aligned_pair()
-        )
+    def summary(self, logits: Tensor, name: str) -> tuple[GroupTable, dict[str, float]]:
+        """Group table and metrics of logits `[N, C]` on a split."""
+        label, bias = self.y[name], self.bias[name]
+        return summarize_runs(logits.unsqueeze(0), label, bias, aligned_pair=self.aligned_pair())[0]
 
     def aligned_pair(self) -> Tensor:
         """Which (label, bias) pairs are aligned, bool `[C, B]`."""
@@ -77,9 +76,8 @@ def measure_outputs(
     outputs = {f"{name}_logits": evaluate(model, data.images[name]).half() for name in ("val", "test")}
     summaries: dict[str, Summary] = {}
     for name in ("val", "test"):
-        logits = outputs[f"{name}_logits"].float()
-        table = data.groups(logits, name)
-        summaries[name] = {**table.summary(), **uncertainty_summary(logits, data.y[name])}
+        table, metrics = data.summary(outputs[f"{name}_logits"].float(), name)
+        summaries[name] = {**metrics}
     return outputs, group_rows(table), summaries["test"], summaries["val"]
 
 

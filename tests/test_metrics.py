@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import astuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
+from sklearn.linear_model import LinearRegression
 from torch import Tensor
 
-from prunebench.metrics import GroupTable, group_accuracy, group_tables
-from prunebench.metrics.uncertainty import uncertainty_summary
+from prunebench.errors import MetricError
+from prunebench.metrics import GroupTable, group_accuracy, group_tables, summarize_runs
+from prunebench.metrics import summary as summary_module
+from prunebench.metrics.dependence import interdependence, mean_absolute_correlation, output_correlation
+from prunebench.metrics.uncertainty import uncertain_share, uncertainty_summaries
 
 SAMPLES = [  # label, bias, prediction
     (0, 0, 0),
@@ -149,26 +155,70 @@ def test_shape_errors() -> None:
             group_accuracy(two, two, two, aligned_pair=pair)
 
 
-def test_uncertainty_summary_by_hand() -> None:
+def test_uncertainty_summaries_by_hand() -> None:
     logits = torch.tensor(
         [[0.0, 0.0, 0.0, 0.0], [math.log(7.0), 0.0, 0.0, 0.0]]
     )  # 1/4 each; 0.7, 0.1, 0.1, 0.1
-    summary = uncertainty_summary(logits, torch.tensor([2, 0]))
+    (summary,) = uncertainty_summaries(logits.unsqueeze(0), torch.tensor([2, 0]))
     surprise = -0.7 * math.log(0.7) - 0.3 * math.log(0.1)
     assert summary == pytest.approx(
         {
             "entropy": (1 + surprise / math.log(4)) / 2,
             "confidence": (0.25 + 0.7) / 2,
+            "margin": 0.6 / 2,
             "negative_log_likelihood": (math.log(4) - math.log(0.7)) / 2,
         }
     )
 
 
-def test_uncertainty_summary_of_a_sure_model() -> None:
-    summary = uncertainty_summary(torch.tensor([[50.0, -50.0]] * 3), torch.tensor([0, 0, 1]))
+def test_uncertainty_summaries_of_a_sure_model() -> None:
+    (summary,) = uncertainty_summaries(torch.tensor([[[50.0, -50.0]] * 3]), torch.tensor([0, 0, 1]))
     assert summary == pytest.approx(
-        {"entropy": 0.0, "confidence": 1.0, "negative_log_likelihood": 100 / 3}, abs=1e-6
+        {"entropy": 0.0, "confidence": 1.0, "margin": 1.0, "negative_log_likelihood": 100 / 3}, abs=1e-6
     )
+
+
+def test_uncertain_share_by_hand() -> None:
+    border = math.log(9)  # sigmoid = 0.9
+    logits = torch.tensor([[0.0, 3.0], [border - 1e-6, -3.0], [border + 1e-6, 0.1], [-border - 1e-6, 9.0]])
+    assert uncertain_share(logits).tolist() == [0.5, 0.25]
+    with pytest.raises(MetricError, match=r"^band"):
+        uncertain_share(logits, band=0.5)
+
+
+def test_output_correlation_and_interdependence() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(500, 4, generator=generator, dtype=torch.float64)
+    logits[:, 3] = 1.0
+    expected = np.corrcoef(logits[:, :3].numpy().T)
+    found = output_correlation(logits)
+    np.testing.assert_allclose(found[:3, :3], expected, atol=1e-12)
+    assert torch.isnan(found[3]).all()
+    mean = mean_absolute_correlation(logits.unsqueeze(0))
+    assert float(mean) == pytest.approx(np.abs(expected[np.triu_indices(3, 1)]).mean())
+    predictions = torch.stack([logits[:, 0] > 0, logits[:, 0] <= 0, logits[:, 1] > 0], dim=1)
+    assert interdependence(predictions).tolist() == pytest.approx(
+        [1, 1, LinearRegression().fit(predictions[:, :2].numpy(), predictions[:, 2].numpy()).score(
+            predictions[:, :2].numpy(), predictions[:, 2].numpy())], abs=1e-9
+    )  # fmt: skip
+
+
+def test_many_runs_are_summarised_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(5, 200, 3, generator=generator)
+    label, bias = (torch.randint(0, 3, (200,), generator=generator) for _ in range(2))
+    together = summarize_runs(logits, label, bias)
+    monkeypatch.setattr(summary_module, "ELEMENTS_AT_A_TIME", 2 * 200 * 3)
+    for found in (together, summarize_runs(logits, label, bias)):
+        for run, (table, metrics) in zip(logits, found):
+            alone = group_accuracy(run.argmax(1), label, bias)
+            assert (table.correct == alone.correct).all()
+            probability = torch.softmax(run.double(), 1)
+            assert metrics["plain"] == float((run.argmax(1) == label).double().mean())
+            entropy = stats.entropy(probability.numpy(), axis=1).mean() / math.log(3)
+            assert metrics["entropy"] == pytest.approx(entropy, rel=1e-6)
+            pairs = np.abs(np.corrcoef(run.numpy().T))[np.triu_indices(3, 1)]
+            assert metrics["logit_correlation"] == pytest.approx(pairs.mean(), abs=1e-6)
 
 
 def test_many_models_at_once_are_counted_as_one_by_one() -> None:
