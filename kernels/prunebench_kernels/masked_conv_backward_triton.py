@@ -167,7 +167,7 @@ def compile_case(
         divisible_by_16=(*types, "batch"),
         num_warps=configuration.num_warps,
         num_stages=configuration.num_stages,
-        expects=expectations(geometry, precision, configuration),
+        expects=expectations("wgrad", geometry, precision, configuration),
     )
 
 

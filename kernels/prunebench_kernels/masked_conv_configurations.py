@@ -43,8 +43,9 @@ def configuration(
     columns = 64 if name == "float32" else 128
     if _tiles(part, geometry, tile_rows, columns) < multiprocessors:
         columns = 64
-    warps = 8 if tile_rows * columns >= 128 * 128 else 4
-    return Configuration(tile_rows, columns, depth, warps, num_stages=3)
+    # Where channels fill no vector, every element has its own pointer: 4 warps spill on sm_80.
+    warps = 8 if tile_rows * columns >= 128 * 128 or channels % 4 else 4
+    return Configuration(tile_rows, columns, depth, warps, num_stages=2 if name == "float32" else 3)
 
 
 def tuning_candidates(
@@ -55,30 +56,39 @@ def tuning_candidates(
     base = configuration(part, geometry, dtype, precision=precision)
     if precision == "float32":
         return [base]
-    outputs, inputs = geometry.group_shape
     if part == "wgrad":
-        made = [
-            configuration(
-                part, geometry, dtype, multiprocessors=waves * 132, splits=splits, precision=precision
-            )
-            for waves in (1, 2, 4)
-            for splits in (None, 1)
-        ]
+        made = _wgrad_candidates(base, geometry)
     else:
-        rows = inputs if part == "dgrad" else outputs
+        rows = geometry.group_shape[1 if part == "dgrad" else 0]
         made = [
             dataclasses.replace(
-                base, rows=tile, columns=columns, num_stages=stages, fuse_mask=fuse, num_warps=8 if big else 4
+                base, rows=tile, columns=columns, num_stages=stages, fuse_mask=fuse, num_warps=warps
             )
-            for tile in sorted({min(base.rows, 64), base.rows, _tile(rows, 128)})
-            for columns in (64, 128, 256)
-            for stages in (3, 4)
-            for fuse in (False, True)
-            for big in {tile * columns >= 128 * 128}
+            for tile in sorted({min(base.rows, 64), _tile(rows, 128)})
+            for columns in (64, 128)
+            for stages, fuse in ((3, False), (4, False), (3, True))
+            for warps in {max(base.num_warps, 8 if tile * columns >= 128 * 128 else 4)}
         ]
     itemsize = 4 if dtype == torch.float32 else 2
     return [
         entry for entry in dict.fromkeys([base, *made]) if _shared_memory(entry, itemsize) <= SHARED_MEMORY
+    ]
+
+
+def _wgrad_candidates(base: Configuration, geometry: Geometry) -> list[Configuration]:
+    """Square and flat tiles, each with splits for half a wave, one and two waves of the multiprocessors."""
+    inputs = geometry.group_shape[1]
+    tiles = [
+        dataclasses.replace(base, rows=rows, columns=columns, num_stages=stages, num_warps=warps)
+        for rows in sorted({min(base.rows, 64), base.rows})
+        for columns in sorted({min(base.columns, 64), _tile(inputs, 128)})
+        for stages in (3, 4)
+        for warps in {8 if rows * columns >= 128 * 128 else 4}
+    ]
+    return [
+        dataclasses.replace(tile, splits=splits)
+        for tile in tiles
+        for splits in sorted({_splits(tile, geometry, processors) for processors in (66, 132, 264)})
     ]
 
 
@@ -87,14 +97,21 @@ def _wgrad(geometry: Geometry, name: str, multiprocessors: int, splits: int | No
     largest = 64 if name == "float32" else 128
     rows, columns = _tile(outputs, largest), _tile(inputs, 64)
     depth = {"float32": 16, "tf32": 32}.get(name, 64)
-    pixels = geometry.batch * geometry.output[0] * geometry.output[1]
-    if splits is None:
-        tiles = -(-outputs // rows) * -(-inputs // columns) * geometry.kernel[0] * geometry.kernel[1]
-        # At least four steps a program, else the workspace costs more than the wait it saves.
-        most = max(1, -(-pixels // depth) // 4)
-        splits = max(1, min(multiprocessors // (tiles * geometry.groups), most))
     warps = 8 if rows * columns >= 128 * 128 else 4
-    return Configuration(rows, columns, depth, warps, num_stages=3, splits=splits)
+    tile = Configuration(rows, columns, depth, warps, num_stages=3)
+    return dataclasses.replace(tile, splits=splits or _splits(tile, geometry, multiprocessors))
+
+
+def _splits(tile: Configuration, geometry: Geometry, multiprocessors: int) -> int:
+    """Parts of a wgrad's sum that fill the multiprocessors once.
+
+    At least four steps a program, else the workspace costs more than the wait it saves.
+    """
+    outputs, inputs = geometry.group_shape
+    taps = geometry.kernel[0] * geometry.kernel[1]
+    programs = -(-outputs // tile.rows) * -(-inputs // tile.columns) * taps * geometry.groups
+    pixels = geometry.batch * geometry.output[0] * geometry.output[1]
+    return max(1, min(multiprocessors // programs, -(-pixels // tile.depth) // 4))
 
 
 def _tile(extent: int, largest: int) -> int:

@@ -332,7 +332,7 @@ def compile_case(
         divisible_by_16=(*types, *(strides if min(geometry.group_shape) % 16 == 0 else ())),
         num_warps=configuration.num_warps,
         num_stages=configuration.num_stages,
-        expects=expectations(geometry, precision, configuration),
+        expects=expectations(part, geometry, precision, configuration),
     )
 
 

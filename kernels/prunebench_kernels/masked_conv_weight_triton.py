@@ -266,7 +266,7 @@ def _cases() -> tuple[CompileCase, ...]:
                 }
                 needs = {"NEED_WEIGHT": True, "NEED_MASK": mask != "*u8", "FLAT": flat}
                 made.append(case(masked_weight_gradients_kernel, types, **needs))
-    return tuple(made)
+    return tuple({entry.name: entry for entry in made}.values())
 
 
 COMPILE_CASES = _cases()
