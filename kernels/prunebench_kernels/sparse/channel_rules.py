@@ -98,7 +98,7 @@ def is_flat(node: fx.Node, module: nn.Module | None, before: fx.Node) -> bool:
         return isinstance(module, nn.Flatten)
     if node.target in (torch.flatten, "flatten"):
         return bool(node.kwargs.get("start_dim", node.args[1] if len(node.args) > 1 else 0) == 1)
-    samples = node.args[1] if node.target in ("view", "reshape") else 0
+    samples = node.args[1] if node.target == "reshape" else 0
     return isinstance(samples, fx.Node) or bool(samples == -1)
 
 

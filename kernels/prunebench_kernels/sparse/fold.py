@@ -69,6 +69,7 @@ def trace(model: nn.Module, example: Tensor, masks: Mapping[str, Tensor] | None 
     _separate_shared_layers(traced)
     _drop_identities(traced)
     _leave_values_alone(traced)
+    _allow_any_memory_format(traced)
     traced.graph.lint()
     traced.recompile()
     try:
@@ -160,6 +161,13 @@ def _leave_values_alone(graph: fx.GraphModule) -> None:
             plain = copy.copy(module)
             plain.inplace = False  # type: ignore[assignment]
             replace_module(graph, name, plain)
+
+
+def _allow_any_memory_format(graph: fx.GraphModule) -> None:
+    """`view` becomes `reshape`: layouts decide between NCHW and channels_last, and a view works for one of them."""
+    for node in graph.graph.nodes:
+        if node.op == "call_method" and node.target == "view" and not isinstance(node.args[-1], torch.dtype):
+            node.target = "reshape"
 
 
 def _writes_its_input(graph: fx.GraphModule, node: fx.Node) -> bool:

@@ -136,7 +136,9 @@ def _verdict(guard: str, best: str, timings: Mapping[str, Timing]) -> tuple[str,
     ratio = dense.p50 / other.p50
     if other.p50 < GAIN * dense.p50 and other.p80 < dense.p50:
         return best, f"{ratio:.2f}x as fast as {guard}"
-    return guard, f"{best} was {ratio:.2f}x as fast, within the noise of {guard}"
+    if ratio > 1:
+        return guard, f"{best} was {ratio:.2f}x as fast, within the noise of {guard}"
+    return guard, f"{best} came closest, {ratio:.2f}x as fast as {guard}"
 
 
 def time_in_turns(calls: Calls, repeats: int) -> Samples:
