@@ -121,6 +121,65 @@ def check(
 
 
 @app.command()
+def profile(  # noqa: PLR0913
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A model (default: convnet on a CPU, resnet18 on a GPU)."),
+    ] = None,
+    image: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Rows and columns of an image (default: 32)."),
+    ] = None,
+    batch: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Images of a batch (default: 64 on a CPU, 128 on a GPU)."),
+    ] = None,
+    sparsity: Annotated[list[float], typer.Option(help="These sparsities (share of zeros).")] = [],  # noqa: B006
+    pattern: Annotated[
+        list[str],
+        typer.Option(help="unstructured, block, filter, 2:4, or stored (the zeros of --run)."),
+    ] = [],  # noqa: B006
+    layer: Annotated[list[str], typer.Option(help="Only layers whose name contains this.")] = [],  # noqa: B006
+    minutes: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Time box; the rest is listed as left out (default: 1.5 on a CPU, 9 on a GPU)."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto (bf16 on a GPU, fp32 on a CPU), fp32, bf16 or fp16.")
+    ] = "auto",
+    backend: Annotated[str, typer.Option(help="Of the sparse kernels: auto, triton or torch.")] = "auto",
+    compile: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--compile/--no-compile", help="Measure torch.compile too (default: on a GPU)."),
+    ] = None,
+    repeats: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Timed calls of each implementation (default: 9 on a CPU, 50 on a GPU)."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+    run: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--run", help="Weights of a run: its id, its folder or a model.safetensors."),
+    ] = None,
+    results: Annotated[Path, typer.Option(help="Where --run looks for an id.")] = Path("leaderboard/results"),
+    out: Annotated[Path, typer.Option(help="Where page, figures, CSV and JSON go.")] = Path("profile"),
+) -> None:
+    """Measure sparse layers and networks on this machine against dense and the roofline."""
+    from prunebench.console import console
+    from prunebench.profile.session import profile_machine
+    from prunebench.profile.settings import ProfileSettings
+
+    settings = ProfileSettings(
+        model=model, image=image, batch=batch, sparsities=tuple(sparsity), patterns=tuple(pattern),
+        layers=tuple(layer), minutes=minutes, device=device, precision=precision, backend=backend,
+        compiled=compile, repeats=repeats, seed=seed, run=run, results=results, out=out,
+        command=" ".join(["prunebench", *sys.argv[1:]]),
+    )  # fmt: skip
+    raise typer.Exit(profile_machine(settings, console))
+
+
+@app.command()
 def doctor(data_root: DataOption = None) -> None:
     """Tell what this machine has: versions, device, precision, data."""
     from prunebench.console import print_environment

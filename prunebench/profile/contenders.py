@@ -1,0 +1,204 @@
+"""The implementations of one layer that race each other: dense baselines and every sparse layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from prunebench.profile.layers import ConvLayer, ConvShape
+from prunebench.profile.measure import Stopwatch, interleaved
+from prunebench.profile.results import COMPILED, EAGER, SHRUNK, Timing
+
+TOLERANCE = {torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+"""Largest deviation from the dense result over the largest dense value; fp32 leaves room for TF32."""
+
+Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A layer's batch `[N, C, H, W]`, masked weight and bias, on the device, in the precision of the profile."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    shape: ConvShape
+
+
+def make_inputs(
+    layer: ConvLayer, mask: Tensor, batch: int, device: torch.device, dtype: torch.dtype
+) -> Inputs:
+    """Random input and bias (the same for every mask), channels_last, and the masked weight."""
+    generator = torch.Generator().manual_seed(0)
+    shape = layer.shape
+    x = torch.randn(batch, shape.in_channels, shape.height, shape.width, generator=generator)
+    bias = torch.randn(shape.out_channels, generator=generator)
+    x = x.to(device, dtype).contiguous(memory_format=torch.channels_last)
+    weight = (layer.weight * mask).to(device, dtype).contiguous(memory_format=torch.channels_last)
+    return Inputs(x, weight, bias.to(device, dtype), shape)
+
+
+def dense_layer(shape: ConvShape) -> Layer:
+    """Convolution, bias (where BatchNorm was folded) and ReLU."""
+
+    def layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y = functional.conv2d(x, weight, bias, shape.stride, shape.padding, shape.dilation, shape.groups)
+        return functional.relu(y)
+
+    return layer
+
+
+class Compiled:
+    """`torch.compile` of each layer once; masks do not change what is compiled."""
+
+    def __init__(self) -> None:
+        self._layers: dict[tuple[ConvShape, torch.dtype], Layer | str] = {}
+
+    def layer(self, inputs: Inputs) -> Layer | str:
+        """The compiled layer, or why there is none."""
+        key = inputs.shape, inputs.x.dtype
+        if key not in self._layers:
+            self._layers[key] = _compile(inputs)
+        return self._layers[key]
+
+
+def _compile(inputs: Inputs) -> Layer | str:
+    import torch._dynamo
+
+    compiled: Layer = torch.compile(dense_layer(inputs.shape), dynamic=False)
+    try:
+        with torch._dynamo.config.patch(recompile_limit=256), torch.inference_mode():
+            compiled(inputs.x, inputs.weight, inputs.bias)
+    except Exception as error:  # whatever the compiler and its tool chain raise
+        return f"torch.compile failed: {one_line(error)}"
+    return compiled
+
+
+def one_line(error: Exception) -> str:
+    """An exception's name and first line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@torch.inference_mode()
+def race(
+    inputs: Inputs, compiled: Compiled | None, stopwatch: Stopwatch, *, backend: str, repeats: int
+) -> tuple[Timing, ...]:
+    """Every implementation of the layer, checked against the dense result, timed in turns hot and cold."""
+    entries = [*_baselines(inputs, compiled), *_layouts(inputs, backend), *_shrunk(inputs)]
+    want = dense_layer(inputs.shape)(inputs.x, inputs.weight, inputs.bias)
+    checked = [(_check(timing, call, want, inputs), call) for timing, call in entries]
+    calls = {timing.name: call for timing, call in checked if call and timing.not_measured is None}
+    hot = interleaved(calls, stopwatch, repeats=repeats, cold=False)
+    cold = interleaved(calls, stopwatch, repeats=repeats, cold=True)
+    return tuple(
+        replace(timing, hot_ms=hot.get(timing.name), cold_ms=cold.get(timing.name)) for timing, _ in checked
+    )
+
+
+Call = Callable[[], Tensor]
+Entry = tuple[Timing, Call | None]
+
+
+def _baselines(inputs: Inputs, compiled: Compiled | None) -> Iterator[Entry]:
+    eager = dense_layer(inputs.shape)
+    yield Timing(EAGER), lambda: eager(inputs.x, inputs.weight, inputs.bias)
+    if compiled is None:
+        yield Timing(COMPILED, not_measured="left out (--no-compile)"), None
+        return
+    layer = compiled.layer(inputs)
+    if isinstance(layer, str):
+        yield Timing(COMPILED, not_measured=layer), None
+    else:
+        yield Timing(COMPILED), lambda: layer(inputs.x, inputs.weight, inputs.bias)
+
+
+def _layouts(inputs: Inputs, backend: str) -> Iterator[Entry]:
+    """Every layout that may take this weight, packed; x lies in the memory format that the layout prefers."""
+    from prunebench_kernels import explain
+    from prunebench_kernels.sparse.conv import candidates, preferred_format, sparse_conv2d
+    from prunebench_kernels.sparse.layouts import pack
+
+    geometry, chosen = geometry_of(inputs.shape), None if backend == "auto" else backend
+    for layout, settings in candidates(inputs.weight, geometry, tuple(inputs.x.shape), inputs.x.device):
+        timing = Timing(label(layout, settings), settings=dict(settings))
+        try:
+            packed = pack(inputs.weight, layout, geometry=geometry, **settings)
+            x = inputs.x.contiguous(memory_format=preferred_format(layout))
+            runs = explain("sparse_conv2d", x, packed, inputs.bias, relu=True, backend=chosen).backend
+        except Exception as error:  # a layout that cannot take the weight must not stop the others
+            yield replace(timing, not_measured=one_line(error)), None
+            continue
+        yield (
+            replace(timing, backend=runs),
+            partial(sparse_conv2d, x, packed, inputs.bias, relu=True, backend=chosen),
+        )
+
+
+def _shrunk(inputs: Inputs) -> Iterator[Entry]:
+    """The dense convolution without dead channels: outputs with no weight, inputs that no output reads.
+
+    What its neighbours save or pay for that shows in the whole network only.
+    """
+    if inputs.shape.groups > 1:
+        return
+    rows, columns = live_channels(inputs.weight)
+    if len(rows) == inputs.weight.shape[0] and len(columns) == inputs.weight.shape[1]:
+        return
+    eager, last = dense_layer(inputs.shape), torch.channels_last
+    x = inputs.x[:, columns].contiguous(memory_format=last)
+    weight = inputs.weight[rows][:, columns].contiguous(memory_format=last)
+    bias = inputs.bias[rows]
+    yield (
+        Timing(SHRUNK, settings={"outputs": len(rows), "inputs": len(columns)}),
+        lambda: eager(x, weight, bias),
+    )
+
+
+def live_channels(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the output and of the input channels of `[O, I, KH, KW]` that have a weight other than zero."""
+    alive = weight != 0
+    return alive.flatten(1).any(1).nonzero().flatten(), alive.transpose(0, 1).flatten(1).any(
+        1
+    ).nonzero().flatten()
+
+
+def label(layout: str, settings: dict[str, int]) -> str:
+    """A layout's name; blocks with their size (output x input channels)."""
+    return f"block {settings['block_out']}x{settings['block_in']}" if layout == "block" else layout
+
+
+def geometry_of(shape: ConvShape) -> Any:
+    """The kernels' description of the convolution."""
+    from prunebench_kernels.sparse.layouts import Geometry
+
+    convolution = torch.nn.Conv2d(
+        shape.in_channels, shape.out_channels, shape.kernel, shape.stride, shape.padding, shape.dilation,
+        shape.groups, bias=False, device="meta",
+    )  # fmt: skip
+    return Geometry.of(convolution)
+
+
+def _check(timing: Timing, call: Call | None, want: Tensor, inputs: Inputs) -> Timing:
+    if call is None:
+        return timing
+    if timing.name == SHRUNK:
+        want = want[:, live_channels(inputs.weight)[0]]
+    try:
+        got = call()
+    except Exception as error:  # shown in the table; the other implementations are still measured
+        return replace(timing, not_measured=one_line(error))
+    if got.shape != want.shape:
+        return replace(timing, not_measured=f"wrong shape {tuple(got.shape)}")
+    scale = max(float(want.float().abs().max()), 1e-12)
+    deviation = float((got.float() - want.float()).abs().max()) / scale
+    if not deviation <= TOLERANCE[want.dtype]:
+        reason = f"wrong result: off by {deviation:.2g} of the largest value"
+        return replace(timing, error=deviation, not_measured=reason)
+    return replace(timing, error=deviation)

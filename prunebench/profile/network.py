@@ -1,0 +1,166 @@
+"""Whole networks: plain, folded, compiled and sparse, timed in turns; weights and peak memory."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunebench.profile.contenders import label, one_line
+from prunebench.profile.layers import make_mask, short_name
+from prunebench.profile.measure import Stopwatch, interleaved
+from prunebench.profile.results import COMPILED, EAGER, SHRUNK, NetworkResult
+
+FOLDED, AUTO = "torch, BatchNorm folded", "sparse, auto"
+COMPILED_NETWORK = f"{COMPILED}, BatchNorm folded"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `auto` takes for a layer, and why."""
+
+    layout: str
+    reason: str
+
+
+class Networks:
+    """The dense network and what becomes of it at each pattern and sparsity."""
+
+    def __init__(
+        self, model: nn.Module, example: Tensor, stopwatch: Stopwatch, *, backend: str, compiled: bool
+    ) -> None:
+        self.model, self.example, self.stopwatch = model, example, stopwatch
+        self.backend, self._wants_compiled = backend, compiled
+        self._compiled: tuple[nn.Module, Any] | None = None
+
+    def measure(
+        self, pattern: str, sparsity: float | None, repeats: int
+    ) -> tuple[list[NetworkResult], dict[str, Choice]]:
+        """All variants at this pattern and sparsity, timed in turns, and the choice of `auto` by layer name."""
+        masked = copy.deepcopy(self.model)
+        masks = convolution_masks(masked, pattern, sparsity)
+        with torch.no_grad():
+            for name, mask in masks.items():
+                masked.get_parameter(name).mul_(mask)
+        choices: dict[str, Choice] = {}
+        results, calls = [], {}
+        for name, build in self._variants(masked, choices).items():
+            entry = NetworkResult(name, pattern, sparsity)
+            try:
+                module = build()
+                if isinstance(module, str):
+                    results.append(replace(entry, not_measured=module))
+                    continue
+                call = self._call(module)
+                peak = peak_activations(call, self.example.device)
+                layouts = {key: choice.layout for key, choice in choices.items()} if name == AUTO else {}
+                weights = weight_bytes(module) / 1e6
+                results.append(
+                    replace(entry, weights_mb=weights, peak_activations_mb=peak / 1e6, layouts=layouts)
+                )
+                calls[name] = call
+            except Exception as error:  # one variant that cannot run must not hide the others
+                results.append(replace(entry, not_measured=one_line(error)))
+        times = interleaved(calls, self.stopwatch, repeats=repeats, cold=False)
+        return [replace(entry, latency_ms=times.get(entry.name)) for entry in results], choices
+
+    def _call(self, module: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+        return lambda: module(self.example)
+
+    def _variants(self, masked: nn.Module, choices: dict[str, Choice]) -> dict[str, Callable[[], Any]]:
+        return {
+            EAGER: lambda: masked,
+            FOLDED: lambda: self._fold(masked),
+            COMPILED_NETWORK: lambda: self._compile(masked),
+            AUTO: lambda: self._sparsify(masked, choices),
+        }
+
+    def _fold(self, masked: nn.Module) -> nn.Module:
+        from prunebench_kernels.sparse.network import fold_dense
+
+        return fold_dense(masked, self.example)
+
+    @torch.no_grad()
+    def _compile(self, masked: nn.Module) -> Any:
+        """The folded network compiled once; later its weights are replaced in place."""
+        from prunebench_kernels.sparse.network import build
+
+        if not self._wants_compiled:
+            return "left out (--no-compile)"
+        folded, _ = build(masked, self.example, None, None, cut=False)  # plain layers: the compiler may fuse
+        folded.eval()
+        if self._compiled is None:
+            compiled = torch.compile(folded, dynamic=False)
+            with torch.inference_mode():
+                compiled(self.example)
+            self._compiled = folded, compiled
+        original, compiled = self._compiled
+        original.load_state_dict(folded.state_dict())
+        return compiled
+
+    def _sparsify(self, masked: nn.Module, choices: dict[str, Choice]) -> nn.Module:
+        from prunebench_kernels.sparse.network import sparsify
+
+        backend = None if self.backend == "auto" else self.backend
+        network = sparsify(masked, example=self.example, layout="auto", backend=backend)
+        for row in network.report:
+            channels = row.channels
+            cut = (channels.out_after, channels.in_after) != (channels.out_before, channels.in_before)
+            shrunk = cut and row.layout == "dense"
+            choices[short_name(row.name)] = Choice(
+                SHRUNK if shrunk else label(row.layout, dict(row.settings)),
+                f"{row.reason}; {channels.out_after} of {channels.out_before} outputs left"
+                if cut
+                else row.reason,
+            )
+        return network
+
+
+def convolution_masks(model: nn.Module, pattern: str, sparsity: float | None) -> dict[str, Tensor]:
+    """Masks of every convolution that can have the pattern, by the weight's name; the others stay dense."""
+    masks = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            mask = make_mask(module.weight.detach(), pattern, sparsity)
+            if isinstance(mask, Tensor):
+                masks[f"{name}.weight"] = mask
+    return masks
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of parameters and buffers, each storage once."""
+    storages = {}
+    for value in (*model.parameters(), *model.buffers()):
+        storage = value.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+@torch.inference_mode()
+def peak_activations(call: Callable[[], Tensor], device: torch.device) -> int:
+    """Bytes that a pass allocates on top of weights and input, at its peak (the second pass is measured)."""
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports a missing GPU as an error
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as recorded:
+        call()
+    assert recorded.profiler is not None
+    now = peak = 0
+    for event in recorded.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak

@@ -1,0 +1,67 @@
+"""A profile as one HTML page without scripts and without anything to load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prunebench.profile import report
+from prunebench.profile.drawing import SOFT, Canvas
+from prunebench.profile.results import Profile, shown_patterns
+from prunebench.profile.roofline_figure import roofline_svg
+from prunebench.profile.speed_figure import draw_key, has_sparse, legend, panel_canvas, panels
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def page(profile: Profile) -> str:
+    """The page's text, everything escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES, encoding="utf-8"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    values = profile.settings
+    return environment.get_template("profile.html.j2").render(
+        title=f"{values['model']}, batch {values['batch']}, {values['image']} x {values['image']}",
+        summary=report.summary(profile)[1:],
+        where=report.summary(profile)[0],
+        roofline=roofline_svg(profile),
+        patterns=[_pattern(profile, pattern) for pattern in shown_patterns(profile)],
+        tables=[
+            (heading, words, *report.without_empty(head, rows)) for heading, words, head, rows in [
+            ("Break-even", "The sparsity from which a layout is no slower than dense torch.",
+             report.BREAK_EVEN_HEAD, report.break_even_rows(profile)),
+            ("Whole network", "Dense and sparse timed in turns; speed-up over the fairest dense baseline measured: "
+             "torch.compile, else BatchNorm folded, else plain torch. Weights with their indices, activations at "
+             "their peak, in 10^6 bytes.",
+             report.NETWORK_HEAD, report.network_rows(profile)),
+            ("Layers", "Convolution, bias (a folded BatchNorm) and ReLU; the input in the memory format that each "
+             "layout prefers. Medians with a hot cache. hot and cold: speed-up of the fastest sparse layout over "
+             "torch. roof: the dense bound. ceiling: what skipping zero blocks, and what free zeros could give.",
+             report.LAYER_HEAD, report.layer_rows(profile)),
+        ]],
+        facts={**profile.environment, **profile.code, "started": profile.started_utc,
+               "seconds": profile.seconds, "command": profile.command, "settings": json.dumps(values, default=str)},
+    )  # fmt: skip
+
+
+def _pattern(profile: Profile, pattern: str) -> dict[str, Any]:
+    if not has_sparse(profile, pattern):
+        return {"name": pattern, "legend": [], "panels": []}
+    return {
+        "name": pattern,
+        "legend": [(_key(kind, colour), words) for kind, colour, words in legend(profile, pattern)],
+        "panels": [panel_canvas(panel).svg() for panel in panels(profile, pattern)],
+    }
+
+
+def _key(kind: str, colour: str) -> str:
+    canvas = Canvas(28, 16, "")
+    draw_key(canvas, kind, colour or SOFT, (14, 8))
+    return canvas.svg()

@@ -1,0 +1,158 @@
+"""What the machine could do at best: measured ceilings, and the time that a layer needs beneath them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunebench.profile.layers import ConvShape
+from prunebench.profile.measure import Stopwatch, cache_bytes, fastest
+from prunebench.pruning.structure import BLOCK
+
+GPU_MATRIX, CPU_MATRIX = 8192, 1024
+"""Side of the multiplied matrices: at these sizes more no longer helps."""
+CPU_CONVOLUTION, GPU_CONVOLUTION = (8, 128, 28), (128, 512, 28)
+"""Batch, channels, and rows of the image that is convolved."""
+TRIALS = 5
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Measured bounds of this machine: copied bytes (read + written), and operations per second.
+
+    The bound of arithmetic is the better of a square product and a large 3 x 3 convolution: on some processors
+    the library multiplies matrices slower than it convolves.
+    """
+
+    copy_bytes_per_s: float
+    matmul_flop_per_s: float
+    convolution_flop_per_s: float = 0.0
+
+    @property
+    def flop_per_s(self) -> float:
+        return max(self.matmul_flop_per_s, self.convolution_flop_per_s)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a convolution of a whole batch must compute and move at least once."""
+
+    flop: float
+    activation_bytes: float
+    weight_bytes: float
+
+    @property
+    def intensity(self) -> float:
+        """FLOP per byte, dense."""
+        return self.flop / (self.activation_bytes + self.weight_bytes)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Milliseconds beneath the ceilings: max(compute, memory)."""
+
+    compute_ms: float
+    memory_ms: float
+
+    @property
+    def ms(self) -> float:
+        return max(self.compute_ms, self.memory_ms)
+
+    @property
+    def by(self) -> str:
+        return "compute" if self.compute_ms > self.memory_ms else "memory"
+
+
+def work_of(shape: ConvShape, batch: int, value_bytes: int) -> Work:
+    """FLOP = 2 M O K with M = N OH OW and K = I/G KH KW; bytes: input positions that are read, output, weight."""
+    rows, columns = shape.output_size
+    reduction = shape.in_channels // shape.groups * math.prod(shape.kernel)
+    outputs = batch * rows * columns * shape.out_channels
+    inputs = batch * shape.touched_inputs * shape.in_channels
+    return Work(
+        2.0 * outputs * reduction,
+        float(value_bytes * (inputs + outputs)),
+        float(value_bytes * shape.out_channels * reduction),
+    )
+
+
+def bound(work: Work, ceilings: Ceilings, density: float = 1.0) -> Bound:
+    """The time bound if only the share `density` of the weights is loaded and multiplied."""
+    moved = work.activation_bytes + density * work.weight_bytes
+    return Bound(1e3 * density * work.flop / ceilings.flop_per_s, 1e3 * moved / ceilings.copy_bytes_per_s)
+
+
+def ceiling(work: Work, ceilings: Ceilings, density: float) -> float:
+    """The speed-up that a roofline allows: dense bound over the bound at this density."""
+    return bound(work, ceilings).ms / bound(work, ceilings, density).ms
+
+
+def memory_bound_below(work: Work, ceilings: Ceilings) -> float:
+    """The density below which memory is the bound, in [0, 1]; skipped weights are not loaded either."""
+    compute = work.flop / ceilings.flop_per_s
+    weight, rest = (part / ceilings.copy_bytes_per_s for part in (work.weight_bytes, work.activation_bytes))
+    return min(1.0, rest / (compute - weight)) if compute > weight else 1.0
+
+
+def block_density(mask: Tensor, block: tuple[int, int] = BLOCK) -> float:
+    """Share of the weights that lie in blocks (output x input channels within a tap) with any non-zero.
+
+    This is the density that matrix units see: only a block that is zero throughout can be skipped.
+    """
+    rows = torch.arange(mask.shape[0], device=mask.device) // block[0]
+    columns = torch.arange(mask.shape[1], device=mask.device) // block[1]
+    alive = torch.zeros(int(rows[-1]) + 1, int(columns[-1]) + 1, *mask.shape[2:], device=mask.device)
+    partial = torch.zeros(len(alive), *mask.shape[1:], device=mask.device)
+    partial.index_add_(0, rows, mask.float())
+    alive.index_add_(1, columns, partial)
+    return float((alive > 0)[rows][:, columns].float().mean())
+
+
+class CeilingMeter:
+    """The best copy of a buffer far larger than the cache, product and convolution of all trials so far.
+
+    Trials are spread over a profile, because a machine that is busy with other work shows its ceilings only now
+    and then. On a GPU in fp32 the product uses TF32 where cuDNN's convolutions do.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._stopwatch = Stopwatch(device)
+        self._gpu = device.type == "cuda"
+        self._bytes = max(4 * cache_bytes(device), (512 << 20) if self._gpu else (64 << 20))
+        self._source, self._target = (
+            torch.ones(self._bytes, dtype=torch.uint8, device=device) for _ in range(2)
+        )
+        self._side = GPU_MATRIX if self._gpu else CPU_MATRIX
+        self._factors = [torch.randn(self._side, self._side, device=device).to(dtype) for _ in range(2)]
+        batch, channels, side = GPU_CONVOLUTION if self._gpu else CPU_CONVOLUTION
+        last = torch.channels_last
+        self._image, self._kernel = (
+            torch.randn(*shape, device=device).to(dtype, memory_format=last)
+            for shape in ((batch, channels, side, side), (channels, channels, 3, 3))
+        )
+        self._convolution_flop = 18.0 * batch * side**2 * channels**2
+        self.ceilings = Ceilings(0.0, 0.0)
+
+    @torch.inference_mode()
+    def try_again(self, trials: int = TRIALS) -> None:
+        """A few more trials; the best count."""
+        left, right = self._factors
+        copied = fastest(lambda: self._target.copy_(self._source), self._stopwatch, trials)
+        before = torch.get_float32_matmul_precision()
+        if self._gpu and torch.backends.cudnn.allow_tf32:
+            torch.set_float32_matmul_precision("high")
+        try:
+            multiplied = fastest(lambda: left @ right, self._stopwatch, trials)
+        finally:
+            torch.set_float32_matmul_precision(before)
+        convolved = fastest(
+            lambda: torch.nn.functional.conv2d(self._image, self._kernel, padding=1), self._stopwatch, trials
+        )
+        self.ceilings = Ceilings(
+            max(self.ceilings.copy_bytes_per_s, 2 * self._bytes / copied),
+            max(self.ceilings.matmul_flop_per_s, 2 * self._side**3 / multiplied),
+            max(self.ceilings.convolution_flop_per_s, self._convolution_flop / convolved),
+        )

@@ -1,0 +1,552 @@
+"""`prunebench profile`: roofline arithmetic, break-even, measuring, files, figures and the command on a CPU."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from profile_values import layer, made_up_profile
+from pydantic import TypeAdapter
+from torch import nn
+from typer.testing import CliRunner, Result
+
+from prunebench.cli import app
+from prunebench.errors import DataError, PruneBenchError, UsageError
+from prunebench.models import build_model
+from prunebench.profile import contenders, layers, measure, network, report, run
+from prunebench.profile.layers import ConvLayer, ConvShape, conv_layers, load_network
+from prunebench.profile.page import page
+from prunebench.profile.results import (
+    COMPILED,
+    EAGER,
+    SHRUNK,
+    BreakEven,
+    Profile,
+    Timing,
+    break_even,
+    layers_csv,
+    series,
+    to_json,
+)
+from prunebench.profile.roofline import Ceilings, block_density, bound, ceiling, memory_bound_below, work_of
+from prunebench.profile.roofline_figure import roofline_svg
+from prunebench.profile.settings import ProfileSettings
+from prunebench.profile.speed_figure import legend, panels, speed_up_svg
+from prunebench.store import write_tensors
+
+PEAKS = Ceilings(4.3e12, 790e12)
+"""An H200's bandwidth and bf16 products, as the table of layers below was reckoned with."""
+CPU = torch.device("cpu")
+
+# Channels in, out, kernel, stride, rows; GFLOP, MiB of activations, FLOP per byte, microseconds of compute and of
+# memory, speed-up ceiling at block density 0.5, 0.25, 0.1 and 0: ResNet-18, batch 128, 32 x 32, bf16.
+LAYERS = [
+    ((3, 64, 3, 1, 32), 0.45, 16.8, 26, 0.6, 4.1, (1.00, 1.00, 1.00, 1.00)),
+    ((64, 64, 3, 1, 32), 9.66, 32.0, 287, 12.2, 7.8, (1.57, 1.57, 1.57, 1.57)),
+    ((64, 128, 3, 2, 32), 4.83, 24.0, 191, 6.1, 5.9, (1.04, 1.04, 1.04, 1.05)),
+    ((64, 128, 1, 2, 32), 0.54, 12.0, 43, 0.7, 2.9, (1.00, 1.00, 1.00, 1.00)),
+    ((128, 128, 3, 1, 16), 9.66, 16.0, 566, 12.2, 4.0, (2.00, 3.12, 3.13, 3.14)),
+    ((256, 512, 1, 2, 8), 0.54, 3.0, 158, 0.7, 0.8, (1.04, 1.06, 1.07, 1.08)),
+    ((512, 512, 3, 1, 4), 9.66, 4.0, 1084, 12.2, 2.1, (2.00, 4.00, 10.00, 12.54)),
+]
+
+
+def square(inputs: int, outputs: int, kernel: int, stride: int, size: int, groups: int = 1) -> ConvShape:
+    pad = kernel // 2
+    return ConvShape(inputs, outputs, (kernel,) * 2, (stride,) * 2, (pad,) * 2, (1, 1), groups, size, size)
+
+
+@pytest.mark.parametrize(("shape", "gflop", "mib", "intensity", "compute", "memory", "ceilings"), LAYERS)
+def test_roofline_of_resnet_layers(
+    shape: tuple[int, ...],
+    gflop: float,
+    mib: float,
+    intensity: float,
+    compute: float,
+    memory: float,
+    ceilings: tuple[float, ...],
+) -> None:
+    work = work_of(square(*shape), 128, 2)
+    time = bound(work, PEAKS)
+    assert work.flop / 1e9 == pytest.approx(gflop, abs=0.005)
+    assert work.activation_bytes / 2**20 == pytest.approx(mib, abs=0.051)
+    assert work.intensity == pytest.approx(intensity, abs=0.5)
+    assert time.compute_ms * 1e3 == pytest.approx(compute, abs=0.05)
+    assert time.memory_ms * 1e3 == pytest.approx(memory, abs=0.05)
+    assert time.by == ("compute" if compute > memory else "memory")
+    assert time.ms == max(time.compute_ms, time.memory_ms)
+    assert [ceiling(work, PEAKS, density) for density in (0.5, 0.25, 0.1, 0)] == pytest.approx(
+        list(ceilings), abs=0.006
+    )
+
+
+def test_memory_bound_density() -> None:
+    work = work_of(square(64, 64, 3, 1, 32), 128, 2)
+    edge = memory_bound_below(work, PEAKS)
+    assert edge == pytest.approx(0.64, abs=0.005)
+    assert bound(work, PEAKS, edge).compute_ms == pytest.approx(bound(work, PEAKS, edge).memory_ms)
+    assert memory_bound_below(work_of(square(3, 64, 3, 1, 32), 128, 2), PEAKS) == 1
+    assert Ceilings(1, 2, 3).flop_per_s == 3
+
+
+def test_depthwise_work_counts_one_input_channel_an_output() -> None:
+    work = work_of(square(32, 32, 3, 1, 8, groups=32), 2, 4)
+    assert work.flop == 2 * 2 * 8 * 8 * 32 * 9
+    assert work.weight_bytes == 4 * 32 * 9
+
+
+def test_block_density_counts_blocks_with_any_weight() -> None:
+    mask = torch.zeros(4, 6, 1, 2, dtype=torch.bool)
+    mask[0, 0, 0, 0] = mask[3, 5, 0, 1] = True
+    assert block_density(mask, (2, 4)) == pytest.approx((2 * 4 + 2 * 2) / 48)
+    assert block_density(mask, (1, 1)) == pytest.approx(2 / 48)
+
+
+def test_break_even_between_points() -> None:
+    # Densities 0.5 and 0.125, speed-ups 1/2 and 2: half way in both logarithms, density 0.25.
+    found = break_even([(0.875, 2.0), (0.5, 0.5), (0.99, 3.0)])
+    assert found.sparsity == pytest.approx(0.75)
+    assert not found.at_most
+    assert found.words == "0.75"
+
+
+def test_break_even_needs_all_that_follows() -> None:
+    assert break_even([(0.5, 1.2), (0.9, 0.8), (0.99, 1.0)]).sparsity == pytest.approx(0.99)
+    assert break_even([(0.5, 1.2), (0.9, 0.8)]) == BreakEven(None)
+    assert break_even([]).words == "none measured"
+    assert break_even([(0.5, 1.0), (0.9, 2.0)]) == BreakEven(0.5, at_most=True)
+    assert break_even([(0.5, 1.0), (0.9, 2.0)]).words == "at most 0.5"
+
+
+def test_series_takes_the_fastest_of_a_family() -> None:
+    result = layer("a", "block", 0.9, block=2.0)
+    wide = replace(result.timings[1], name="block 128x64", hot_ms=measure.percentiles([5.0]))
+    results = [replace(result, timings=(*result.timings, wide))]
+    assert series(results, "a", "block", "block") == [(0.9, 4.0)]
+    assert series(results, "a", "block", "direct") == []
+
+
+def test_layers_of_resnet_are_found_once() -> None:
+    model = build_model("resnet18", 10, seed=0)
+    found = conv_layers(model, 32)
+    assert len(found) == 11
+    by_name = {entry.name: entry for entry in found}
+    assert by_name["conv1"].shape == square(3, 64, 3, 1, 32)
+    assert len(by_name["layer1.0.conv1"].names) == 4
+    assert by_name["layer2.0.downsample.0"].shape == square(64, 128, 1, 2, 32)
+    assert by_name["layer2.0.downsample.0"].shape.words == "1x1 64->128 /2 @32"
+    assert [entry.name for entry in conv_layers(model, 32, ("layer4.1",))] == ["layer4.1.conv1"]
+    with pytest.raises(UsageError, match="no such convolution; there are"):
+        conv_layers(build_model("convnet-small", 10, seed=0), 16, ("layer4",))
+
+
+def test_cache_size_is_read_from_the_system(tmp_path: Path) -> None:
+    for index, (level, size) in enumerate((("1", "48K"), ("3", "32M"), ("2", "1024K"), ("4", "odd"))):
+        folder = tmp_path / f"index{index}"
+        folder.mkdir()
+        (folder / "level").write_text(level)
+        (folder / "size").write_text(size + "\n")
+    assert measure.cache_bytes(CPU, tmp_path) == 32 << 20
+    assert measure.cache_bytes(CPU, tmp_path / "none") == measure.FALLBACK_CACHE
+
+
+def test_calls_are_timed_in_turns_hot_and_cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopwatch, order = measure.Stopwatch(CPU), []
+    monkeypatch.setattr(stopwatch, "flush", lambda: order.append("flush"))
+    calls: dict[str, Callable[[], object]] = {name: lambda name=name: order.append(name) for name in "ab"}
+    hot = measure.interleaved(calls, stopwatch, repeats=2, cold=False)
+    assert order == ["a", "b", *["a", "a", "b", "b"] * 2]
+    order.clear()
+    measure.interleaved(calls, stopwatch, repeats=2, cold=True)
+    assert order == ["a", "b", *["flush", "a", "flush", "b"] * 2]
+    assert 0 < hot["a"].p20 <= hot["a"].p50 <= hot["a"].p80
+
+
+def test_slow_calls_are_timed_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"slow": 400.0, "fast": 1.0}
+    counts = dict.fromkeys(times, 0)
+    stopwatch = measure.Stopwatch(CPU)
+
+    def time(call: Callable[[], str], *, cold: bool) -> float:
+        counts[call()] += 1
+        return times[call()]
+
+    monkeypatch.setattr(stopwatch, "time", time)
+    measure.interleaved({name: lambda name=name: name for name in times}, stopwatch, repeats=9, cold=False)
+    assert counts == {"slow": 3, "fast": 9}
+
+
+def test_gpu_times_come_from_events_after_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            log.append("record")
+
+        def synchronize(self) -> None:
+            log.append("wait")
+
+        def elapsed_time(self, _: Event) -> float:
+            return 1.25
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda _: log.append("sleep"), raising=False)
+    stopwatch = measure.Stopwatch(CPU)
+    monkeypatch.setattr(stopwatch, "flush", lambda: log.append("flush"))
+    assert stopwatch._time_gpu(lambda: log.append("call"), cold=True) == 1.25
+    assert log == ["flush", "sleep", "record", "call", "record", "wait"]
+    log.clear()
+    stopwatch._time_gpu(lambda: log.append("call"), cold=False)
+    assert log == ["call", "sleep", "record", "call", "record", "wait"]
+
+
+def tiny_layer(seed: int = 0) -> ConvLayer:
+    shape = square(8, 6, 3, 1, 5)
+    weight = torch.randn(6, 8, 3, 3, generator=torch.Generator().manual_seed(seed))
+    return ConvLayer(("tiny",), shape, weight)
+
+
+def race_tiny(mask: torch.Tensor, backend: str = "auto") -> dict[str, Timing]:
+    inputs = contenders.make_inputs(tiny_layer(), mask, 2, CPU, torch.float32)
+    timings = contenders.race(inputs, None, measure.Stopwatch(CPU), backend=backend, repeats=1)
+    return {timing.name: timing for timing in timings}
+
+
+def sparse_mask() -> torch.Tensor:
+    mask = torch.zeros(6, 8, 3, 3, dtype=torch.bool)
+    mask[0, 1, 1, 1] = mask[2, 3, 0, 2] = mask[2, 5, 2, 0] = True
+    return mask
+
+
+def test_race_measures_every_candidate_and_checks_it() -> None:
+    timings = race_tiny(sparse_mask())
+    assert list(timings)[:3] == [EAGER, COMPILED, "dense"]
+    assert timings[COMPILED].not_measured == "left out (--no-compile)"
+    assert timings[COMPILED].hot_ms is None
+    assert {"direct", SHRUNK} <= set(timings)
+    assert timings[SHRUNK].settings == {"outputs": 2, "inputs": 3}
+    for name, timing in timings.items():
+        if name != COMPILED:
+            assert timing.not_measured is None, name
+            assert timing.error is not None
+            assert timing.error < 1e-5
+            assert timing.hot_ms is not None
+            assert timing.cold_ms is not None
+    assert timings["direct"].backend == "torch"
+
+
+def test_race_runs_kernels_in_the_interpreter() -> None:
+    direct = race_tiny(sparse_mask(), backend="triton")["direct"]
+    assert direct.not_measured is None
+    assert direct.backend == "triton"
+
+
+def test_a_wrong_or_failing_layout_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import prunebench_kernels.sparse.conv as conv
+
+    real = conv.sparse_conv2d
+    monkeypatch.setattr(conv, "sparse_conv2d", lambda *args, **words: real(*args, **words) + 1)
+    wrong = race_tiny(sparse_mask())["direct"]
+    assert wrong.not_measured is not None
+    assert wrong.not_measured.startswith("wrong result: off by")
+    assert wrong.hot_ms is None
+
+    def fail(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("no such kernel\nsecond line")
+
+    monkeypatch.setattr(conv, "sparse_conv2d", fail)
+    timings = race_tiny(sparse_mask())
+    assert timings["direct"].not_measured == "RuntimeError: no such kernel"
+    assert timings[EAGER].hot_ms is not None
+
+
+def test_peak_activations_are_what_a_pass_allocates() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    model = nn.Sequential(nn.ReLU(), nn.ReLU(), nn.ReLU())
+    assert network.peak_activations(lambda: model(x), CPU) == 2 * x.nbytes
+    assert network.weight_bytes(nn.Linear(3, 4)) == 4 * (12 + 4)
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(app, ["profile", *words])
+
+
+TINY = ("--model", "convnet-small", "--image", "8", "--batch", "2", "--repeats", "2", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def profiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A profile of a tiny network through the command line: its folder and what it printed."""
+    out = tmp_path_factory.mktemp("profile") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNEBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        done = call(*TINY, "--sparsity", "0.5", "--sparsity", "0.95", "--no-compile", "--out", str(out))
+    assert done.exit_code == 0, done.output
+    return out, done.output
+
+
+def read_profile(out: Path) -> Profile:
+    return TypeAdapter(Profile).validate_json((out / "profile.json").read_text(encoding="utf-8"))
+
+
+def test_the_command_says_what_it_measured_on_a_cpu(profiled: tuple[Path, str]) -> None:
+    out, printed = profiled
+    line = "CPU paths only: no CUDA device"
+    assert line in printed
+    for name in ("index.html", "profile.json", "layers.csv", "networks.csv"):
+        assert line in (out / name).read_text(encoding="utf-8"), name
+    assert "torch.compile: not measured" in printed
+    assert "Break-even" in printed
+
+
+def test_json_is_complete_and_reads_back(profiled: tuple[Path, str]) -> None:
+    out, _ = profiled
+    profile = read_profile(out)
+    assert json.loads(to_json(profile)) == json.loads((out / "profile.json").read_text(encoding="utf-8"))
+    assert profile.settings["model"] == "convnet-small"
+    assert profile.settings["seed"] == 0
+    assert profile.environment["cpu"]
+    assert profile.environment["torch"] == torch.__version__
+    assert profile.machine is not None
+    assert profile.machine.copy_gb_per_s > 0
+    assert profile.machine.flushed_mb == pytest.approx(2 * profile.machine.cache_mb)
+    assert not profile.interrupted
+    assert profile.left_out == ()
+    points = {(result.pattern, result.sparsity) for result in profile.layers}
+    assert points == {("2:4", 0.5)} | {
+        (pattern, sparsity) for pattern in ("unstructured", "block", "filter") for sparsity in (0.5, 0.95)
+    }
+    assert len(profile.layers) == 3 * 7
+
+
+def test_layers_have_times_roofs_and_the_choice_of_auto(profiled: tuple[Path, str]) -> None:
+    for result in read_profile(profiled[0]).layers:
+        if result.not_measured:
+            assert result.not_measured
+            assert result.timings == ()
+            continue
+        dense = result.timing(EAGER)
+        assert dense is not None
+        assert dense.hot_ms is not None
+        assert dense.cold_ms is not None
+        assert result.roof is not None
+        assert result.roof.free_ceiling >= result.roof.block_ceiling >= 1
+        assert result.auto in {"dense", *(timing.name for timing in result.timings)}
+
+
+def test_a_first_layer_has_no_two_of_four(profiled: tuple[Path, str]) -> None:
+    (first,) = [r for r in read_profile(profiled[0]).layers if (r.layer, r.pattern) == ("body.0", "2:4")]
+    assert first.not_measured == "3 input channels are no multiple of 4: 2:4 leaves this layer dense"
+
+
+def test_networks_are_measured_at_every_point(profiled: tuple[Path, str]) -> None:
+    networks = read_profile(profiled[0]).networks
+    assert len(networks) == 4 * 7
+    for entry in networks:
+        if entry.name == network.COMPILED_NETWORK:
+            assert entry.not_measured == "left out (--no-compile)"
+            assert entry.latency_ms is None
+            continue
+        assert entry.not_measured is None, entry
+        assert entry.latency_ms is not None
+        assert entry.weights_mb is not None
+        assert entry.weights_mb > 0
+        assert entry.peak_activations_mb is not None
+        assert entry.peak_activations_mb > 0
+        assert bool(entry.layouts) == (entry.name == network.AUTO)
+
+
+def test_csv_has_a_row_an_implementation_and_cache(profiled: tuple[Path, str]) -> None:
+    rows = list(csv.DictReader(io.StringIO((profiled[0] / "layers.csv").read_text(encoding="utf-8"))))
+    profile = read_profile(profiled[0])
+    assert len(rows) == sum(2 * max(1, len(result.timings)) for result in profile.layers)
+    for row in rows:
+        assert row["cpu"] == profile.environment["cpu"]
+        assert row["batch"] == "2"
+        assert bool(row["p50_ms"]) != bool(row["not_measured"])
+        assert row["p50_ms"] != "0"
+    dense = [row for row in rows if row["implementation"] == EAGER]
+    assert {float(row["speed_up"]) for row in dense} == {1.0}
+    networks = list(csv.DictReader(io.StringIO((profiled[0] / "networks.csv").read_text(encoding="utf-8"))))
+    assert len(networks) == len(profile.networks)
+
+
+def test_csv_of_made_up_times() -> None:
+    rows = list(csv.DictReader(io.StringIO(layers_csv(made_up_profile(count=1)))))
+    (row,) = [
+        r for r in rows
+        if (r["pattern"], r["sparsity"], r["implementation"], r["cache"]) == ("block", "0.875", "block 64x64", "cold")
+    ]  # fmt: skip
+    assert float(row["p50_ms"]) == 12.5
+    assert float(row["speed_up"]) == 2.0
+    assert row["speed_up_over_compiled"] == ""
+
+
+def polygons(svg: str) -> list[list[float]]:
+    """Centres of the hollow diamonds of a picture."""
+    found = re.findall(r'<polygon points="([^"]+)" fill="#ffffff"', svg)
+    corners = [[tuple(map(float, pair.split(","))) for pair in points.split()] for points in found]
+    return [[sum(c[axis] for c in four) / 4 for axis in (0, 1)] for four in corners]
+
+
+def hot_spots(svg: str) -> list[tuple[float, float]]:
+    """Centres of the circles that say what they stand for."""
+    found = re.findall(r'<circle cx="([0-9.]+)" cy="([0-9.]+)"[^>]*><title>block', svg)
+    return [(float(x), float(y)) for x, y in found]
+
+
+def test_speed_up_figure_has_points_break_even_and_legend() -> None:
+    profile = made_up_profile(count=1)
+    svg = speed_up_svg(profile, "block")
+    ElementTree.fromstring(svg)
+    hints = re.findall(r"<title>([^<]+)</title>", svg)
+    assert [hint for hint in hints if hint.startswith("block: ")] == [
+        "block: 0.50\u00d7, hot cache", "block: 2.00\u00d7, hot cache", "block: 3.00\u00d7, hot cache",
+        "block: break-even 0.75",
+    ]  # fmt: skip
+    (panel,) = panels(profile, "block")
+    assert panel.break_evens[0] == ("block", pytest.approx(0.75), "0.75")
+    assert [words for _, words in panel.ticks] == ["0.5", "0.875", "0.95"]
+    # One diamond stands in the legend; the other half way between the first two ticks, at the level of 1.
+    _, (x, y) = polygons(svg)
+    first, second = (place for place, _ in hot_spots(svg)[:2])
+    assert x == pytest.approx((first + second) / 2, abs=0.2)
+    assert hot_spots(svg)[1][1] < y < hot_spots(svg)[0][1]
+    words = [words for _, _, words in legend(profile, "block")]
+    assert words[:2] == ["block", SHRUNK]
+    assert "break-even, hot cache" in words
+
+
+def test_a_single_sparsity_is_drawn_over_layers() -> None:
+    results = tuple(layer(f"layer{i}", "filter", 0.5, shrunk=1.5 + i) for i in range(3))
+    (panel,) = panels(made_up_profile(results), "filter")
+    assert not panel.joined
+    assert [words for _, words in panel.ticks] == ["1", "2", "3"]
+    assert [round(value, 2) for _, value, *_ in panel.curves[0].hot] == [1.5, 2.5, 3.5]
+    assert panel.break_evens == ()
+    ElementTree.fromstring(speed_up_svg(made_up_profile(results), "filter"))
+
+
+def test_roofline_figure_has_every_layer() -> None:
+    svg = roofline_svg(made_up_profile(count=11))
+    assert svg is not None
+    ElementTree.fromstring(svg)
+    # 10 GFLOP in 20 ms hot and 25 ms cold.
+    assert svg.count("500 GFLOP/s, hot cache") == svg.count("400 GFLOP/s, cold cache") == 11
+    assert "layer10.conv" in svg
+    assert "50 GB/s, 1,000 GFLOP/s" in svg
+    assert roofline_svg(replace(made_up_profile(), machine=None)) is None
+
+
+def test_page_loads_nothing_and_escapes() -> None:
+    text = page(made_up_profile())
+    assert "a &lt;CPU&gt;" in text
+    assert "<CPU>" not in text
+    assert not re.findall(r"""(?:src|href)=|url\(|<script""", text)
+    assert "No sparse layout was a candidate" in text
+    assert text.count("<svg") > 5
+
+
+def test_summary_names_what_is_missing() -> None:
+    profile = replace(made_up_profile(), left_out=("block 0.9: conv1",), interrupted=True)
+    text = "\n".join(report.summary(profile))
+    assert "left out, the time box was full (--minutes): 1 measurements: block 0.9: conv1" in text
+    assert "stopped early" in text
+    assert "faster than the roof" not in text
+    slow_roof = tuple(replace(r, roof=replace(r.roof, dense_ms=21.0)) for r in profile.layers if r.roof)
+    assert "faster than the roof: layer0.conv" in "\n".join(
+        report.summary(replace(profile, layers=slow_roof))
+    )
+
+
+def test_an_interrupted_profile_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path / "cache"))
+    real, calls = run.race, []
+
+    def interrupt(*args: object, **words: object) -> tuple[Timing, ...]:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run, "race", interrupt)
+    done = call(*TINY, "--sparsity", "0.5", "--pattern", "filter", "--out", str(tmp_path / "out"))
+    assert done.exit_code == 130
+    assert "stopped early" in done.output
+    profile = read_profile(tmp_path / "out")
+    assert profile.interrupted
+    assert [result.layer for result in profile.layers] == ["body.0", "body.3"]
+    assert (tmp_path / "out" / "speed-up-filter.svg").is_file()
+
+
+def test_a_full_time_box_leaves_the_rest_out(tmp_path: Path) -> None:
+    done = call(*TINY, "--minutes", "0.0001", "--out", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    profile = read_profile(tmp_path / "out")
+    assert profile.layers == ()
+    assert "unstructured 0.9: body.0" in profile.left_out
+    assert len(profile.left_out) == 10 * 4
+
+
+def test_stored_zeros_of_a_run_are_profiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path / "cache"))
+    model = build_model("convnet-small", 7, seed=3)
+    with torch.no_grad():
+        model.get_parameter("body.3.weight")[:16] = 0
+    run_folder = tmp_path / "results" / "runs" / "abc"
+    run_folder.mkdir(parents=True)
+    write_tensors(run_folder / "model.safetensors", model.state_dict())
+    done = call(
+        *TINY, "--run", "abc", "--results", str(tmp_path / "results"), "--layer", "body.3", "--out", str(tmp_path / "o")
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    (result,) = read_profile(tmp_path / "o").layers
+    assert (result.pattern, result.sparsity) == ("stored", None)
+    assert result.achieved == pytest.approx(0.25)
+    assert result.timing(SHRUNK) is not None
+    settings = ProfileSettings(run=str(run_folder), model="resnet18").resolved()
+    with pytest.raises(DataError, match="not the weights of resnet18"):
+        load_network(settings)
+    with pytest.raises(UsageError, match="no such file"):
+        layers.find_weights("nothing", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--pattern", "blok"), "unknown pattern 'blok': did you mean block"),
+        (("--sparsity", "1"), "--sparsity must be in"),
+        (("--batch", "0"), "--batch must be positive"),
+        (("--precision", "int8"), "unknown precision 'int8'"),
+        (("--pattern", "stored"), "give --run"),
+        (("--model", "resnet81"), "unknown model 'resnet81'"),
+        (("--device", "cuda"), "torch sees no GPU here"),
+        (("--image", "1"), "--image 1: the model cannot take it"),
+    ],
+)
+def test_wrong_options_name_the_fix(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    if "cuda" in words and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = call("--device", "cpu", *words, "--out", str(tmp_path))
+    assert isinstance(done.exception, PruneBenchError)
+    assert message in str(done.exception)
+    assert not any(tmp_path.iterdir())
+
+
+def test_defaults_follow_the_device() -> None:
+    gpu = ProfileSettings(device="cuda").resolved()
+    assert (gpu.model, gpu.batch, gpu.precision, gpu.compiled) == ("resnet18", 128, "bf16", True)
+    cpu = ProfileSettings().resolved()
+    assert (cpu.model, cpu.batch, cpu.precision, cpu.compiled) == ("convnet", 64, "fp32", False)
+    assert cpu.points()[:4] == [("unstructured", 0.9), ("block", 0.9), ("filter", 0.9), ("2:4", 0.5)]
