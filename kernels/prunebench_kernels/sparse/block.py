@@ -8,6 +8,7 @@ are filled up with zeros where the channels are no multiple.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -88,7 +89,7 @@ def convolve(
     product = inputs.product(geometry.out_channels)
     input_blocks = _blocks(geometry, settings)[1]
     pointers, columns = tensors["pointers"].tolist(), tensors["columns"].tolist()
-    for row, (start, end) in enumerate(zip(pointers, pointers[1:])):
+    for row, (start, end) in enumerate(pairwise(pointers)):
         output = product[row * block_out : (row + 1) * block_out, : inputs.pixels]
         if start == end:
             output.zero_()
@@ -96,6 +97,6 @@ def convolve(
             tap, block = divmod(columns[position], input_blocks)
             channels = slice(block * block_in, min((block + 1) * block_in, geometry.in_channels))
             weight = tensors["values"][position, : output.shape[0], : channels.stop - channels.start]
-            view = inputs.tap(*divmod(tap, geometry.kernel[1]), channels)
+            view = inputs.tap(tap // geometry.kernel[1], tap % geometry.kernel[1], channels)
             torch.addmm(output, weight, view, beta=float(position > start), out=output)
     return inputs.crop(product)

@@ -29,6 +29,8 @@ def candidates(
     """
     dense = weight.unpack() if isinstance(weight, PackedWeight) else weight
     kind = "cuda" if torch.device(device).type == "cuda" else "cpu"
+    # Runs of eight values are the least that 16-byte loads take; a CPU copies into its own order anyway.
+    orders = (0, 1) if kind == "cuda" and x_shape[0] % 8 == 0 else (0,)
     found: list[Candidate] = [("dense", {})]
     density = (dense != 0).double().mean().item()
     if geometry.groups == 1:
@@ -37,10 +39,11 @@ def candidates(
         if compact.refuse(geometry, settings) is None and density < 0.2:
             rows = compact.row_density(dense, geometry, settings)
             if rows <= LARGEST_COMPACT_ROWS:
-                found.append(("compact", settings))
+                found += [("compact", {**settings, "batch_innermost": inner}) for inner in orders]
     depthwise = geometry.groups == geometry.in_channels
-    if direct.refuse(geometry, {}) is None and (depthwise or density <= LARGEST_DIRECT_DENSITY[kind]):
-        found.append(("direct", {}))
+    settings = dict(direct.SETTINGS)
+    if direct.refuse(geometry, settings) is None and (depthwise or density <= LARGEST_DIRECT_DENSITY[kind]):
+        found += [("direct", {"batch_innermost": inner}) for inner in orders]
     return found
 
 

@@ -1,7 +1,7 @@
 """A weight's place in its filter as one 32-bit integer: input channel * 256 + row of the kernel * 16 + column.
 
 The code does not depend on the image, so that a packed weight serves every input size; kernels take it apart
-with shifts. Kernels of at most 16 x 16 taps have codes.
+with shifts. Kernels of at most 15 x 15 taps have codes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunebench_kernels.sparse.geometry import Geometry
 
-LARGEST_KERNEL = 16
+LARGEST_KERNEL = 15
 
 
 def refuse(geometry: Geometry) -> str | None:

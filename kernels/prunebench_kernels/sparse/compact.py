@@ -5,12 +5,13 @@ probability s^16, so 56, 28, 15 and 8 % of the reduction remain at 95, 98, 99 an
 which places they use most (a cheap signature), so that similar masks share a block. `values`
 `[chunks, block_out, block_rows]` and `codes` `[chunks, block_rows]` (`codes.py`) hold a block's places in
 chunks, filled up with zeros; `pointers` `[blocks + 1]` counts chunks; `order` `[K]` names the output channel at
-each position. One group only.
+each position. One group only. `batch_innermost` 1 reads and writes that format (`formats.py`) instead of NCHW.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from prunebench_kernels.sparse.geometry import Geometry
 from prunebench_kernels.sparse.shifted import shift
 
 TENSORS = ("values", "pointers", "codes", "order")
-SETTINGS: Mapping[str, int] = {"block_out": 16, "block_rows": 32, "sorted": 1}
+SETTINGS: Mapping[str, int] = {"block_out": 16, "block_rows": 32, "sorted": 1, "batch_innermost": 0}
 
 
 def refuse(geometry: Geometry, settings: Mapping[str, int]) -> str | None:
@@ -30,8 +31,9 @@ def refuse(geometry: Geometry, settings: Mapping[str, int]) -> str | None:
         return f"takes convolutions of one group, got {geometry.groups}"
     if settings["block_out"] not in (16, 32, 64) or settings["block_rows"] not in (16, 32, 64):
         return f"takes block_out and block_rows of 16, 32 or 64, got {dict(settings)}"
-    if settings["sorted"] not in (0, 1):
-        return f"takes sorted 0 or 1, got {settings['sorted']}"
+    for name in ("sorted", "batch_innermost"):
+        if settings[name] not in (0, 1):
+            return f"takes {name} 0 or 1, got {settings[name]}"
     return places.refuse(geometry)
 
 
@@ -99,7 +101,7 @@ def convolve(
     inputs = shift(x, geometry)
     product = inputs.product(geometry.out_channels)
     pointers, order = tensors["pointers"].tolist(), tensors["order"].to(torch.int64)
-    for block, (start, end) in enumerate(zip(pointers, pointers[1:])):
+    for block, (start, end) in enumerate(pairwise(pointers)):
         channels = order[block * block_out : (block + 1) * block_out]
         weight = tensors["values"][start:end].transpose(0, 1).flatten(1)[: len(channels)]
         rows = inputs.rows(tensors["codes"][start:end].flatten())

@@ -12,6 +12,7 @@ from prunebench_kernels.backend import Choice, explains, select
 from prunebench_kernels.checks import check_device, check_tensor
 from prunebench_kernels.errors import ArgumentError
 from prunebench_kernels.sparse.candidates import candidates
+from prunebench_kernels.sparse.formats import arrange, empty, format_of, is_arranged
 from prunebench_kernels.sparse.geometry import Geometry
 from prunebench_kernels.sparse.layouts import PackedWeight, layout_module, preferred_format
 
@@ -32,7 +33,7 @@ def sparse_conv2d(
     """y = relu(conv2d(x, W) + bias + residual), with bias, residual and ReLU in the kernel's last step.
 
     x `[N, C, H, W]`, bias `[K]`, residual and y `[N, K, OH, OW]`, all in the weight's dtype and on its device.
-    y is in `preferred_format(packed.layout)`; x and residual in another format are copied first. Sums are in
+    y is in the layout's own format (`preferred_format`); x and residual in another are copied first. Sums are in
     float32 (float64 for float64). For inference: raises ArgumentError, naming the argument, on wrong
     arguments, and where autograd would record the call.
     """
@@ -124,10 +125,10 @@ def _sparse_conv2d(  # noqa: PLR0913 - a flat signature: tensors, integers and s
     module, numbers = layout_module(layout), Geometry.from_numbers(geometry)
     named = dict(zip(module.TENSORS, tensors))
     chosen = dict(zip(module.SETTINGS, settings))
-    memory_format = preferred_format(layout)
-    x = x.contiguous(memory_format=memory_format)
+    order = format_of(layout, chosen)
+    x = arrange(x, order)
     if residual is not None:
-        residual = residual.contiguous(memory_format=memory_format)
+        residual = arrange(residual, order)
     if _choose(x, layout, backend).is_triton:
         kernel = importlib.import_module(f"prunebench_kernels.sparse.{layout}_triton")
         packed = PackedWeight(layout, numbers, named, chosen)
@@ -138,22 +139,22 @@ def _sparse_conv2d(  # noqa: PLR0913 - a flat signature: tensors, integers and s
         product = module.convolve(x.float(), {**named, weight: named[weight].float()}, numbers, chosen)
     else:
         product = module.convolve(x, named, numbers, chosen)
-    return _finish(product, bias, residual, relu, x.dtype, memory_format)
+    return _finish(product, bias, residual, relu, x.dtype, order)
 
 
-def _finish(  # noqa: PLR0913 - one pass over all that the epilogue takes
+def _finish(
     product: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
     relu: bool,
     dtype: torch.dtype,
-    memory_format: torch.memory_format,
+    order: str,
 ) -> Tensor:
     """The torch epilogue: one copy into the output's format (with the bias), the rest in place."""
-    if product.is_contiguous(memory_format=memory_format):
+    if is_arranged(product, order):
         y = product if bias is None else product.add_(bias[:, None, None])
     else:
-        y = torch.empty_like(product, memory_format=memory_format)
+        y = empty(product.shape, order, product)
         y.copy_(product) if bias is None else torch.add(product, bias[:, None, None], out=y)
     if residual is not None:
         y.add_(residual)
@@ -177,4 +178,5 @@ def _fake(  # noqa: PLR0913 - the operator's signature
     numbers = Geometry.from_numbers(geometry)
     size = numbers.output_size(x.shape[2], x.shape[3])
     shape = (x.shape[0], numbers.out_channels, *size)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=preferred_format(layout))
+    chosen = dict(zip(layout_module(layout).SETTINGS, settings))
+    return empty(shape, format_of(layout, chosen), x)

@@ -2,7 +2,8 @@
 
 Output channels are sorted by their number of weights, most first, so that neighbours take equally long:
 `order` `[K]` names the output channel at each position, `pointers` `[K + 1]` its range in `values` and `codes`
-(`codes.py`). Within a channel the weights are sorted by input channel. Any groups.
+(`codes.py`). Within a channel the weights are sorted by input channel. Any groups. `batch_innermost` 1 reads and
+writes that format (`formats.py`) instead of NCHW.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from prunebench_kernels.sparse.geometry import Geometry
 from prunebench_kernels.sparse.shifted import shift
 
 TENSORS = ("values", "pointers", "codes", "order")
-SETTINGS: Mapping[str, int] = {}
+SETTINGS: Mapping[str, int] = {"batch_innermost": 0}
 
 
 def refuse(geometry: Geometry, settings: Mapping[str, int]) -> str | None:
     """Why this convolution is not packed so, or None."""
+    if settings["batch_innermost"] not in (0, 1):
+        return f"takes batch_innermost 0 or 1, got {settings['batch_innermost']}"
     return places.refuse(geometry)
 
 

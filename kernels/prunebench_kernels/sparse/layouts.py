@@ -28,7 +28,11 @@ def layout_module(layout: str) -> ModuleType:
 
 def preferred_format(layout: str) -> torch.memory_format:
     """The memory format that a layout reads without a copy and writes: channels_last for `dense` and `block`,
-    contiguous (NCHW) for `direct` and `compact`. Other input is copied into it first."""
+    contiguous (NCHW) for `direct` and `compact`. Other input is copied into it first.
+
+    With the setting `batch_innermost` the latter two use an order that torch has no name for: `formats.arrange`
+    makes it.
+    """
     layout_module(layout)
     return torch.channels_last if layout in ("dense", "block") else torch.contiguous_format
 
@@ -87,6 +91,8 @@ def pack(weight: Tensor, layout: str, *, geometry: Geometry, **settings: int) ->
     check_floating("weight", check_tensor("weight", weight))
     if tuple(weight.shape) != geometry.weight_shape:
         raise ArgumentError(f"weight: want shape {geometry.weight_shape}, got {tuple(weight.shape)}")
+    if weight.numel() >= 2**31:
+        raise ArgumentError(f"weight: want fewer than 2^31 elements, got {weight.numel()}")
     check_finite("weight", weight)
     unknown = set(settings) - set(module.SETTINGS)
     if unknown:

@@ -21,7 +21,7 @@ from prunebench_kernels.sparse.geometry import Geometry
 
 @dataclass(frozen=True)
 class ShiftedInput:
-    """`data` `[phases, C, length]`; `pitch` (Hq, Wq); `pixels`: places of the output, the unused ones between rows included."""
+    """`data` `[phases, C, length]`; `pitch` (Hq, Wq)."""
 
     data: Tensor
     geometry: Geometry
@@ -31,6 +31,7 @@ class ShiftedInput:
 
     @property
     def pixels(self) -> int:
+        """Places of the output up to its last, the unused ones between rows included."""
         return (
             (self.batch - 1) * self.pitch[0] * self.pitch[1]
             + (self.output[0] - 1) * self.pitch[1]
