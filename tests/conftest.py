@@ -8,7 +8,7 @@ os.environ.setdefault(
     "TRITON_INTERPRET", "1"
 )  # before Triton is imported: kernels run on the CPU when asked for
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,6 +21,14 @@ from prunebench.spec import Recipe, RunSpec
 torch.set_num_threads(1)
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=50)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_choices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Layouts that tests measure are not remembered in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNEBENCH_CACHE", str(tmp_path_factory.mktemp("choices")))
+        yield
 
 
 @pytest.fixture

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers import run_inline, tiny_suite
 from torch import Tensor, nn
 
 from prunebench import speed
@@ -18,6 +21,7 @@ from prunebench.speed import (
     count_parameters,
     interleaved_latency,
     peak_memory_mb,
+    ready_for_inference,
     reset_peak_memory,
 )
 
@@ -133,6 +137,90 @@ def test_latency_percentiles_by_a_fake_clock(monkeypatch: pytest.MonkeyPatch) ->
     expected = np.percentile([1.0, 2.0, 3.0, 4.0, 5.0], [20, 50, 80])
     assert (fast.p20, fast.p50, fast.p80) == pytest.approx(tuple(expected))
     assert (slow.p20, slow.p50, slow.p80) == pytest.approx((20, 20, 20))
+
+
+def emptied_net() -> nn.Module:
+    """convnet-small with every other filter of the first convolution pruned."""
+    net = build_model("convnet-small", 3, seed=0).eval()
+    with torch.no_grad():
+        net.body[0].weight[::2] = 0
+    return net
+
+
+def test_networks_are_made_ready_for_inference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path / "choices"))
+    dense, pruned, x = build_model("convnet-small", 3, seed=1), emptied_net(), torch.randn(4, 3, 16, 16)
+    state = torch.random.get_rng_state()
+    before = {name: value.clone() for name, value in pruned.state_dict().items()}
+    ready = ready_for_inference(dense, pruned, x)
+    assert ready.path == "sparsify: auto"
+    assert sum(ready.layouts.values()) == 3
+    assert ready.removed_channels == 16 / (32 + 64 + 128)
+    with torch.inference_mode():
+        for made, plain in ((ready.dense, dense.eval()), (ready.pruned, pruned)):
+            assert not [module for module in made.modules() if isinstance(module, nn.BatchNorm2d)]
+            torch.testing.assert_close(made(x), plain(x), rtol=1e-4, atol=1e-5)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(before[name], value) for name, value in pruned.state_dict().items())
+    assert not (tmp_path / "choices").exists(), "the choices of one run are not kept"
+
+
+def test_a_run_records_what_was_timed(tmp_path: Path) -> None:
+    _, records = run_inline(tiny_suite("magnitude"), tmp_path)
+    cost = records["magnitude 0.9 0"].cost
+    assert cost is not None
+    assert cost.latency_path == "sparsify: auto"
+    assert sum(cost.latency_layouts.values()) == 3
+    assert cost.removed_channels is not None
+    assert 0 <= cost.removed_channels < 1
+
+
+class Untraceable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if bool(x.sum() > -1e9) else x
+
+
+def test_a_network_that_cannot_be_traced_is_timed_plain() -> None:
+    dense, pruned = Untraceable(), Untraceable()
+    ready = ready_for_inference(dense, pruned, torch.randn(2, 3, 4, 4))
+    assert (ready.dense, ready.pruned, ready.layouts, ready.removed_channels) == (dense, pruned, {}, None)
+    assert ready.path.startswith(
+        "dense kernels with zeros (TracingError: model: Untraceable cannot be traced"
+    )
+    assert "\n" not in ready.path
+
+
+def test_other_outputs_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunebench_kernels.sparse import network
+
+    sparsify = network.sparsify
+
+    def wrong(model: nn.Module, **settings: object) -> nn.Module:
+        made = sparsify(model, **settings)
+        with torch.no_grad():
+            made.graph.get_submodule("head").weight.mul_(1.001)
+        return made
+
+    monkeypatch.setattr(network, "sparsify", wrong)
+    dense, pruned = build_model("convnet-small", 3, seed=1), emptied_net()
+    ready = ready_for_inference(dense, pruned, torch.randn(4, 3, 16, 16))
+    assert (ready.dense, ready.pruned) == (dense, pruned)
+    assert ready.path.startswith("dense kernels with zeros (sparsify: outputs differ by ")
+
+
+def test_distance_is_a_share_of_the_largest_output() -> None:
+    x = torch.tensor([[1.0, -4.0]])
+    one, other = nn.Identity(), nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        other.weight.copy_(torch.tensor([[1.0, 0], [0.5, 1]]))
+    assert speed.distance(one, other, x) == pytest.approx(0.5 / 3.5)
+    with torch.no_grad():
+        other.weight[:] = torch.nan
+    assert math.isnan(speed.distance(one, other, x))
 
 
 def test_peak_memory_rises_with_what_is_held_and_stays() -> None:

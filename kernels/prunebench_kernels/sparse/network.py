@@ -63,7 +63,7 @@ class Report:
         """Share of the convolutions' output channels that were removed."""
         before = sum(layer.channels.out_before for layer in self.layers)
         after = sum(layer.channels.out_after for layer in self.layers)
-        return 1 - after / before if before else 0.0
+        return (before - after) / before if before else 0.0
 
 
 class SparseNetwork(nn.Module):
