@@ -29,6 +29,7 @@ from prunebench.profile.results import (
     EAGER,
     SHRUNK,
     BreakEven,
+    NetworkResult,
     Profile,
     Timing,
     break_even,
@@ -456,6 +457,18 @@ def test_page_loads_nothing_and_escapes() -> None:
     assert not re.findall(r"""(?:src|href)=|url\(|<script""", text)
     assert "No sparse layout was a candidate" in text
     assert text.count("<svg") > 5
+
+
+def test_networks_are_compared_with_the_fastest_dense_one_of_their_turns() -> None:
+    times = {EAGER: 8.0, network.FOLDED: 4.0, network.COMPILED_NETWORK: 5.0, network.AUTO: 2.0}
+    entries = [NetworkResult(name, "block", 0.9, measure.percentiles([time])) for name, time in times.items()]
+    other = NetworkResult(EAGER, "block", 0.5, measure.percentiles([1.0]))
+    missing = NetworkResult(network.FOLDED, "block", 0.5, not_measured="out of memory")
+    profile = replace(made_up_profile(), networks=(*entries, other, missing))
+    assert [report.network_speed_up(entry, profile) for entry in profile.networks] == [
+        "0.50x", "baseline", "0.80x", "2.00x", "baseline", "not measured",
+    ]  # fmt: skip
+    assert "not measured: out of memory" in {row[3] for row in report.network_rows(profile)}
 
 
 def test_summary_names_what_is_missing() -> None:

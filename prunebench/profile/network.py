@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +37,7 @@ class Networks:
     ) -> None:
         self.model, self.example, self.stopwatch = model, example, stopwatch
         self.backend, self._wants_compiled = backend, compiled
+        self.compile_seconds = 0.0
         self._compiled: tuple[nn.Module, Any] | None = None
 
     def measure(
@@ -95,10 +97,12 @@ class Networks:
         folded, _ = build(masked, self.example, None, None, cut=False)  # plain layers: the compiler may fuse
         folded.eval()
         if self._compiled is None:
+            begun = time.monotonic()
             compiled = torch.compile(folded, dynamic=False)
             with torch.inference_mode():
                 compiled(self.example)
             self._compiled = folded, compiled
+            self.compile_seconds = time.monotonic() - begun
         original, compiled = self._compiled
         original.load_state_dict(folded.state_dict())
         return compiled

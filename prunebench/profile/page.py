@@ -37,8 +37,8 @@ def page(profile: Profile) -> str:
             (heading, words, *report.without_empty(head, rows)) for heading, words, head, rows in [
             ("Break-even", "The sparsity from which a layout is no slower than dense torch.",
              report.BREAK_EVEN_HEAD, report.break_even_rows(profile)),
-            ("Whole network", "Dense and sparse timed in turns; speed-up over the fairest dense baseline measured: "
-             "torch.compile, else BatchNorm folded, else plain torch. Weights with their indices, activations at "
+            ("Whole network", "Dense and sparse timed in turns; speed-up over the fastest dense one of the same "
+             "turns. Weights with their indices, activations at "
              "their peak, in 10^6 bytes.",
              report.NETWORK_HEAD, report.network_rows(profile)),
             ("Layers", "Convolution, bias (a folded BatchNorm) and ReLU; the input in the memory format that each "
