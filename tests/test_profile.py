@@ -247,10 +247,56 @@ def test_race_measures_every_candidate_and_checks_it() -> None:
     assert timings["direct"].backend == "torch"
 
 
-def test_race_runs_kernels_in_the_interpreter() -> None:
-    direct = race_tiny(sparse_mask(), backend="triton")["direct"]
-    assert direct.not_measured is None
-    assert direct.backend == "triton"
+def test_race_runs_every_layout_s_kernel_in_the_interpreter() -> None:
+    weight = torch.randn(16, 16, 3, 3, generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(16, 16, 3, 3, dtype=torch.bool)
+    mask[:5, ::4, 0, 2] = True
+    entry = ConvLayer(("tiny",), square(16, 16, 3, 1, 4), weight)
+    inputs = contenders.make_inputs(entry, mask, 1, CPU, torch.float32)
+    timings = contenders.race(inputs, None, measure.Stopwatch(CPU), backend="triton", repeats=1)
+    layouts = {timing.family: timing for timing in timings if timing.is_sparse and timing.name != SHRUNK}
+    assert set(layouts) == {"block", "compact", "direct"}
+    for timing in layouts.values():
+        assert timing.not_measured is None, timing
+        assert timing.backend == "triton"
+        assert timing.hot_ms is not None
+
+
+def test_compiled_layers_and_networks_take_the_masked_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path))
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, **words: real(call, backend="eager", **words))
+    inputs = contenders.make_inputs(tiny_layer(), sparse_mask(), 2, CPU, torch.float32)
+    timings = contenders.race(
+        inputs, contenders.Compiled(), measure.Stopwatch(CPU), backend="auto", repeats=1
+    )
+    assert timings[1].name == COMPILED
+    assert timings[1].hot_ms is not None
+    x = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    model = build_model("convnet-small", 4, seed=0).eval()
+    networks = network.Networks(model, x, measure.Stopwatch(CPU), backend="auto", compiled=True)
+    for sparsity in (0.5, 0.75):
+        entries, _ = networks.measure("filter", sparsity, 1)
+        assert all(entry.latency_ms for entry in entries), entries
+        masked = build_model("convnet-small", 4, seed=0).eval()
+        for name, mask in network.convolution_masks(masked, "filter", sparsity).items():
+            masked.get_parameter(name).data.mul_(mask)
+        with torch.inference_mode():
+            torch.testing.assert_close(networks._compiled[1](x), masked(x))  # type: ignore[index]
+
+
+def test_a_compiler_that_fails_leaves_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda call, **_: refuse)
+    inputs = contenders.make_inputs(tiny_layer(), sparse_mask(), 2, CPU, torch.float32)
+    timings = contenders.race(
+        inputs, contenders.Compiled(), measure.Stopwatch(CPU), backend="auto", repeats=1
+    )
+    assert timings[1].not_measured == "torch.compile failed: RuntimeError: no C++ compiler"
 
 
 def test_a_wrong_or_failing_layout_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
