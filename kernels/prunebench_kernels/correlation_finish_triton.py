@@ -13,12 +13,16 @@ from torch import Tensor
 from prunebench_kernels.compile_cases import CompileCase
 
 FIELDS = tl.constexpr(4)
-"""Per split and column: shift, sum of d, unit (a power of two), whether a value differs from the first row's."""
+"""Per split and column: shift, sum of d, unit (a power of two), and whether a value differs from the shift.
+
+The shift of a split whose column is constant is its value, so a column is constant if no value differs from its
+split's shift and the shifts are equal.
+"""
 
 
 @triton.jit
 def _split_statistics(statistics, s, splits, columns, n, COLUMNS: tl.constexpr):
-    """Per split (rows) and column, float64: mean, mean - shift, unit; and differs."""
+    """Per split (rows) and column, float64: mean, mean - shift, unit; and 1 where not constant so far, else 0."""
     inside = (s < splits)[:, None] & (columns < COLUMNS)[None, :]
     place = statistics + s[:, None].to(tl.int64) * FIELDS * COLUMNS + columns[None, :]
     shift = tl.load(place, mask=inside, other=0.0).to(tl.float64)
@@ -26,7 +30,10 @@ def _split_statistics(statistics, s, splits, columns, n, COLUMNS: tl.constexpr):
     unit = tl.load(place + 2 * COLUMNS, mask=inside, other=1.0).to(tl.float64)
     differs = tl.load(place + 3 * COLUMNS, mask=inside, other=0.0)
     off = total / tl.maximum(n, 1.0)[:, None]
-    return shift + off, off, unit, differs
+    first = tl.load(statistics + columns, mask=columns < COLUMNS, other=0.0).to(tl.float64)
+    unit = tl.where(differs > 0, unit, 1.0)  # the products of equal values are 0
+    moved = inside & (shift != first[None, :])
+    return shift + off, off, unit, tl.maximum(differs, moved.to(tl.float32))
 
 
 @triton.jit
@@ -51,7 +58,7 @@ def _column_moments(  # noqa: PLR0913 - part of a kernel
         means, off, units, different = _split_statistics(statistics, s, splits, columns, n, COLUMNS)
         mean += tl.sum(means * n[:, None], axis=0)
         differs = tl.maximum(differs, tl.max(different, axis=0))
-        good = (means - means == 0) & (units < 1.2e30) & ((units > 8e-31) | (units < 1.2e-38))
+        good = (means - means == 0) & (units < 1.2e30) & (units > 8e-31)
         sound = tl.minimum(sound, tl.min(good.to(tl.int32), axis=0))
     mean = mean / samples
     squares = tl.zeros((TILE,), tl.float64)

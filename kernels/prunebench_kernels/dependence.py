@@ -50,6 +50,8 @@ def interdependence(predictions: Tensor, *, backend: str | None = None) -> Tenso
     one matrix and one inverse for K fits. A constant column is nan and no regressor of the others. A column that
     is a linear combination of others (a duplicate, y and 1 - y, a sum, more columns than rows) has R2 = 1; the
     others then follow from the pseudo-inverse, as in a minimum-norm fit. One varying column alone: R2 = 0.
+    Equals scikit-learn's LinearRegression scores, but for real columns that are nearly collinear: release 1.9 and
+    later drop directions below 1e-6 of the strongest (their `tol`), where this keeps what float64 resolves.
     predictions: `[N, K]` or `[M, N, K]`, 0/1 or real. Raises ArgumentError as `correlation` does.
     """
     batched = _batched("predictions", predictions, (*FLOATS, *WHOLE), fewest=2)

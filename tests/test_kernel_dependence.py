@@ -1,0 +1,503 @@
+"""Co-occurrence, correlation and interdependence: the kernels in the interpreter, and the torch paths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from cases import ODD_OUTPUTS, LogitsCase
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_tolerances import TOLERANCE
+from prunebench_kernels import (
+    correlation_finish_triton,
+    dependence,
+    dependence_torch,
+    dependence_triton,
+    explain,
+)
+from prunebench_kernels.dependence import cooccurrence, correlation, interdependence
+from prunebench_kernels.errors import ArgumentError
+from prunebench_kernels.reference import dependence as oracle
+from scipy import stats
+from sklearn.linear_model import LinearRegression
+from torch import Tensor
+
+BACKENDS = ("torch", "triton")
+ONE_TILE = [case for case in ODD_OUTPUTS if case.classes <= 64]
+BYTES = [torch.bool, torch.uint8, torch.int8]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def mixed(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Correlated columns, float64."""
+    generator = seeded(seed)
+    columns = shape[-1]
+    mixing = torch.eye(columns, dtype=torch.float64)
+    mixing += 0.4 * torch.randn(columns, columns, generator=generator, dtype=torch.float64)
+    return torch.randn(shape, generator=generator, dtype=torch.float64) @ mixing
+
+
+def binary(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    return mixed(shape, seed) > 0.3
+
+
+def by_scikit_learn(predictions: Tensor) -> list[float]:
+    """R2 of each column on the others; constant columns are nan."""
+    values = predictions.double().numpy()
+    scores = []
+    for column in range(values.shape[1]):
+        rest = np.delete(values, column, axis=1)
+        if np.ptp(values[:, column]) == 0:
+            scores.append(math.nan)
+        elif rest.shape[1] == 0:
+            scores.append(0.0)  # the intercept alone
+        else:
+            scores.append(LinearRegression().fit(rest, values[:, column]).score(rest, values[:, column]))
+    return scores
+
+
+def by_numpy(columns: Tensor) -> list[float]:
+    """R2 by least squares that keep every direction float64 resolves; scikit-learn 1.9 drops those below 1e-6."""
+    values = columns.double().numpy()
+    values = values - values.mean(0)
+    scores = []
+    for column in range(values.shape[1]):
+        rest, target = np.delete(values, column, axis=1), values[:, column]
+        left = target - rest @ np.linalg.lstsq(rest, target, rcond=None)[0]
+        scores.append(1 - (left @ left) / (target @ target))
+    return scores
+
+
+def assert_correlation(actual: Tensor, outputs: Tensor, dtype: torch.dtype = torch.float32) -> None:
+    """Near the float64 oracle of the same values, symmetric, with an exact diagonal."""
+    expected = oracle.correlation(outputs.double())
+    torch.testing.assert_close(actual, expected, **TOLERANCE["correlation", dtype], equal_nan=True)
+    torch.testing.assert_close(actual, actual.mT, rtol=0, atol=0, equal_nan=True)
+    diagonal = actual.diagonal(dim1=-2, dim2=-1)
+    assert ((diagonal == 1) | diagonal.isnan()).all()
+
+
+# --- against the oracles, over odd shapes ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("case", ONE_TILE, ids=lambda case: case.name)
+def test_correlation(case: LogitsCase, dtype: torch.dtype, backend: str) -> None:
+    outputs = mixed(case.shape).to(dtype)
+    assert_correlation(correlation(outputs, backend=backend), outputs, dtype)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [*BYTES, torch.float32, torch.float16])
+@pytest.mark.parametrize("case", ODD_OUTPUTS, ids=lambda case: case.name)
+def test_cooccurrence(case: LogitsCase, dtype: torch.dtype, backend: str) -> None:
+    predictions = binary(case.shape).to(dtype)
+    counts = cooccurrence(predictions, backend=backend)
+    assert counts.dtype == torch.int64
+    assert torch.equal(counts, oracle.cooccurrence(predictions))
+    values = predictions.double().numpy()
+    np.testing.assert_array_equal(counts, np.swapaxes(values, -1, -2) @ values)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", ODD_OUTPUTS, ids=lambda case: case.name)
+def test_interdependence(case: LogitsCase, backend: str) -> None:
+    predictions = binary(case.shape)
+    shares = interdependence(predictions, backend=backend)
+    assert shares.dtype == torch.float64
+    expected = oracle.interdependence(predictions)
+    torch.testing.assert_close(shares, expected, rtol=0, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("finish_tiles", [1, 2])
+def test_correlation_over_several_tiles(finish_tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (dependence_triton, correlation_finish_triton):
+        monkeypatch.setattr(module, "finish_tile", lambda _: 32 // finish_tiles)
+    outputs = mixed((2, 90, 20)).float() - 30
+    outputs[1, :, 17] = 4.0
+    forced = replace(dependence_triton.configuration(*outputs.shape), tile=16, rows_per_split=64)
+    matrix, status = dependence_triton.correlation(outputs, forced)
+    assert status.shape == (2, finish_tiles)
+    assert not status.any()
+    assert_correlation(matrix, outputs)
+
+
+@pytest.mark.parametrize("rows_per_split", [16, 48, 304])
+def test_splits_do_not_show(rows_per_split: int) -> None:
+    outputs = mixed((2, 300, 5)).float() + 50
+    forced = dependence_triton.Configuration(16, 16, rows_per_split, 4)
+    buffers = dependence_triton.correlation_buffers(outputs, forced)
+    for buffer in (buffers.partial, buffers.statistics, buffers.result):
+        buffer.fill_(math.nan)
+    buffers.status.fill_(7)
+    matrix, status = dependence_triton.correlation(outputs, forced, buffers)
+    assert not status.any()
+    assert_correlation(matrix, outputs)
+
+    predictions = binary((2, 300, 20)).to(torch.uint8)
+    counts, flags = dependence_triton.cooccurrence_buffers(predictions, forced)
+    counts.fill_(12345)
+    flags.fill_(7)
+    total, flags = dependence_triton.cooccurrence(predictions, forced, (counts, flags))
+    assert torch.equal(total, oracle.cooccurrence(predictions))
+    assert not flags.any()
+
+
+# --- against other libraries -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_correlation_against_numpy_and_scipy(backend: str) -> None:
+    outputs = mixed((200, 6), seed=3).float()
+    matrix = correlation(outputs, backend=backend)
+    np.testing.assert_allclose(matrix, np.corrcoef(outputs.double().numpy(), rowvar=False), atol=1e-6)
+    expected = stats.pearsonr(outputs[:, 0].double(), outputs[:, 4].double()).statistic
+    assert float(matrix[0, 4]) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["binary", "real"])
+def test_interdependence_against_scikit_learn(kind: str, backend: str) -> None:
+    predictions = binary((300, 12)) if kind == "binary" else mixed((300, 12)).float() + 7
+    shares = interdependence(predictions, backend=backend)
+    expected = by_scikit_learn(predictions)
+    assert min(expected) < 0.9
+    np.testing.assert_allclose(shares, expected, atol=1e-9)
+
+
+def _collinear(kind: str) -> Tensor:
+    values = (torch.rand(200, 7, generator=seeded(4)) < 0.4).double()
+    values[:, 6] = ((values[:, 4] + torch.rand(200, generator=seeded(5), dtype=torch.float64)) > 0.9).double()
+    if kind == "duplicate":
+        values[:, 3] = values[:, 0]
+    elif kind == "complement":
+        values[:, 3] = 1 - values[:, 0]
+    elif kind == "sum":
+        values[:, 1] *= 1 - values[:, 0]
+        values[:, 3] = values[:, 0] + values[:, 1]
+    elif kind == "two dependencies":
+        values[:, 3], values[:, 2] = values[:, 0], 1 - values[:, 1]
+    elif kind == "constant":
+        values[:, 3] = 1
+    elif kind == "constant and duplicate":
+        values[:, 3], values[:, 2] = 0, values[:, 1]
+    elif kind == "one row apart":
+        values[:, 3] = values[:, 0]
+        values[17, 3] = 1 - values[17, 3]
+    else:
+        assert kind == "more columns than rows"
+        values = values[:5, :]
+        values = torch.cat([values, binary((5, 4), seed=9).double()], 1)
+    return values
+
+
+COLLINEAR = [
+    "duplicate", "complement", "sum", "two dependencies", "constant", "constant and duplicate",
+    "one row apart", "more columns than rows",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", COLLINEAR)
+def test_interdependence_of_collinear_columns(kind: str, backend: str) -> None:
+    predictions = _collinear(kind)
+    shares = interdependence(predictions.to(torch.uint8), backend=backend)
+    np.testing.assert_allclose(shares, by_scikit_learn(predictions), atol=1e-8)
+    if kind not in ("one row apart", "constant"):
+        assert (shares == 1).any()
+    if kind != "more columns than rows":
+        assert float(shares[5]) < 0.5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("noise", [0.0, 1e-9, 1e-6, 1e-3])
+def test_interdependence_of_nearly_collinear_real_columns(noise: float, backend: str) -> None:
+    predictions = mixed((150, 6))
+    generator = seeded(8)
+    extra = noise * torch.randn(150, generator=generator, dtype=torch.float64)
+    predictions[:, 5] = predictions[:, 0] + 1e-4 * predictions[:, 1] + extra
+    shares = interdependence(predictions + 3, backend=backend)
+    np.testing.assert_allclose(shares, by_numpy(predictions + 3), atol=1e-6)
+
+
+def test_weak_part_in_a_dependency_is_found_by_decomposing_the_columns() -> None:
+    predictions = mixed((150, 4))
+    predictions[:, 3] = predictions[:, 0] + 1e-5 * predictions[:, 1]
+    np.testing.assert_allclose(interdependence(predictions), by_numpy(predictions), atol=1e-6)
+    assert interdependence(predictions)[1] == 1
+
+
+# --- the traps of one-pass correlation ---------------------------------------------------------------------
+
+
+def _trap(kind: str) -> Tensor:
+    outputs = mixed((300, 5), seed=2)
+    if kind == "offset 1e8":
+        return (64 * outputs + 1e8).float()
+    if kind == "tiny":
+        return (outputs * 1e-20).float()
+    if kind == "huge":
+        return (outputs * 1e25).float()
+    if kind == "mean 100 deviations":
+        return (outputs + 100).float()
+    if kind == "half, mean 100 deviations":
+        return (outputs + 100).half()
+    if kind == "sorted":
+        return (outputs.sort(0).values + torch.arange(300).unsqueeze(-1)).float()
+    if kind == "one outlier":
+        outputs[250] *= 1e6
+        return outputs.float()
+    if kind == "grows by 1e10":
+        return (outputs * torch.logspace(-10, 0, 300, dtype=torch.float64).unsqueeze(-1)).float()
+    if kind == "one row apart by one unit":
+        outputs[:, 1] = 1.0
+        outputs[77, 1] = 1.0 + 2**-23
+        return outputs.float()
+    assert kind == "constant until late"
+    outputs[:260, 1] = 5.0
+    return outputs.float()
+
+
+TRAPS = [
+    "offset 1e8", "tiny", "huge", "mean 100 deviations", "half, mean 100 deviations", "sorted", "one outlier",
+    "grows by 1e10", "one row apart by one unit", "constant until late",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rows_per_split", [64, 320])
+@pytest.mark.parametrize("kind", TRAPS)
+def test_traps(kind: str, rows_per_split: int, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    forced = dependence_triton.Configuration(16, 64, rows_per_split, 4)
+    monkeypatch.setattr(dependence_triton, "configuration", lambda *_: forced)
+    outputs = _trap(kind)
+    if backend == "triton":
+        monkeypatch.setattr(dependence_torch, "correlation", None)  # the kernel itself must hold
+    matrix = correlation(outputs, backend=backend)
+    assert not matrix.isnan().any()
+    assert_correlation(matrix, outputs, outputs.dtype)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy, in the interpreter
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [1e-36, 1e36])
+def test_beyond_the_kernels_range_float64_takes_over(scale: float, backend: str) -> None:
+    outputs = (mixed((70, 4)) * scale).float()
+    assert_correlation(correlation(outputs, backend=backend), outputs)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e200, 1e307])
+def test_extreme_scales_in_float64(scale: float) -> None:
+    outputs = mixed((50, 4))
+    outputs[:, 2] = 0.1
+    outputs = outputs / outputs.abs().max() * scale
+    expected = correlation(outputs / scale)
+    torch.testing.assert_close(correlation(outputs), expected, rtol=0, atol=1e-12, equal_nan=True)
+    assert correlation(outputs).isnan().sum() == 7
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [0.0, 0.1, 1.0, -2.5, 1e8, 12345679.0])
+def test_constant_column(value: float, backend: str) -> None:
+    outputs = mixed((2, 137, 4)).float()
+    outputs[0, :, 2] = value
+    matrix = correlation(outputs, backend=backend)
+    assert_correlation(matrix, outputs)
+    assert matrix.isnan().sum() == 7
+    assert matrix[0, 2].isnan().all()
+    shares = interdependence(outputs, backend=backend)
+    without = interdependence(outputs[0][:, [0, 1, 3]], backend=backend)
+    torch.testing.assert_close(shares[0, [0, 1, 3]], without)
+    assert shares.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [*BYTES, torch.float32, torch.float16])
+def test_correlation_of_binary_columns_is_exact(dtype: torch.dtype, backend: str) -> None:
+    predictions = binary((1, 333, 6)).double()
+    predictions[..., 4], predictions[..., 5] = predictions[..., 0], 1 - predictions[..., 0]
+    matrix = correlation(predictions.to(dtype), backend=backend)[0]
+    n, ones = 333, predictions[0].sum(0)
+    counts = predictions[0].T @ predictions[0]
+    covariance = n * counts - torch.outer(ones, ones)
+    own = covariance.diagonal()
+    torch.testing.assert_close(matrix, covariance / torch.outer(own, own).sqrt(), rtol=0, atol=1e-14)
+    assert float(matrix[0, 4]) == 1
+    assert float(matrix[0, 5]) == -1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int64])
+def test_correlation_of_integers(dtype: torch.dtype, backend: str) -> None:
+    outputs = torch.randint(0, 120, (90, 5), generator=seeded()).to(dtype)
+    expected = oracle.correlation(outputs.double())
+    torch.testing.assert_close(correlation(outputs, backend=backend), expected, rtol=0, atol=1e-12)
+
+
+# --- properties --------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(2, 40),
+    st.integers(1, 9),
+    st.integers(0, 1000),
+    st.floats(1e-3, 1e3),
+    st.sampled_from(BACKENDS),
+)
+def test_permutation_and_scaling(rows: int, columns: int, seed: int, scale: float, backend: str) -> None:
+    outputs = mixed((rows, columns), seed).float()
+    order = torch.randperm(columns, generator=seeded(seed))
+    matrix = correlation(outputs, backend=backend)
+    permuted = correlation(outputs[:, order], backend=backend)
+    torch.testing.assert_close(permuted, matrix[order][:, order], rtol=0, atol=1e-6)
+    scaled = correlation((outputs.double() * scale).float(), backend=backend)
+    torch.testing.assert_close(scaled, matrix, rtol=0, atol=2e-6)
+    negated = correlation(torch.cat([-outputs[:, :1], outputs[:, 1:]], 1), backend=backend)
+    torch.testing.assert_close(negated[0, 1:], -matrix[0, 1:], rtol=0, atol=1e-6)
+
+
+@settings(max_examples=25)
+@given(st.integers(2, 60), st.integers(1, 8), st.integers(0, 1000), st.sampled_from(BACKENDS))
+def test_interdependence_is_that_of_scikit_learn(rows: int, columns: int, seed: int, backend: str) -> None:
+    predictions = binary((rows, columns), seed)
+    order = torch.randperm(columns, generator=seeded(seed))
+    shares = interdependence(predictions, backend=backend)
+    np.testing.assert_allclose(shares, by_scikit_learn(predictions), atol=1e-8)
+    permuted = interdependence(predictions[:, order], backend=backend)
+    torch.testing.assert_close(permuted, shares[order], rtol=0, atol=1e-9, equal_nan=True)
+    flipped = interdependence(~predictions, backend=backend)
+    torch.testing.assert_close(flipped, shares, rtol=0, atol=1e-9, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_smallest_inputs(backend: str) -> None:
+    two = torch.tensor([[1.0, 5.0, 2.0], [2.0, 4.0, 2.0]])
+    nan = math.nan
+    expected = torch.tensor([[1, -1, nan], [-1, 1, nan], [nan, nan, nan]], dtype=torch.float64)
+    torch.testing.assert_close(correlation(two, backend=backend), expected, rtol=0, atol=0, equal_nan=True)
+    assert interdependence(two, backend=backend).tolist()[:2] == [1, 1]
+    assert correlation(two[:, :1], backend=backend).tolist() == [[1]]
+    assert interdependence(two[:, :1], backend=backend).tolist() == [0]
+    assert math.isnan(interdependence(two[:, 2:], backend=backend).item())
+    assert cooccurrence(torch.tensor([[True]]), backend=backend).tolist() == [[1]]
+    assert cooccurrence(torch.tensor([[True, False]]), backend=backend).tolist() == [[1, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_input_that_is_not_contiguous(backend: str) -> None:
+    outputs = mixed((5, 60, 3)).float()
+    turned = outputs.transpose(1, 2).contiguous().transpose(1, 2)
+    assert not turned.is_contiguous()
+    expected = correlation(outputs, backend=backend)
+    torch.testing.assert_close(correlation(turned, backend=backend), expected, rtol=0, atol=1e-12)
+    ones = turned > 0
+    assert torch.equal(cooccurrence(ones, backend=backend), oracle.cooccurrence(ones))
+
+
+def test_pieces_cover_every_row_once() -> None:
+    for shape in ((1, 70_000, 3), (3, 100_000, 4), (400, 900, 5), (2, 1, 1), (1, 3, 100_000)):
+        seen = torch.zeros(shape[:2], dtype=torch.int64)
+        for model, row in dependence_torch.pieces(torch.empty(1).expand(shape)):
+            seen[model, row] += 1
+        assert (seen == 1).all()
+
+
+# --- errors, registration, explanation ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", [cooccurrence, correlation, interdependence])
+def test_wrong_arguments(operation: Callable[..., Tensor]) -> None:
+    name = "outputs" if operation is correlation else "predictions"
+    for shape in ((3,), (0, 4), (4, 0), (0, 4, 2), (1, 2, 3, 4)):
+        with pytest.raises(ArgumentError, match=f"^{name}: want .N, K."):
+            operation(torch.zeros(shape))
+    with pytest.raises(ArgumentError, match=f"^{name}: dtype torch.complex64"):
+        operation(torch.zeros(3, 2, dtype=torch.complex64))
+    with pytest.raises(ArgumentError, match=f"^{name}: want a torch tensor"):
+        operation([[0.0, 1.0]])
+    with pytest.raises(ArgumentError, match="backend: want one of"):
+        operation(torch.zeros(3, 2), backend="cuda")
+
+
+def test_one_row_is_too_few() -> None:
+    for operation, name in ((correlation, "outputs"), (interdependence, "predictions")):
+        with pytest.raises(ArgumentError, match=f"^{name}: want .* N >= 2"):
+            operation(torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [2.0, -1.0, 0.5, math.nan, math.inf])
+def test_values_other_than_zero_and_one(value: float, backend: str) -> None:
+    predictions = binary((2, 400, 20)).float()
+    predictions[1, 399, 18] = value
+    with pytest.raises(ArgumentError, match=r"^predictions: want only 0 and 1"):
+        cooccurrence(predictions, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
+def test_bytes_other_than_zero_and_one(dtype: torch.dtype, backend: str) -> None:
+    predictions = binary((300, 3)).to(dtype)
+    predictions[290, 1] = 3
+    with pytest.raises(ArgumentError, match=r"^predictions: want only 0 and 1"):
+        cooccurrence(predictions, backend=backend)
+    shares = interdependence(predictions, backend=backend)  # real-valued after all
+    np.testing.assert_allclose(shares, by_scikit_learn(predictions), atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy, in the interpreter
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("row", [0, 150])
+def test_values_that_are_not_finite(row: int, value: float, backend: str) -> None:
+    outputs = mixed((2, 151, 3)).float()
+    outputs[1, row, 1] = value
+    with pytest.raises(ArgumentError, match=r"^outputs: contains values that are not finite"):
+        correlation(outputs, backend=backend)
+    with pytest.raises(ArgumentError, match=r"^predictions: contains values that are not finite"):
+        interdependence(outputs, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["cooccurrence", "correlation", "interdependence"])
+def test_registration(name: str, backend: str) -> None:
+    operator = getattr(torch.ops.prunebench, name).default
+    torch.library.opcheck(operator, (binary((2, 40, 3)).float(), backend))
+    function = getattr(dependence, name)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for shape in ((40, 3), (2, 40, 3)):
+        predictions = binary(shape).float()
+        torch.testing.assert_close(
+            compiled(predictions, backend=backend), function(predictions, backend=backend), equal_nan=True
+        )
+
+
+def test_results_carry_no_gradient() -> None:
+    outputs = mixed((20, 3)).requires_grad_()
+    assert not correlation(outputs).requires_grad
+    assert not interdependence(outputs).requires_grad
+
+
+def test_explain() -> None:
+    real, ones = mixed((50, 3)).float(), binary((50, 3))
+    assert explain(correlation, real, backend="triton").is_triton
+    assert explain("cooccurrence", ones, backend="triton").is_triton
+    assert explain(interdependence, ones, backend="triton").is_triton
+    assert explain(interdependence, ones.float(), backend="triton").is_triton
+    assert "real-valued" in explain(interdependence, real, backend="triton").reason
+    assert "float64" in explain(correlation, real.double(), backend="triton").reason
+    assert "8192 columns" in explain(cooccurrence, torch.zeros(2, 8193), backend="triton").reason
+    assert "need a GPU" in explain(correlation, real).reason
+    assert "bfloat16" in explain(correlation, real.bfloat16(), backend="triton").reason
+    with pytest.raises(ArgumentError, match=r"^outputs: want"):
+        explain(correlation, real[:1])
