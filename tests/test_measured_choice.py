@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from prunebench_kernels.errors import ArgumentError
 from prunebench_kernels.sparse import choices as choices_module
+from prunebench_kernels.sparse import measured
 from prunebench_kernels.sparse.choices import (
     MAX_ENTRIES,
     CacheWarning,
@@ -128,6 +131,65 @@ def test_turns_alternate() -> None:
     assert seen[-6:] == ["a", "b"] * 3
     assert [len(values) for values in samples.values()] == [3, 3]
     assert all(value >= 0 for values in samples.values() for value in values)
+
+
+class FakeGpu:
+    """Stands in for torch.cuda: events read a counter, graphs run their calls when replayed."""
+
+    def __init__(self, *, refuse: bool) -> None:
+        self.now, self.refuse, self.captured = 0.0, refuse, 0
+        gpu = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+                self.at = 0.0
+
+            def record(self) -> None:
+                self.at = gpu.now
+
+            def synchronize(self) -> None:
+                """Nothing is asynchronous here."""
+
+            def elapsed_time(self, end: Event) -> float:
+                return end.at - self.at
+
+        class Graph:
+            cost = 0.0
+
+            def replay(self) -> None:
+                gpu.now += self.cost
+
+        @contextlib.contextmanager
+        def graph(target: Graph) -> Iterator[None]:
+            start = gpu.now
+            yield
+            if gpu.refuse:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            target.cost, gpu.now, gpu.captured = gpu.now - start, start, gpu.captured + 1
+
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        self.Event, self.CUDAGraph, self.graph = Event, Graph, graph
+        self.Stream = self.current_stream = lambda: stream
+        self.stream = lambda entered: contextlib.nullcontext()
+        self.synchronize = lambda: None
+
+
+@pytest.mark.parametrize("refuse", [False, True])
+def test_a_gpu_is_timed_by_events_around_graphs_of_ten_calls(
+    monkeypatch: pytest.MonkeyPatch, refuse: bool
+) -> None:
+    """What cannot be captured is timed all the same, call by call."""
+    gpu = FakeGpu(refuse=refuse)
+    monkeypatch.setattr(measured, "torch", SimpleNamespace(cuda=gpu))
+
+    def work(ms: float) -> None:
+        gpu.now += ms
+
+    calls = {"a": lambda: work(2.0), "b": lambda: work(0.5)}
+    samples = measured._time_on_gpu(calls, 3)
+    assert samples == {"a": pytest.approx([2.0] * 3), "b": pytest.approx([0.5] * 3)}
+    assert gpu.captured == (0 if refuse else 2)
 
 
 def test_percentiles_by_hand() -> None:

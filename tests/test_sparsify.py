@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from prunebench_kernels.errors import ArgumentError, LayoutError
+from prunebench_kernels.sparse import module as module_file
 from prunebench_kernels.sparse.channels import Channels
 from prunebench_kernels.sparse.choices import Choices
 from prunebench_kernels.sparse.fold import TracingError, fold_batchnorm, trace
@@ -443,6 +444,21 @@ def test_a_network_that_is_not_faster_is_dense() -> None:
     assert network.report.layers[0].timings["dense"].p50 == 1
     assert "within the noise" in network.report.whole
     assert_same(network, model, x)
+
+
+def test_a_memory_format_that_pays_only_for_all_layers_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layer by layer NCHW wins, as each copies its input; the network in batch_innermost throughout is faster."""
+    offered = [("dense", {}), ("direct", {"batch_innermost": 0}), ("direct", {"batch_innermost": 1})]
+    monkeypatch.setattr(module_file, "candidates", lambda *_: offered)
+    speeds = {"direct batch_innermost=0": 0.8, "direct batch_innermost=1": 0.9}
+    model, x = sparse_chain()
+    for whole, settings in ((0.5, 1), (0.99, 0)):
+        timer = fake_timer({**speeds, "auto batch_innermost": whole, "auto": 0.8})
+        network = sparsify(model, example=x, measuring=Measuring(QUICK, Choices.in_memory(), timer))
+        assert [row.settings for row in network.report] == [{"batch_innermost": settings}] * 2
+        assert network.whole.winner == ("auto batch_innermost" if settings else "auto")
+        assert set(network.report.whole_timings) == {"dense", "auto", "auto batch_innermost"}
+        assert_same(network, model, x)
 
 
 def test_choices_are_reused() -> None:

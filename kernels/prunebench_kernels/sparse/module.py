@@ -15,6 +15,7 @@ from prunebench_kernels.errors import ArgumentError, LayoutError
 from prunebench_kernels.sparse.candidates import candidates
 from prunebench_kernels.sparse.choices import Choices, choices_of, device_name, fingerprint, versions
 from prunebench_kernels.sparse.conv import sparse_conv2d
+from prunebench_kernels.sparse.formats import FORMATS, format_of, is_arranged
 from prunebench_kernels.sparse.layouts import LAYOUTS, Geometry, PackedWeight, pack
 from prunebench_kernels.sparse.measured import Decision, Effort, Timer, choose, key_of
 
@@ -66,7 +67,9 @@ class SparseConv2d(nn.Module):
         self.relu, self.backend, self.measuring = relu, backend, measuring or Measuring()
         self.is_prepared = True
         self.decision = Decision(packed.layout, "asked for")
-        self.key = ""
+        self.key, self.offered = "", frozenset[str]()
+        self.formats: frozenset[str] | None = None
+        """Memory formats that sparse layouts may have when measured (None: all); `offered` is what there was."""
         self.register_buffer("bias", bias)
         self.take(packed)
 
@@ -135,7 +138,7 @@ class SparseConv2d(nn.Module):
         calls = {
             name: lambda packed=packed: self._run(x, packed, residual) for name, packed in options.items()
         }
-        self.key = self._key(x, residual)
+        self.key = self._key(x, residual, tuple(options))
         decision = self.measuring.decide(self.key, calls, x.device)
         if refused:
             decision = Decision(
@@ -150,19 +153,24 @@ class SparseConv2d(nn.Module):
         weight = self.packed.unpack()
         options: dict[str, PackedWeight] = {}
         refused = {}
-        for layout, settings in candidates(weight, self.geometry, tuple(x.shape), x.device):
+        found = candidates(weight, self.geometry, tuple(x.shape), x.device)
+        self.offered = frozenset(format_of(*candidate) for candidate in found)
+        for layout, settings in found:
+            if layout != "dense" and self.formats and format_of(layout, settings) not in self.formats:
+                continue
             try:
                 options[label(layout, settings)] = pack(weight, layout, geometry=self.geometry, **settings)
             except LayoutError as error:
                 refused[label(layout, settings)] = str(error)
         return options, refused
 
-    def _key(self, x: Tensor, residual: Tensor | None) -> str:
+    def _key(self, x: Tensor, residual: Tensor | None, options: tuple[str, ...]) -> str:
         return key_of(
             operation="sparse_conv2d",
             device=device_name(x.device),
             x=tuple(x.shape),
-            channels_last=x.is_contiguous(memory_format=torch.channels_last),
+            formats=[name for name in FORMATS if is_arranged(x, name)],
+            candidates=options,
             dtype=x.dtype,
             geometry=self.geometry.numbers,
             mask=fingerprint(self.packed.unpack()),

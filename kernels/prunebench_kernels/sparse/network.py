@@ -13,11 +13,11 @@ from prunebench_kernels.checks import check_tensor
 from prunebench_kernels.errors import ArgumentError, LayoutError
 from prunebench_kernels.sparse.channel_rules import is_sum
 from prunebench_kernels.sparse.channels import Channels, remove_dead_channels
-from prunebench_kernels.sparse.choices import versions
 from prunebench_kernels.sparse.fold import fold_batchnorm, module_of, replace_module, shape_of, trace
-from prunebench_kernels.sparse.layouts import LAYOUTS, pack
-from prunebench_kernels.sparse.measured import Decision, Timing, key_of
-from prunebench_kernels.sparse.module import AUTO, Measuring, SparseConv2d, label
+from prunebench_kernels.sparse.layouts import LAYOUTS
+from prunebench_kernels.sparse.measured import Decision, Timing
+from prunebench_kernels.sparse.module import AUTO, Measuring, SparseConv2d
+from prunebench_kernels.sparse.whole import choose_layouts
 
 RELUS = (functional.relu, torch.relu)
 
@@ -147,9 +147,8 @@ def sparsify(
         network, x = build(model, example, masks, dtype, cut=True)
         fuse(network, layout, backend, measuring)
     network.eval()
-    network(x)  # measures, layer by layer, each on what the layers before it give
     if layout == AUTO:
-        _guard(network, x, measuring)
+        choose_layouts(network, x, measuring)
     return network
 
 
@@ -260,33 +259,3 @@ def _convert(
         return None
     module.decision = Decision("dense", refusal)
     return module
-
-
-def _guard(network: SparseNetwork, x: Tensor, measuring: Measuring) -> None:
-    """Take dense layouts everywhere unless the network as measured layer by layer clearly beats that."""
-    sparse = {name: conv for name, conv in network.convolutions.items() if conv.layout != "dense"}
-    if not sparse:
-        return
-    chosen = {name: conv.packed for name, conv in sparse.items()}
-    with torch.inference_mode(False):
-        dense = {
-            name: pack(packed.unpack(), "dense", geometry=packed.geometry) for name, packed in chosen.items()
-        }
-
-    def run(packed):  # type: ignore[no-untyped-def]
-        for name, conv in sparse.items():
-            conv.take(packed[name])
-        return network(x)
-
-    layers = {name: (conv.key, label(conv.layout, conv.settings)) for name, conv in sparse.items()}
-    key = key_of(operation="network", code=network.graph.code, layers=layers, versions=versions())
-    calls = {"dense": lambda: run(dense), AUTO: lambda: run(chosen)}
-    network.whole = measuring.decide(key, calls, x.device)
-    if network.whole.winner == AUTO:
-        run(chosen)
-        return
-    run(dense)
-    for conv in sparse.values():
-        won = conv.decision
-        reason = f"{won.winner} won this layer, but the whole network was not faster with it"
-        conv.decision = Decision("dense", reason, won.timings, won.refused)
