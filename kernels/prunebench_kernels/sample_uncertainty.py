@@ -31,6 +31,8 @@ def uncertainty(
     dense_logits `[N, C]` of the model to compare with; 0 < band < 0.5 about the probability 0.5. Computed in float32
     (float64 logits: in float64). A measurement: nothing is differentiable, and no result requires a gradient.
 
+    Logits of one row may differ by up to 2e38 for the correlation; the other values are right beyond that too.
+
     Raises ArgumentError for wrong shapes, dtypes and devices, values that are not finite and labels outside 0..C-1;
     on a GPU the kernel itself looks for those, and the call waits for it.
     """
@@ -48,7 +50,7 @@ def uncertainty(
         "negative_log_likelihood": labels is None,
         "kl_to_dense": dense_logits is None,
         "correlation_to_dense": dense_logits is None,
-        **{name: not over_models for name in OVER_MODELS},
+        **dict.fromkeys(OVER_MODELS, not over_models),
     }
     fields = dict(zip((*PER_MODEL, *OVER_MODELS), values))
     shaped = {

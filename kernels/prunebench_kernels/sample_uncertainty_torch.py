@@ -75,7 +75,7 @@ def in_band_threshold(band: float, dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True)
 class _Dense:
-    """One chunk of the dense logits y: z = (y - max y) / ln 2, that less its mean, the squares of that, log2 sum 2^z."""
+    """A chunk of the dense logits y: z = (y - max y) / ln 2, z less its mean, the squares of that, log2 sum 2^z."""
 
     scaled: Tensor
     centred: Tensor
@@ -89,7 +89,7 @@ class _Pass:
     A block is [C, models, samples] with few classes, [models, samples, C] with many.
     """
 
-    def __init__(  # noqa: PLR0913 - the arguments of the operation
+    def __init__(
         self,
         logits: Tensor,
         labels: Tensor | None,
@@ -144,7 +144,7 @@ class _Pass:
         highest = x.amax(self.class_dim, keepdim=True)
         torch.sub(x, highest, out=out)
         if self.careful:
-            out.clamp_(min=self.lowest / 2)
+            out.clamp_(min=self.lowest * 0.69)  # less than ln 2: the quotient is finite
         return out.mul_(1 / LN2), highest
 
     def _sum(self, values: Tensor, out: Tensor | None = None) -> Tensor:
