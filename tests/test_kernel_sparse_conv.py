@@ -168,7 +168,7 @@ def test_nan_of_the_input_is_not_hidden(layout: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-@pytest.mark.parametrize("layout_settings", (("dense", {}), *KERNELS), ids=str)
+@pytest.mark.parametrize("layout_settings", [("dense", {}), *KERNELS], ids=str)
 def test_operator_is_registered_cleanly(layout_settings: tuple[str, dict[str, int]], backend: str) -> None:
     layout, settings = layout_settings
     packed = pack(masked_weight(SAME, 0.02), layout, geometry=geometry_of(SAME), **settings)
