@@ -83,6 +83,11 @@ def _round_up(value: float) -> float:
     return min(step * base for step in (1, 2, 5, 10) if step * base >= value * (1 - 1e-9))
 
 
+def short(value: float) -> str:
+    """A figure without an exponent: `1,024`, `86.1`."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Places moved apart to at least `gap`, in their order, within [low, high] as far as they fit."""
     order = sorted(range(len(places)), key=lambda index: places[index])

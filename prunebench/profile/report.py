@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prunebench.profile.drawing import short
 from prunebench.profile.network import COMPILED_NETWORK, FOLDED
 from prunebench.profile.results import (
     COMPILED,
@@ -109,7 +110,7 @@ def _network_row(network: NetworkResult, profile: Profile) -> list[str]:
     marks = network.latency_ms
     return [
         *head,
-        f"{marks.p20:.3g} / {marks.p50:.3g} / {marks.p80:.3g}",
+        " / ".join(short(value) for value in (marks.p20, marks.p50, marks.p80)),
         network_speed_up(network, profile),
         NOT_MEASURED if network.weights_mb is None else f"{network.weights_mb:.1f}",
         NOT_MEASURED if network.peak_activations_mb is None else f"{network.peak_activations_mb:.1f}",
@@ -167,12 +168,12 @@ def sparsity_words(asked: float | None, achieved: float | None) -> str:
 
 
 def milliseconds(marks: Percentiles | None) -> str:
-    return NOT_MEASURED if marks is None else f"{marks.p50:.3g}"
+    return NOT_MEASURED if marks is None else short(marks.p50)
 
 
 def span(marks: Percentiles | None) -> str:
     """Median with the 20th and 80th percentile."""
-    return NOT_MEASURED if marks is None else f"{marks.p50:.3g} ({marks.p20:.3g}-{marks.p80:.3g})"
+    return NOT_MEASURED if marks is None else f"{short(marks.p50)} ({short(marks.p20)}-{short(marks.p80)})"
 
 
 def times(factor: float | None) -> str:

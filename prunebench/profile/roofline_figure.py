@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prunebench.profile.drawing import AXIS, DARK, GRID, Canvas, LogScale, log_range, log_ticks, spread
+from prunebench.profile.drawing import AXIS, DARK, GRID, Canvas, LogScale, log_range, log_ticks, short, spread
 from prunebench.profile.results import EAGER, Profile, shown_layers
 
 HOT, COLD = "#0072B2", "#D55E00"
@@ -60,11 +60,6 @@ def roofline_svg(profile: Profile) -> str | None:
         canvas.text(28, base + 24 + 17 * index, f"{index + 1}", anchor="end", style="bold")
         canvas.text(36, base + 24 + 17 * index, f"{point.name}  {point.shape}")
     return canvas.svg()
-
-
-def short(value: float) -> str:
-    """A figure without an exponent: `1,024`, `86.1`."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class Profiler:
         self.left_out: list[str] = []
         self.interrupted = False
         self._meter: CeilingMeter | None = None
+        self._choices: dict[tuple[str, float | None], dict[str, Choice]] = {}
         self._masks: dict[int, tuple[ConvLayer, float, float]] = {}
         self._begun, self._started = time.monotonic(), datetime.now(UTC)
         self._stopwatch = Stopwatch(self.device)
@@ -75,33 +76,30 @@ class Profiler:
         for pattern, sparsity in settings.points():
             if self._fits(0.0):
                 self._meter.try_again()
-            label = point_words(pattern, sparsity)
-            choices: dict[str, Choice] = {}
-            if self._fits(longest):
-                self.tell(f"{label}: whole network")
-                begun, compiling = time.monotonic(), networks.compile_seconds
-                measured, choices = networks.measure(pattern, sparsity, settings.repeats or 1)
-                self.networks += measured
-                compiling = networks.compile_seconds - compiling
-                longest = max(longest, time.monotonic() - begun - compiling)
-            else:
-                self.left_out.append(f"{label}: whole network")
-            self._measure_layers(convolutions, pattern, sparsity, choices)
+            self._measure_layers(convolutions, pattern, sparsity)
+            label = f"{point_words(pattern, sparsity)}: whole network"
+            if not self._fits(longest):
+                self.left_out.append(label)
+                continue
+            self.tell(label)
+            begun, compiling = time.monotonic(), networks.compile_seconds
+            measured, self._choices[pattern, sparsity] = networks.measure(
+                pattern, sparsity, settings.repeats or 1
+            )
+            self.networks += measured
+            compiling = networks.compile_seconds - compiling
+            longest = max(longest, time.monotonic() - begun - compiling)
 
-    def _measure_layers(
-        self, convolutions: list[ConvLayer], pattern: str, sparsity: float | None, choices: dict[str, Choice]
-    ) -> None:
+    def _measure_layers(self, convolutions: list[ConvLayer], pattern: str, sparsity: float | None) -> None:
         for layer in convolutions:
             label = f"{point_words(pattern, sparsity)}: {layer.name}"
             if not self._fits(0.0):
                 self.left_out.append(label)
                 continue
             self.tell(label)
-            self.layers.append(self._measure_layer(layer, pattern, sparsity, choices.get(layer.name)))
+            self.layers.append(self._measure_layer(layer, pattern, sparsity))
 
-    def _measure_layer(
-        self, layer: ConvLayer, pattern: str, sparsity: float | None, choice: Choice | None
-    ) -> LayerResult:
+    def _measure_layer(self, layer: ConvLayer, pattern: str, sparsity: float | None) -> LayerResult:
         settings = self.settings
         assert settings.batch is not None
         entry = LayerResult(layer.name, layer.names, layer.shape.words, pattern, sparsity, None)
@@ -109,12 +107,7 @@ class Profiler:
         if isinstance(mask, str):
             return dataclasses.replace(entry, not_measured=mask)
         self._masks[len(self.layers)] = layer, block_density(mask), float(mask.double().mean())
-        entry = dataclasses.replace(
-            entry,
-            achieved=1 - float(mask.double().mean()),
-            auto=choice.layout if choice else None,
-            auto_reason=choice.reason if choice else "not measured: see the whole network",
-        )
+        entry = dataclasses.replace(entry, achieved=1 - float(mask.double().mean()))
         try:
             inputs = make_inputs(layer, mask, settings.batch, self.device, self.dtype)
             timings = race(
@@ -123,10 +116,7 @@ class Profiler:
             )  # fmt: skip
         except (RuntimeError, MemoryError) as error:  # e.g. out of memory: the other layers go on
             return dataclasses.replace(entry, not_measured=one_line(error))
-        entry = dataclasses.replace(entry, timings=timings)
-        if entry.auto == results.SHRUNK and entry.timing(results.SHRUNK) is None:
-            entry = dataclasses.replace(entry, auto="dense")  # only a neighbour's channels died
-        return entry
+        return dataclasses.replace(entry, timings=timings)
 
     def _roof(self, layer: ConvLayer, blocks: float, free: float) -> LayerRoof:
         """Bounds beneath the best ceilings seen so far, dense and at two densities."""
@@ -149,13 +139,21 @@ class Profiler:
             free_ceiling=ceiling(work, ceilings, free),
         )
 
-    def _with_roofs(self) -> list[LayerResult]:
+    def _completed(self) -> list[LayerResult]:
+        """The layers with their roofs and what `auto` takes in the whole network."""
         return [
-            dataclasses.replace(entry, roof=self._roof(*self._masks[index]))
-            if index in self._masks
-            else entry
+            self._complete(entry, *self._masks[index]) if index in self._masks else entry
             for index, entry in enumerate(self.layers)
         ]
+
+    def _complete(self, entry: LayerResult, layer: ConvLayer, blocks: float, free: float) -> LayerResult:
+        choice = self._choices.get((entry.pattern, entry.sparsity), {}).get(entry.layer)
+        auto, reason = (
+            (choice.layout, choice.reason) if choice else (None, "the whole network was not measured")
+        )
+        if auto == results.SHRUNK and entry.timing(results.SHRUNK) is None:
+            auto = "dense"  # only a neighbour's channels died
+        return dataclasses.replace(entry, roof=self._roof(layer, blocks, free), auto=auto, auto_reason=reason)
 
     def _place(self, result: LayerResult | NetworkResult) -> tuple[int, float]:
         """Order of the tables: pattern, sparsity; layers stay in the order of the network."""
@@ -200,7 +198,7 @@ class Profiler:
             environment=describe_environment(self.device.type, self.settings.precision),
             code=describe_code(),
             machine=machine,
-            layers=tuple(sorted(self._with_roofs(), key=self._place)),
+            layers=tuple(sorted(self._completed(), key=self._place)),
             networks=tuple(sorted(self.networks, key=self._place)),
             left_out=tuple(self.left_out),
             interrupted=self.interrupted,
