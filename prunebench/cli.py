@@ -180,10 +180,17 @@ def profile(  # noqa: PLR0913
 
 
 @app.command()
-def doctor(data_root: DataOption = None) -> None:
-    """Tell what this machine has: versions, device, precision, data."""
-    from prunebench.console import print_environment
+def doctor(
+    data_root: DataOption = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Run every kernel beside torch and compare the results.")
+    ] = False,
+) -> None:
+    """Tell what this machine has: versions, device, precision, data; with --kernels, whether they agree."""
+    from prunebench.console import compare_kernels, print_environment
 
+    if kernels:
+        raise typer.Exit(compare_kernels())
     print_environment(data_root)
 
 

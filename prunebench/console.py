@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -270,3 +272,8 @@ def print_environment(data_root: Path | None) -> None:
         except DataError as error:
             table.add_row(name, f"no data: {error}")
     console.print(table)
+
+
+def compare_kernels() -> int:
+    """Every operation by its kernel and by torch, in a process of its own: Triton's interpreter is chosen there."""
+    return subprocess.run([sys.executable, "-m", "prunebench_kernels.agreement"], check=False).returncode

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import torch
+from prunebench_kernels.backend import requested
 
 from prunebench.training.loop import resolve_precision
 
@@ -20,6 +21,7 @@ def describe_environment(device: str, precision: str = "auto") -> dict[str, str 
     facts["device"] = where.type
     facts["precision"] = resolve_precision(precision, where)
     facts["threads"] = torch.get_num_threads()
+    facts["kernels"] = requested(None)
     facts["gpu"] = torch.cuda.get_device_name(where) if where.type == "cuda" else None
     facts["driver"] = _driver_version() if where.type == "cuda" else None
     return facts

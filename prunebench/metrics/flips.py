@@ -64,7 +64,8 @@ def compression_identified_exemplars(dense_prediction: Array, sparse_prediction:
     half = min(len(dense) // 2, len(sparse))
     if half == 0:
         return Exemplars(modal, taxicab, 0, *[math.nan] * 4)
-    matched, control = [], []
+    matched: list[tuple[float, float]] = []
+    control: list[tuple[float, float]] = []
     for first, rest in _halves(len(dense), half):
         for others, pool in ((matched, sparse_votes), (control, dense_votes[rest])):
             flipped, distance = _compare(dense_votes[first], pool[:half])
