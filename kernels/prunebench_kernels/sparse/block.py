@@ -86,11 +86,11 @@ def convolve(
     """Per stored block one matrix product with the shifted view of its input channels, added to its output block."""
     block_out, block_in = settings["block_out"], settings["block_in"]
     inputs = shift(x, geometry)
-    product = inputs.product(geometry.out_channels)
+    product = x.new_empty(geometry.out_channels, inputs.pixels)
     input_blocks = _blocks(geometry, settings)[1]
     pointers, columns = tensors["pointers"].tolist(), tensors["columns"].tolist()
     for row, (start, end) in enumerate(pairwise(pointers)):
-        output = product[row * block_out : (row + 1) * block_out, : inputs.pixels]
+        output = product[row * block_out : (row + 1) * block_out]
         if start == end:
             output.zero_()
         for position in range(start, end):

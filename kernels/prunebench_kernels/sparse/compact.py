@@ -99,11 +99,11 @@ def convolve(
     """Per block one product with the gathered inputs of its places."""
     block_out = settings["block_out"]
     inputs = shift(x, geometry)
-    product = inputs.product(geometry.out_channels)
+    product = x.new_empty(geometry.out_channels, inputs.pixels)
     pointers, order = tensors["pointers"].tolist(), tensors["order"].to(torch.int64)
     for block, (start, end) in enumerate(pairwise(pointers)):
         channels = order[block * block_out : (block + 1) * block_out]
         weight = tensors["values"][start:end].transpose(0, 1).flatten(1)[: len(channels)]
         rows = inputs.rows(tensors["codes"][start:end].flatten())
-        product[channels, : inputs.pixels] = weight @ rows
+        product[channels] = weight @ rows
     return inputs.crop(product)

@@ -11,6 +11,7 @@ from torch import Tensor
 from prunebench_kernels.backend import Choice, explains, select
 from prunebench_kernels.checks import check_device, check_tensor
 from prunebench_kernels.errors import ArgumentError
+from prunebench_kernels.sparse import dense
 from prunebench_kernels.sparse.candidates import candidates
 from prunebench_kernels.sparse.formats import arrange, empty, format_of, is_arranged
 from prunebench_kernels.sparse.geometry import Geometry
@@ -134,7 +135,9 @@ def _sparse_conv2d(  # noqa: PLR0913 - a flat signature: tensors, integers and s
         packed = PackedWeight(layout, numbers, named, chosen)
         launched: Tensor = kernel.launch(x, packed, bias, residual, relu)
         return launched
-    if layout != "dense" and x.dtype in (torch.float16, torch.bfloat16):
+    if layout == "dense":
+        product, bias = dense.convolve(x, named, numbers, chosen, bias), None
+    elif x.dtype in (torch.float16, torch.bfloat16):
         weight = module.TENSORS[0]
         product = module.convolve(x.float(), {**named, weight: named[weight].float()}, numbers, chosen)
     else:

@@ -29,10 +29,14 @@ def unpack(tensors: Mapping[str, Tensor], geometry: Geometry, settings: Mapping[
 
 
 def convolve(
-    x: Tensor, tensors: Mapping[str, Tensor], geometry: Geometry, settings: Mapping[str, int]
+    x: Tensor,
+    tensors: Mapping[str, Tensor],
+    geometry: Geometry,
+    settings: Mapping[str, int],
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """conv2d without a bias."""
+    """conv2d, with the bias that the library adds itself."""
     weight = unpack(tensors, geometry, settings)
     return functional.conv2d(
-        x, weight, None, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
+        x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
     )

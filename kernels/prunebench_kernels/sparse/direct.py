@@ -64,20 +64,25 @@ def convolve(
     flat = places.flat_position(tensors["codes"], geometry)
     used = torch.zeros(geometry.in_channels * geometry.taps, dtype=torch.bool, device=x.device)
     used[flat] = True
-    position = used.cumsum(0) - 1
     every = used.nonzero()[:, 0]
-    matrix = inputs.rows(places.encode(every, 0, geometry))
-    weight = _csr(tensors["pointers"], position[flat], tensors["values"], len(every))
-    product = inputs.product(geometry.out_channels)
-    ordered = weight @ matrix
-    product[tensors["order"].to(torch.int64), : inputs.pixels] = ordered
-    return inputs.crop(product)
+    column = (used.cumsum(0) - 1)[flat]
+    weight = _csr(tensors, column, len(every))
+    return inputs.crop(weight @ inputs.rows(places.encode(every, 0, geometry)))
 
 
-def _csr(pointers: Tensor, columns: Tensor, values: Tensor, width: int) -> Tensor:
-    """A sparse matrix. Torch warns once a process that its CSR support is in beta: silenced."""
+def _csr(tensors: Mapping[str, Tensor], column: Tensor, width: int) -> Tensor:
+    """The sparse matrix `[K, width]`, its rows in the order of the output channels again."""
+    order, pointers = tensors["order"].to(torch.int64), tensors["pointers"].to(torch.int64)
+    counts = torch.zeros_like(order)
+    counts[order] = pointers.diff()
+    starts = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+    # Entry e of sorted row p goes to the same place within the row of channel order[p].
+    shift_by = starts[order] - pointers[:-1]
+    target = torch.arange(len(column), device=column.device)
+    target += torch.repeat_interleave(shift_by, pointers.diff())
+    columns, values = torch.empty_like(column), torch.empty_like(tensors["values"])
+    columns[target], values[target] = column, tensors["values"]
     with warnings.catch_warnings():
+        # Once a process, torch warns that its CSR support is in beta.
         warnings.filterwarnings("ignore", "Sparse CSR", UserWarning)
-        return torch.sparse_csr_tensor(
-            pointers.to(torch.int64), columns, values, (len(pointers) - 1, width), check_invariants=False
-        )
+        return torch.sparse_csr_tensor(starts, columns, values, (len(order), width), check_invariants=False)

@@ -31,12 +31,8 @@ class ShiftedInput:
 
     @property
     def pixels(self) -> int:
-        """Places of the output up to its last, the unused ones between rows included."""
-        return (
-            (self.batch - 1) * self.pitch[0] * self.pitch[1]
-            + (self.output[0] - 1) * self.pitch[1]
-            + self.output[1]
-        )
+        """Places of the output, the unused ones between rows included: N * Hq * Wq."""
+        return self.batch * self.pitch[0] * self.pitch[1]
 
     def tap(self, row: int, column: int, channels: slice) -> Tensor:
         """The inputs that tap (row, column) multiplies, `[channels, pixels]`, a view."""
@@ -61,10 +57,6 @@ class ShiftedInput:
         grid = product.view(product.shape[0], self.batch, *self.pitch)
         return grid[:, :, : self.output[0], : self.output[1]].transpose(0, 1)
 
-    def product(self, channels: int) -> Tensor:
-        """An uninitialised `[channels, N * Hq * Wq]`, for `crop`."""
-        return self.data.new_empty(channels, self.batch * self.pitch[0] * self.pitch[1])
-
 
 def shift(x: Tensor, geometry: Geometry) -> ShiftedInput:
     """Lay out `x` `[N, C, H, W]`: one copy, padding and stride included."""
@@ -73,17 +65,20 @@ def shift(x: Tensor, geometry: Geometry) -> ShiftedInput:
     output = geometry.output_size(height, width)
     if (sh, sw) == (1, 1):
         pitch = (height + ph, width + pw)
+    else:
+        pitch = (-(-(height + 2 * ph) // sh), -(-(width + 2 * pw) // sw))
+    pixels = batch * pitch[0] * pitch[1]
+    reach = [(kernel - 1) * dilation for kernel, dilation in zip(geometry.kernel, geometry.dilation)]
+    furthest = reach[0] // sh * pitch[1] + reach[1] // sw
+    data = x.new_zeros(sh * sw, channels, pixels + furthest + ph * pitch[1] + pw)
+    if (sh, sw) == (1, 1):
         lead = ph * pitch[1] + pw
-        length = batch * pitch[0] * pitch[1]
-        data = x.new_zeros(1, channels, length + lead)
-        grid = data[0, :, lead:].view(channels, batch, *pitch)
+        grid = data[0, :, lead : lead + pixels].view(channels, batch, *pitch)
         grid[:, :, :height, :width] = x.transpose(0, 1)
     else:
         padded = functional.pad(x, (pw, pw, ph, ph))
-        pitch = (-(-padded.shape[2] // sh), -(-padded.shape[3] // sw))
-        split = x.new_zeros(sh * sw, channels, batch, *pitch)
+        grid = data[:, :, :pixels].view(sh * sw, channels, batch, *pitch)
         for phase in range(sh * sw):
             part = padded[:, :, phase // sw :: sh, phase % sw :: sw].transpose(0, 1)
-            split[phase, :, :, : part.shape[2], : part.shape[3]] = part
-        data = split.view(sh * sw, channels, -1)
+            grid[phase, :, :, : part.shape[2], : part.shape[3]] = part
     return ShiftedInput(data, geometry, batch, output, pitch)
