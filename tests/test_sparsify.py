@@ -11,7 +11,7 @@ import pytest
 import torch
 from prunebench_kernels.errors import ArgumentError, LayoutError
 from prunebench_kernels.sparse import module as module_file
-from prunebench_kernels.sparse.channels import Channels
+from prunebench_kernels.sparse.channels import Channels, remove_dead_channels
 from prunebench_kernels.sparse.choices import Choices
 from prunebench_kernels.sparse.fold import TracingError, fold_batchnorm, trace
 from prunebench_kernels.sparse.measured import QUICK, Samples
@@ -256,6 +256,19 @@ def test_depthwise_channels_follow_their_input() -> None:
     assert after.bias is not None
     torch.testing.assert_close(after.bias, model[4].bias + 2 * model[4].weight[:, 1].flatten())
     assert_same(network, model, x)
+
+
+@pytest.mark.parametrize(("multiple", "left"), [(1, 3), (2, 4), (4, 4), (3, 3), (8, 7)])
+def test_channels_are_left_in_multiples(multiple: int, left: int) -> None:
+    model = nn.Sequential(conv(7, 2), nn.ReLU(), conv(3, 7, 3))
+    with torch.no_grad():
+        model[0].weight[[0, 2, 3, 6]] = 0
+        model[0].bias[:] = torch.tensor([1.0, -1, -1, 5, 1, 1, -1])
+    x = torch.randn(2, 2, 5, 5)
+    graph = trace(model, x)
+    changes = remove_dead_channels(graph, multiple)
+    assert changes["0"].out_after == changes["2"].in_after == left
+    assert_same(graph, model, x)
 
 
 def test_an_empty_layer_keeps_one_channel() -> None:
@@ -517,6 +530,15 @@ def test_a_network_computes_in_the_dtype_asked_for() -> None:
         got = network(x.double())
         assert got.dtype == torch.float64
         torch.testing.assert_close(got, model.double()(x.double()))
+
+
+@pytest.mark.parametrize("layout", ["dense", "direct"])
+def test_a_network_compiles_as_one_graph(layout: str) -> None:
+    model, x = sparse_chain()
+    network = sparsify(model, example=x, layout=layout)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), network(x))
 
 
 def test_fold_dense_keeps_channels_and_fuses() -> None:

@@ -233,6 +233,12 @@ class _Analysis:
             channels[0] |= not channels.any()
         return kept
 
+    def fill(self, kept: dict[fx.Node, Tensor], multiple: int) -> None:
+        """Keep dead channels up to a multiple, the first ones; they are zeros or constants that nobody reads."""
+        for channels in kept.values():
+            wanted = min(-(-int(channels.sum()) // multiple) * multiple, len(channels))
+            channels[torch.nonzero(~channels).flatten()[: wanted - int(channels.sum())]] = True
+
     def cut(self, kept: dict[fx.Node, Tensor]) -> dict[str, Channels]:
         """Cut weights, biases and BatchNorms down to the kept channels."""
         changes = {}
@@ -253,10 +259,15 @@ class _Analysis:
 
 
 @torch.no_grad()
-def remove_dead_channels(graph: fx.GraphModule) -> dict[str, Channels]:
-    """Remove what cannot change the output, in place; gives the channels of each layer that could be cut."""
+def remove_dead_channels(graph: fx.GraphModule, multiple: int = 1) -> dict[str, Channels]:
+    """Remove what cannot change the output, in place; gives the channels of each layer that could be cut.
+
+    A number of channels is a multiple of `multiple`, or what it was.
+    """
     analysis = _Analysis(graph)
-    changes = analysis.cut(analysis.settle())
+    kept = analysis.settle()
+    analysis.fill(kept, multiple)
+    changes = analysis.cut(kept)
     graph.graph.lint()
     graph.recompile()
     return changes
