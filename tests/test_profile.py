@@ -364,6 +364,7 @@ def test_json_is_complete_and_reads_back(profiled: tuple[Path, str]) -> None:
     assert profile.settings["model"] == "convnet-small"
     assert profile.settings["seed"] == 0
     assert profile.environment["cpu"]
+    assert profile.environment["cores"] >= 1
     assert profile.environment["torch"] == torch.__version__
     assert profile.machine is not None
     assert profile.machine.copy_gb_per_s > 0
@@ -522,6 +523,9 @@ def test_summary_names_what_is_missing() -> None:
     text = "\n".join(report.summary(profile))
     assert "left out, the time box was full (--minutes): 1 measurements: block 0.9: conv1" in text
     assert "stopped early" in text
+    assert "busy machine" not in text
+    busy = replace(profile, environment=profile.environment | {"load_average": 7.5, "cores": 2})
+    assert "busy machine: load average 7.5 on 2 cores" in "\n".join(report.summary(busy))
     assert "faster than the roof" not in text
     slow_roof = tuple(replace(r, roof=replace(r.roof, dense_ms=21.0)) for r in profile.layers if r.roof)
     assert "faster than the roof: layer0.conv" in "\n".join(

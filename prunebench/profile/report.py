@@ -190,6 +190,9 @@ def summary(profile: Profile) -> list[str]:
     ]
     if profile.note:
         lines.append(profile.note)
+    load, cores = (profile.environment.get(name) for name in ("load_average", "cores"))
+    if load is not None and cores is not None and load >= cores:
+        lines.append(f"busy machine: load average {load:g} on {cores} cores at the start; times say little")
     if profile.machine:
         machine = profile.machine
         lines.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -46,6 +47,7 @@ class Profiler:
         self._choices: dict[tuple[str, float | None], dict[str, Choice]] = {}
         self._masks: dict[int, tuple[ConvLayer, float, float]] = {}
         self._begun, self._started = time.monotonic(), datetime.now(UTC)
+        self._load = machine_load()
         self._stopwatch = Stopwatch(self.device)
         self._compiled = Compiled() if self.settings.compiled else None
 
@@ -195,7 +197,7 @@ class Profiler:
             settings={
                 key: str(value) if key in ("out", "results") else value for key, value in settings.items()
             },
-            environment=describe_environment(self.device.type, self.settings.precision),
+            environment=describe_environment(self.device.type, self.settings.precision) | self._load,
             code=describe_code(),
             machine=machine,
             layers=tuple(sorted(self._completed(), key=self._place)),
@@ -204,6 +206,12 @@ class Profiler:
             interrupted=self.interrupted,
             note=results.CPU_LINE if self.device.type != "cuda" else None,
         )
+
+
+def machine_load() -> dict[str, float | int | None]:
+    """How busy the machine was before: processes that ran or waited, over the last minute, and its cores."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {"load_average": None if load is None else round(load, 2), "cores": os.cpu_count()}
 
 
 def point_words(pattern: str, sparsity: float | None) -> str:
