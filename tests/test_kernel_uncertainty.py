@@ -67,7 +67,7 @@ def assert_same(actual: Uncertainty, expected: Uncertainty, dtype: torch.dtype =
             theirs,
             equal_nan=True,
             msg=lambda text, name=field.name: f"{name}: {text}",  # type: ignore[misc]
-            **TOLERANCE["uncertainty", dtype],
+            **TOLERANCE["uncertainty", dtype],  # type: ignore[arg-type]
         )
 
 
@@ -122,6 +122,29 @@ def test_torch_path_in_every_layout_and_chunk(
     values = uncertainty(logits, labels=labels, dense_logits=dense, backend="torch")
     assert_same(values, expected_of(logits, labels, dense), dtype)
     assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("models", [0, 3])
+def test_chunks_shared_by_threads(models: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = LogitsCase("", models, 61, 13)
+    logits, labels, dense = draw(case)
+    alone = uncertainty(logits, labels=labels, dense_logits=dense, backend="torch")
+    monkeypatch.setattr(torch_path, "WORTH_THREADS", 1)
+    monkeypatch.setitem(torch_path.CHUNK, "cpu", 64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        together = uncertainty(logits, labels=labels, dense_logits=dense, backend="torch")
+        with pytest.raises(ArgumentError, match=r"^logits: contains"):
+            uncertainty(logits.masked_fill(logits == logits.min(), torch.nan), backend="torch")
+        with torch.inference_mode():
+            uncertainty(logits.clone(), backend="torch")
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    assert_same(together, expected_of(logits, labels, dense))
+    for name in PER_MODEL:
+        torch.testing.assert_close(getattr(together, name), getattr(alone, name), rtol=1e-6, atol=1e-6)
 
 
 TILES = (

@@ -8,7 +8,9 @@ chunk is transposed first, so that reductions over classes vectorise over sample
 
 from __future__ import annotations
 
+import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +20,11 @@ from prunebench_kernels.checks import check_finite
 
 LN2 = math.log(2.0)
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
-"""Logits taken at a time, on a CPU per thread: fewer leave the time to calls, more do not stay in the caches."""
+"""Logits taken at a time: on a CPU, fewer leave the time to calls, more do not stay in the caches."""
+WORKERS = 8
+"""Threads that take chunks: more would wait for each other to issue calls."""
+WORTH_THREADS = 1 << 19
+"""Logits from which starting threads pays."""
 CLASSES_IN_ROWS_FROM = 128
 """Number of classes from which reductions along a row are faster than a transposed copy."""
 SMALLEST_SQUARE = 1e-30
@@ -34,14 +40,16 @@ def compute(
     ones whose differences or squares overflow: those calls run again with clamps and scaling. Raises ArgumentError
     for logits that are not finite.
     """
-    outputs = _Pass(logits, labels, dense_logits, band, over_models, careful=False).run()
-    entropy, _, _, kl_to_dense, correlation = outputs[2:7]
-    if any(bool(values.isnan().any()) for values in (entropy, kl_to_dense, correlation)):
-        check_finite("logits", logits)
-        if dense_logits is not None:
-            check_finite("dense_logits", dense_logits)
-        outputs = _Pass(logits, labels, dense_logits, band, over_models, careful=True).run()
-    return outputs
+    quick = _Pass(logits, labels, dense_logits, band, over_models, careful=False)
+    quick.run()
+    if not any(quick.suspicious):
+        return quick.outputs
+    check_finite("logits", logits)
+    if dense_logits is not None:
+        check_finite("dense_logits", dense_logits)
+    careful = _Pass(logits, labels, dense_logits, band, over_models, careful=True)
+    careful.run()
+    return careful.outputs
 
 
 def allocate(
@@ -107,19 +115,46 @@ class _Pass:
         self.lowest = torch.finfo(self.dtype).min
         self.in_rows = self.classes >= CLASSES_IN_ROWS_FROM
         self.class_dim, self.model_dim, self.sample_dim = (2, 0, 1) if self.in_rows else (0, 1, 2)
-        size = CHUNK[logits.device.type] * (torch.get_num_threads() if logits.device.type == "cpu" else 1)
-        self.chunk = min(self.samples, max(1, size // self.classes))
+        threads = torch.get_num_threads() if logits.device.type == "cpu" else 1
+        self.workers = min(threads, WORKERS, self.samples) if logits.numel() >= WORTH_THREADS else 1
+        size = CHUNK[logits.device.type]
+        self.chunk = min(-(-self.samples // self.workers), max(1, size // self.classes))
         self.block = min(self.models, max(1, size // (self.chunk * self.classes)))
+        self.suspicious: list[bool] = []
+        """Of each chunk, whether it holds a nan."""
         self._memory: dict[str, Tensor] = {}
 
-    def run(self) -> list[Tensor]:
+    def run(self) -> None:
         """Fill the outputs."""
-        for start in range(0, self.samples, self.chunk):
-            self._run_chunk(slice(start, min(start + self.chunk, self.samples)))
-        self._finish_per_model()
-        if self.over_models:
-            torch.sub(self.outputs[8], self.outputs[2].mean(0), out=self.outputs[9]).clamp_(min=0)
-        return self.outputs
+        parts = [
+            slice(start, min(start + self.chunk, self.samples))
+            for start in range(0, self.samples, self.chunk)
+        ]
+        if self.workers > 1:
+            self._share(parts)
+        else:
+            for part in parts:
+                self._run_chunk(part)
+
+    def _share(self, parts: list[slice]) -> None:
+        """Run chunks in threads: splitting every call instead would have all threads meet 25 times a chunk."""
+        threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
+        waiting = iter(parts)  # next() of a list's iterator is atomic
+
+        def work(worker: _Pass) -> None:
+            torch.set_num_threads(max(1, threads // self.workers))  # of this thread
+            with torch.inference_mode(inference):
+                for part in waiting:
+                    worker._run_chunk(part)
+
+        workers = [copy.copy(self) for _ in range(self.workers)]
+        for worker in workers:
+            worker._memory = {}
+        try:
+            with ThreadPoolExecutor(self.workers) as pool:
+                list(pool.map(work, workers))
+        finally:
+            torch.set_num_threads(threads)  # also what threads begin with that are started later
 
     def _buffer(self, name: str, models: int, samples: int) -> Tensor:
         """Working memory by name; its content is undefined."""
@@ -163,6 +198,9 @@ class _Pass:
             p = self._run_block(self.logits[models, part], values, labels, dense, votes)
             if mean is not None:
                 mean.add_(p.sum(self.model_dim, keepdim=True))
+        self._finish_per_model(
+            [output[:, part] if output.ndim == 2 else output for output in self.outputs[:7]]
+        )
         if mean is not None and votes is not None:
             self._finish_over_models(part, mean.div_(self.models), votes)
 
@@ -241,8 +279,8 @@ class _Pass:
         torch.div(product, squares.sqrt().mul_(dense.squares.sqrt()), out=values[6]).clamp_(-1, 1)
         values[6].masked_fill_(torch.minimum(squares, dense.squares) < SMALLEST_SQUARE, torch.nan)
 
-    def _finish_per_model(self) -> None:
-        largest, second, weighted, at_label, in_band, to_dense, _ = self.outputs[:7]
+    def _finish_per_model(self, values: list[Tensor]) -> None:
+        largest, second, weighted, at_label, in_band, to_dense, correlation = values
         log_largest = largest.log()
         second.mul_(LN2).expm1_().mul_(largest).neg_()
         weighted.mul_(-LN2).sub_(log_largest)
@@ -251,13 +289,16 @@ class _Pass:
             at_label.add_(log_largest).neg_()
         if len(to_dense):
             to_dense.mul_(LN2).add_(log_largest).clamp_(min=0)
+        self.suspicious.append(any(bool(found.isnan().any()) for found in (weighted, to_dense, correlation)))
 
     def _finish_over_models(self, part: slice, mean: Tensor, votes: Tensor) -> None:
         """Write mean probability, its entropy, the vote and agreement of one chunk."""
         work = self._buffer("work", 1, part.stop - part.start)
         self.outputs[7][part] = (mean if self.in_rows else mean.permute(1, 2, 0)).squeeze(0)
         torch.clamp(mean, min=torch.finfo(self.dtype).tiny, out=work).log2_()
-        self.outputs[8][part] = self._sum(work.mul_(mean)).squeeze(0).mul_(-LN2)
+        predictive = self._sum(work.mul_(mean)).squeeze(0).mul_(-LN2)
+        self.outputs[8][part] = predictive
+        self.outputs[9][part] = (predictive - self.outputs[2][:, part].mean(0)).clamp_(min=0)
         most = votes.amax(self.class_dim, keepdim=True)
         rank = torch.arange(
             self.classes, 0, -1, dtype=self.dtype, device=votes.device
