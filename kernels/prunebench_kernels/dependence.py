@@ -100,8 +100,10 @@ def _choose_interdependence(batched: Tensor, backend: str | None) -> Choice:
     return choice
 
 
-def _counts(batched: Tensor) -> Tensor | None:
-    """Counts by the kernel; None if a value is not 0 or 1."""
+def _counts(batched: Tensor, choice: Choice) -> Tensor | None:
+    """Counts X'X; None if a value is not 0 or 1."""
+    if not choice.is_triton:
+        return in_torch.counts(batched)
     from prunebench_kernels import dependence_triton
 
     batched = batched.contiguous()
@@ -113,25 +115,25 @@ def _counts(batched: Tensor) -> Tensor | None:
 
 @torch.library.custom_op("prunebench::cooccurrence", mutates_args=())
 def _cooccurrence(predictions: Tensor, backend: str) -> Tensor:
-    if not _choose(predictions, backend).is_triton:
-        return in_torch.cooccurrence(predictions, "predictions")
-    counts = _counts(predictions)
+    counts = _counts(predictions, _choose(predictions, backend))
     if counts is None:
-        raise in_torch.not_binary("predictions")
+        raise ArgumentError("predictions: want only 0 and 1, found another value")
     return counts
 
 
 @torch.library.custom_op("prunebench::correlation", mutates_args=())
 def _correlation(outputs: Tensor, backend: str) -> Tensor:
-    if not _choose(outputs, backend).is_triton:
-        return in_torch.correlation(outputs, "outputs")
+    choice = _choose(outputs, backend)
     if outputs.dtype in BYTES:
-        counts = _counts(outputs)
+        counts = _counts(outputs, choice)
         if counts is not None:
             return in_torch.phi(counts, outputs.shape[1])
-        outputs = outputs.to(torch.float16)  # holds every int8 and uint8 exactly
+    if not choice.is_triton:
+        return in_torch.correlation(outputs, "outputs")
     from prunebench_kernels import dependence_triton
 
+    if outputs.dtype in BYTES:
+        outputs = outputs.to(torch.float16)  # holds every int8 and uint8 exactly
     matrix, status = dependence_triton.correlation(outputs.contiguous())
     # Not finite, or a spread that float32 cannot hold: float64 decides which.
     return in_torch.correlation(outputs, "outputs") if status.cpu().any() else matrix
@@ -139,7 +141,9 @@ def _correlation(outputs: Tensor, backend: str) -> Tensor:
 
 @torch.library.custom_op("prunebench::interdependence", mutates_args=())
 def _interdependence(predictions: Tensor, backend: str) -> Tensor:
-    counts = _counts(predictions) if _choose_interdependence(predictions, backend).is_triton else None
+    choice = _choose_interdependence(predictions, backend)
+    may_be_binary = choice.is_triton or predictions.dtype in BYTES
+    counts = _counts(predictions, choice) if may_be_binary else None
     if counts is None:
         matrix = in_torch.correlation(predictions, "predictions")
     else:
