@@ -33,7 +33,7 @@ def encode(flat: Tensor, first_channel: Tensor | int, geometry: Geometry) -> Ten
 def decode(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Input channel, row and column of the kernel, int64."""
     wide = codes.to(torch.int64)
-    return wide // 256, wide // 16 % 16, wide % 16
+    return wide >> 8, (wide >> 4) & 15, wide & 15
 
 
 def flat_position(codes: Tensor, geometry: Geometry) -> Tensor:

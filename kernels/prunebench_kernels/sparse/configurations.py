@@ -91,9 +91,10 @@ def _block_rule(
 
 def _direct_tile(run: int, pixels: int, groups: int) -> int:
     """The largest tile that leaves three programs a multiprocessor: reading and decoding a weight takes some 25
-    instructions of every thread, whether for 8 pixels or for 32."""
+    instructions of every thread, whether for 8 pixels or for 32. Single pixels take two registers of address each:
+    512 of them 158 registers, so that one program fits a multiprocessor; 256 of them 92, two."""
     tile = run
-    while tile < min(pixels, 1024 if run > 32 else 512) and -(-pixels // (2 * tile)) * groups >= 3 * 132:
+    while tile < min(pixels, 1024 if run > 32 else 256) and -(-pixels // (2 * tile)) * groups >= 3 * 132:
         tile *= 2
     return tile
 
@@ -129,7 +130,7 @@ def tuning_candidates(
                 found.append(Configuration(pixels, warps, stages))
     elif layout == "direct":
         run = run_length(geometry, x_shape, dtype, settings)
-        for pixels in sorted({max(run, 128), max(run, 256), 2 * max(run, 256)}):
+        for pixels in sorted({max(run, least) for least in (128, 256, 512, 1024)}):
             for channels in (4, 8, 16):
                 for splits in sorted({1, first.splits, 4 * first.splits}):
                     limit = -(-geometry.out_channels // channels)

@@ -62,12 +62,12 @@ def convolve(
     """One product of a CSR matrix `[K, used places]` with the gathered inputs of the used places."""
     inputs = shift(x, geometry)
     flat = places.flat_position(tensors["codes"], geometry)
-    used = torch.zeros(geometry.in_channels * geometry.taps, dtype=torch.bool, device=x.device)
-    used[flat] = True
-    every = used.nonzero()[:, 0]
-    column = (used.cumsum(0) - 1)[flat]
-    weight = _csr(tensors, column, len(every))
-    return inputs.crop(weight @ inputs.rows(places.encode(every, 0, geometry)))
+    code_at = torch.full((geometry.in_channels * geometry.taps,), -1, dtype=torch.int32, device=x.device)
+    code_at[flat] = tensors["codes"]
+    used = code_at >= 0
+    codes = code_at[used]
+    weight = _csr(tensors, (used.cumsum(0) - 1)[flat], len(codes))
+    return inputs.crop(weight @ inputs.rows(codes))
 
 
 def _csr(tensors: Mapping[str, Tensor], column: Tensor, width: int) -> Tensor:

@@ -8,6 +8,10 @@ walking the input channels in the same order, they find each other's rows in L1.
 Borders are masked: which taps of a pixel lie inside the image is one integer per pixel, computed once per
 program, so that a border costs one test a load. The other choice, padding x first, saves that test and costs a
 pass over x: as many bytes as the convolution itself moves where in- and output are equally large.
+
+Instructions per multiply-add, in the loop compiled for a bf16 3x3 on sm_90 (Triton 3.9): 8.8 for NCHW, where taps
+shift by single elements, and 3.8 with the batch innermost, where every load takes 16 bytes. A multiprocessor
+issues 128 a clock, so the latter comes to the 32 multiply-adds a clock that its L1 feeds, the former to 15.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -186,6 +190,7 @@ def _compile_cases() -> tuple[CompileCase, ...]:
         ("1x1", Geometry(256, 64, (1, 1)), (128, 256, 8, 8), 0),
         ("depthwise", Geometry(96, 96, padding=(1, 1), groups=96), (128, 96, 16, 16), 0),
         ("3x3 batch innermost", Geometry(512, 512, padding=(1, 1)), (128, 512, 4, 4), 1),
+        ("3x3 batch innermost, many pixels", Geometry(64, 64, padding=(1, 1)), (128, 64, 32, 32), 1),
         ("1x1 batch innermost", Geometry(256, 64, (1, 1)), (128, 256, 8, 8), 1),
     ):
         for dtype, short in TRITON_TYPES.items():

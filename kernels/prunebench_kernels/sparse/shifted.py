@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -45,8 +44,8 @@ class ShiftedInput:
         """The inputs of each code, `[codes, pixels]`, gathered."""
         (sh, sw), (dh, dw) = self.geometry.stride, self.geometry.dilation
         channel, row, column = places.decode(codes)
-        phase = row * dh % sh * sw + column * dw % sw
-        shift = torch.div(row * dh, sh, rounding_mode="floor") * self.pitch[1] + column * dw // sw
+        phase = row * dh % sh * sw + column * dw % sw if sh * sw > 1 else 0
+        shift = _times_over(row, dh, sh) * self.pitch[1] + _times_over(column, dw, sw)
         channels, length = self.data.shape[1:]
         starts = (phase * channels + channel) * length + shift
         every_start = self.data.as_strided((self.data.numel() - self.pixels + 1, self.pixels), (1, 1))
@@ -56,6 +55,11 @@ class ShiftedInput:
         """`[K, N * Hq * Wq]` as the view `[N, K, OH, OW]`, without the places between rows."""
         grid = product.view(product.shape[0], self.batch, *self.pitch)
         return grid[:, :, : self.output[0], : self.output[1]].transpose(0, 1)
+
+
+def _times_over(value: Tensor, factor: int, divisor: int) -> Tensor:
+    """value * factor // divisor. An integer division takes torch longer than all else here, so it is left out."""
+    return value * factor if divisor == 1 else value * factor // divisor
 
 
 def shift(x: Tensor, geometry: Geometry) -> ShiftedInput:
