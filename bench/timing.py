@@ -17,8 +17,8 @@ import torch
 Call = Callable[[], object]
 Clock = Callable[[], float]
 
-L2_FLUSH_BYTES = 256 * 2**20
-"""More than the 50 MB of an H100's or H200's L2, and than the last-level cache of most processors."""
+FLUSH_BYTES = {"cuda": 256 * 2**20, "cpu": 64 * 2**20}
+"""Far more than the 50 MB of an H100's or H200's L2; about the last-level cache that a few processor cores share."""
 LEAST_ROUNDS, MOST_ROUNDS = 5, 500
 GRAPH_SPAN_MS = 0.5
 """A hot graph repeats its call until it takes about this long, so that one launch is under 1 % of it."""
@@ -67,10 +67,13 @@ def synchronised(call: Call, device: torch.device) -> Call:
     return waiting
 
 
-def flusher(device: torch.device, size: int = L2_FLUSH_BYTES) -> Call:
-    """A call that overwrites `size` bytes, so that nothing of the inputs stays in the cache."""
-    buffer = torch.empty(size // 4, dtype=torch.int32, device=device)
-    return buffer.zero_
+def flusher(device: torch.device, size: int | None = None) -> Call:
+    """A call that overwrites `size` bytes, so that nothing of the inputs stays in the cache.
+
+    It inverts bits: that kernel's name tells it from everything that is timed.
+    """
+    buffer = torch.zeros((size or FLUSH_BYTES[device.type]) // 4, dtype=torch.int32, device=device)
+    return buffer.bitwise_not_
 
 
 def capture(call: Call, repeats: int = 1) -> torch.cuda.CUDAGraph | None:
@@ -176,10 +179,61 @@ def time_calls(
     l2 = "cold" if cold else "hot"
     return {
         name: Timing(
-            *(quantile(values, share) for share in (0.2, 0.5, 0.8)), len(values), prepared[name].method, l2
+            quantile(values, 0.2),
+            quantile(values, 0.5),
+            quantile(values, 0.8),
+            len(values),
+            prepared[name].method,
+            l2,
         )
         for name, values in samples.items()
     }
+
+
+FLUSH_KERNEL = "bitwise_not"
+
+
+def kernel_sums(events: Sequence[tuple[float, float, str]]) -> list[float]:
+    """Milliseconds of GPU work between flushes, from (start, duration, name) in microseconds; each call's own.
+
+    Work before the first flush belongs to no call.
+    """
+    sums: list[float] = []
+    for _, duration, name in sorted(events):
+        if FLUSH_KERNEL in name:
+            sums.append(0.0)
+        elif sums:
+            sums[-1] += duration / 1e3
+    return sums
+
+
+def time_kernels(call: Call, device: torch.device, *, rounds: int = 20) -> Timing | None:
+    """The time that the GPU works on a call, with a cold L2, without launches and waiting; None if it is not told.
+
+    The sum of its kernels' and copies' durations, from torch's profiler.
+    """
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    flush = flusher(device)
+    call()
+    synchronise(device)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(rounds):
+            flush()
+            call()
+        synchronise(device)
+    events = [
+        (float(event.time_range.start), float(event.time_range.elapsed_us()), str(event.name))
+        for event in profiler.events() or ()
+        if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
+    ]
+    values = kernel_sums(events)
+    if len(values) != rounds or not all(values):
+        return None
+    return Timing(
+        quantile(values, 0.2), quantile(values, 0.5), quantile(values, 0.8), rounds, "kernels", "cold"
+    )
 
 
 def compiled(function: Callable[..., object], *, mode: str | None = None) -> Callable[..., object]:

@@ -7,7 +7,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from timing import MOST_ROUNDS, compiled, flusher, quantile, synchronised, time_calls
+from timing import (
+    MOST_ROUNDS,
+    compiled,
+    flusher,
+    kernel_sums,
+    quantile,
+    synchronised,
+    time_calls,
+)
 
 CPU = torch.device("cpu")
 
@@ -80,7 +88,21 @@ def test_the_flush_writes_as_much_as_it_says() -> None:
     written = flusher(CPU, size=4096)()
     assert isinstance(written, torch.Tensor)
     assert written.nbytes == 4096
-    assert not written.any()
+    assert (written == -1).all()
+
+
+def test_kernels_are_summed_between_flushes() -> None:
+    flush = "void elementwise_kernel<bitwise_not_kernel>"
+    events = [
+        (30.0, 7.0, "late"),
+        (0.0, 99.0, "before the first flush"),
+        (1.0, 50.0, flush),
+        (2.0, 1.5, "gemm"),
+        (3.0, 0.5, "Memcpy DtoH"),
+        (20.0, 50.0, flush),
+    ]
+    assert kernel_sums(events) == pytest.approx([2e-3, 7e-3])
+    assert kernel_sums([]) == []
 
 
 def test_quantiles() -> None:
