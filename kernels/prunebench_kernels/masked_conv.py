@@ -8,10 +8,13 @@ in the dtype that the convolution computes in.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from prunebench_kernels import backend as backends
@@ -42,7 +45,10 @@ def masked_conv2d(  # noqa: PLR0913 - the signature of conv2d
     the dtypes of x, weight and bias must agree. Values are not checked for being finite (it would synchronise).
     """
     x, settings = _prepared(x, weight, mask, bias, stride, padding, dilation, groups)
-    return masked_conv2d_op(x, weight, mask, bias, *settings, groups, backend or "")
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
+        return masked_conv2d_op(x, weight, mask, bias, *settings, backend or "")
+    geometry = Geometry.of(x, weight, *settings)
+    return _Eager.apply(x, weight, mask, bias, geometry, plan(geometry, x.dtype, x.device, backend))
 
 
 @backends.explains("masked_conv2d")
@@ -59,7 +65,7 @@ def _explain(  # noqa: PLR0913 - the signature of conv2d
     backend: str | None = None,
 ) -> backends.Choice:
     x, settings = _prepared(x, weight, mask, bias, stride, padding, dilation, groups)
-    return plan(Geometry.of(x, weight, *settings, groups), x.dtype, x.device, backend).choice
+    return plan(Geometry.of(x, weight, *settings), x.dtype, x.device, backend).choice
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -111,8 +117,29 @@ class MaskedConv2d(nn.Conv2d):
         )
 
 
-def _pair(name: str, value: Any, least: int) -> list[int]:
-    pair = list(value) if isinstance(value, tuple | list) else [value, value]
+class Facts(NamedTuple):
+    """What the checks look at of a tensor."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, name: str, value: object) -> Facts:
+        tensor = check_tensor(name, value)
+        return cls(tensor.shape, tensor.dtype, tensor.device)
+
+
+class Settled(NamedTuple):
+    """The convolution's numbers, and the zeros to add to x first, below and to the right."""
+
+    numbers: tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
+    below: int = 0
+    right: int = 0
+
+
+def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or any(isinstance(entry, bool) or not isinstance(entry, int) for entry in pair):
         raise ArgumentError(f"{name}: want an integer or a pair of integers, got {value!r}")
     if min(pair) < least:
@@ -120,21 +147,19 @@ def _pair(name: str, value: Any, least: int) -> list[int]:
     return pair
 
 
-def _check_tensors(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, groups: int) -> None:
-    for name, value in (("x", x), ("weight", weight), ("mask", mask)):
-        check_tensor(name, value)
-        if value.ndim != 4:
+def _check_tensors(x: Facts, weight: Facts, mask: Facts, bias: Facts | None, groups: int) -> None:
+    tensors: dict[str, Any] = {"x": x, "weight": weight, "mask": mask}  # as far as the checks look at them
+    for name, value in tensors.items():
+        if len(value.shape) != 4:
             raise ArgumentError(f"{name}: want 4 dimensions, got shape {tuple(value.shape)}")
-        check_device(name, value, "x", x)
-    check_floating("x", x)
-    check_floating("weight", weight)
-    if mask.dtype not in (torch.bool, torch.uint8):
-        check_floating("mask", mask)
+        check_device(name, value, "x", tensors["x"])
+        if name != "mask" or mask.dtype not in (torch.bool, torch.uint8):
+            check_floating(name, value)
     if mask.shape != weight.shape:
         raise ArgumentError(f"mask: shape {tuple(mask.shape)} differs from weight's {tuple(weight.shape)}")
-    if x.numel() == 0 or weight.numel() == 0:
-        name, value = ("x", x) if x.numel() == 0 else ("weight", weight)
-        raise ArgumentError(f"{name}: is empty, shape {tuple(value.shape)}")
+    if 0 in x.shape or 0 in weight.shape:
+        name = "x" if 0 in x.shape else "weight"
+        raise ArgumentError(f"{name}: is empty, shape {tuple(tensors[name].shape)}")
     if not isinstance(groups, int) or groups < 1 or x.shape[1] % groups or weight.shape[0] % groups:
         raise ArgumentError(
             f"groups: {groups} must divide x's {x.shape[1]} channels and weight's {weight.shape[0]} outputs"
@@ -144,18 +169,59 @@ def _check_tensors(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None,
             f"weight: takes {weight.shape[1]} x {groups} channels, x has {x.shape[1]} (shape {tuple(x.shape)})"
         )
     if bias is not None:
-        check_tensor("bias", bias)
-        check_device("bias", bias, "x", x)
+        if bias.device != x.device:
+            raise ArgumentError(f"bias: is on {bias.device}, x on {x.device}")
         if bias.shape != weight.shape[:1]:
             raise ArgumentError(f"bias: want shape ({weight.shape[0]},), got {tuple(bias.shape)}")
 
 
-def _check_dtypes(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _check_dtypes(x: Facts, weight: Facts, bias: Facts | None) -> None:
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None and value.dtype != x.dtype:
             raise ArgumentError(
                 f"{name}: is {value.dtype}, x is {x.dtype}; only under torch.autocast may they differ"
             )
+
+
+def _settle(  # noqa: PLR0913 - the signature of conv2d
+    x: Facts,
+    weight: Facts,
+    mask: Facts,
+    bias: Facts | None,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+    is_cast: bool,
+) -> Settled:
+    """Check the arguments; `is_cast`: autocast brings the dtypes together."""
+    _check_tensors(x, weight, mask, bias, groups)
+    if not is_cast:
+        _check_dtypes(x, weight, bias)
+    steps, gaps = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
+    spans = [gap * (size - 1) for gap, size in zip(gaps, weight.shape[2:])]
+    if padding == "same":
+        if steps != (1, 1):
+            raise ArgumentError(f"padding: same needs stride 1, got {steps}")
+        # As in torch, the odd zero goes below and to the right.
+        return Settled((steps, (spans[0] // 2, spans[1] // 2), gaps, groups), spans[0] % 2, spans[1] % 2)
+    if isinstance(padding, str) and padding != "valid":
+        raise ArgumentError(f"padding: want same, valid, an integer or a pair of integers, got {padding!r}")
+    pads = (0, 0) if padding == "valid" else _pair("padding", padding, 0)
+    for extent, pad, span in zip(x.shape[2:], pads, spans):
+        if extent + 2 * pad < span + 1:
+            raise ArgumentError(
+                f"weight: the dilated kernel spans {span + 1} pixels, the padded input {extent + 2 * pad}"
+            )
+    return Settled((steps, pads, gaps, groups))
+
+
+# The checks cost 5 us, in cold caches many times that; a training loop repeats its shapes.
+_settle_once = functools.lru_cache(maxsize=4096)(_settle)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _prepared(  # noqa: PLR0913 - the signature of conv2d
@@ -167,38 +233,20 @@ def _prepared(  # noqa: PLR0913 - the signature of conv2d
     padding: Pair | str,
     dilation: Pair,
     groups: int,
-) -> tuple[Tensor, tuple[list[int], list[int], list[int]]]:
-    """x as the convolution takes it (cast under autocast), and stride, padding, dilation as pairs."""
-    _check_tensors(x, weight, mask, bias, groups)
-    strides, dilations = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+) -> tuple[Tensor, tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]]:
+    """x as the convolution takes it (cast under autocast), and stride, padding, dilation and groups."""
+    facts = (Facts.of("x", x), Facts.of("weight", weight), Facts.of("mask", mask))
+    shift = None if bias is None else Facts.of("bias", bias)
+    is_cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    settle = _settle if torch.compiler.is_compiling() else _settle_once
+    settled = settle(
+        *facts, shift, _hashable(stride), _hashable(padding), _hashable(dilation), groups, is_cast
+    )
+    if is_cast:
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    else:
-        _check_dtypes(x, weight, bias)
-    spans = [step * (size - 1) for step, size in zip(dilations, weight.shape[2:])]
-    if isinstance(padding, str):
-        x, paddings = _named_padding(x, padding, strides, spans)
-    else:
-        paddings = _pair("padding", padding, 0)
-    for extent, pad, span in zip(x.shape[2:], paddings, spans):
-        if extent + 2 * pad < span + 1:
-            raise ArgumentError(
-                f"weight: the dilated kernel spans {span + 1} pixels, the padded input {extent + 2 * pad}"
-            )
-    return x, (strides, paddings, dilations)
-
-
-def _named_padding(x: Tensor, padding: str, stride: list[int], spans: list[int]) -> tuple[Tensor, list[int]]:
-    """x and the padding for `valid` and `same`; as in torch, an odd zero goes below and to the right."""
-    if padding == "valid":
-        return x, [0, 0]
-    if padding != "same":
-        raise ArgumentError(f"padding: want same, valid, an integer or a pair of integers, got {padding!r}")
-    if stride != [1, 1]:
-        raise ArgumentError(f"padding: same needs stride 1, got {tuple(stride)}")
-    if spans[0] % 2 or spans[1] % 2:
-        x = functional.pad(x, (0, spans[1] % 2, 0, spans[0] % 2))
-    return x, [span // 2 for span in spans]
+    if settled.below or settled.right:
+        x = functional.pad(x, (0, settled.right, 0, settled.below))
+    return x, settled.numbers
 
 
 _SETTINGS = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, str backend"
@@ -287,20 +335,41 @@ def _(  # noqa: PLR0913
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, mask, bias, *settings = inputs
+    x, weight, mask, bias, *ctx.settings = inputs
     ctx.save_for_backward(x, weight, mask)
-    ctx.settings = settings
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
+def _spread(ctx: Any, made: list[Tensor], needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """The gradients of all inputs, None for those not needed."""
+    each = iter(made)
+    gradients = [next(each) if need else None for need in needed]
+    if gradients[3] is not None:
+        gradients[3] = gradients[3].to(ctx.bias_dtype)
+    return *gradients, *(None for _ in ctx.settings)
+
+
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, mask = ctx.saved_tensors
     needed = [bool(need) for need in ctx.needs_input_grad[:4]]
-    made = iter(masked_conv2d_backward_op(grad, x, weight, mask, *ctx.settings, needed))
-    dx, dweight, dmask, dbias = (next(made) if need else None for need in needed)
-    if dbias is not None:
-        dbias = dbias.to(ctx.bias_dtype)
-    return dx, dweight, dmask, dbias, *(None for _ in ctx.settings)
+    return _spread(ctx, masked_conv2d_backward_op(grad, *ctx.saved_tensors, *ctx.settings, needed), needed)
 
 
 masked_conv2d_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _Eager(torch.autograd.Function):
+    """The operator without its dispatch, which costs 75 us a call and its gradients on a CPU core."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        y = run_forward(*inputs)
+        _setup_context(ctx, inputs, y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        needed = list(ctx.needs_input_grad[:4])
+        x, weight, mask = ctx.saved_tensors
+        geometry, chosen = ctx.settings
+        return _spread(ctx, run_backward(grad, x, weight, mask, geometry, chosen, needed), needed)

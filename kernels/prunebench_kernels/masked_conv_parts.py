@@ -6,7 +6,7 @@ elementwise work on weights (product, and both gradients from G) always runs in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -41,9 +41,9 @@ class Geometry:
         cls,
         x: Tensor,
         weight: Tensor,
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
         groups: int,
     ) -> Geometry:
         batch, channels, height, width = x.shape
@@ -328,14 +328,20 @@ def weight_gradients(
     gradient: Tensor, weight: Tensor, mask: Tensor, need_weight: bool, need_mask: bool, fused: bool
 ) -> list[Tensor]:
     """d weight = mask * G and d mask = weight * G, those needed; G or, if `fused`, its splits."""
+    if not fused:
+        made = [_scaled(gradient, mask, weight, keep=need_mask)] if need_weight else []
+        return [*made, _scaled(gradient, weight, mask, keep=False)] if need_mask else made
+    from prunebench_kernels.masked_conv_weight_triton import launch_gradients
+
     grad_weight = torch.empty_like(weight) if need_weight else None
     grad_mask = torch.empty_like(mask) if need_mask else None
-    if fused:
-        from prunebench_kernels.masked_conv_weight_triton import launch_gradients
+    launch_gradients(gradient, weight, mask, grad_weight, grad_mask)
+    return [out for out in (grad_weight, grad_mask) if out is not None]
 
-        launch_gradients(gradient, weight, mask, grad_weight, grad_mask)
-    else:
-        for out, factor in ((grad_weight, mask), (grad_mask, weight)):
-            if out is not None:
-                torch.mul(gradient, factor, out=out)
-    return [made for made in (grad_weight, grad_mask) if made is not None]
+
+def _scaled(gradient: Tensor, factor: Tensor, like: Tensor, *, keep: bool) -> Tensor:
+    """gradient * factor with `like`'s dtype and strides; in G's own memory if it fits and need not be kept."""
+    out = torch.empty_like(like, device="meta")
+    if not keep and gradient.dtype == out.dtype and gradient.stride() == out.stride():
+        return gradient.mul_(factor)
+    return torch.mul(gradient, factor, out=torch.empty_like(like))
