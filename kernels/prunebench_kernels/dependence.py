@@ -35,7 +35,7 @@ def correlation(outputs: Tensor, *, backend: str | None = None) -> Tensor:
 
     r_ij = cov_ij / sqrt(cov_ii cov_jj) in one pass over shifted data, clamped to [-1, 1]; exactly 1 on the
     diagonal. A constant column gives nan in its own row and column only. 0/1 columns: from exact counts (phi).
-    The kernel adds float32 within 1e-5 of float64 (measured: 3e-7); the torch path is float64.
+    The kernel is within 1e-5 of float64 (at most 1.1e-6 in the interpreter); torch computes in float64.
     Raises ArgumentError on fewer than two samples, no column, another dtype, or values that are not finite.
     """
     batched = _batched("outputs", outputs, (*FLOATS, *WHOLE), fewest=2)

@@ -192,14 +192,16 @@ class Configuration:
 
 
 def configuration(models: int, samples: int, columns: int) -> Configuration:
-    """What runs unless it is forced: about four programs for each of 132 multiprocessors, 256 rows at least."""
+    """What runs unless it is forced: about four programs for each of 132 multiprocessors, 256 rows at least.
+
+    Chosen by registers: 64 columns and 64 rows a tile take 255 of them on sm_80. Not tuned on a GPU.
+    """
     tile = 16 if columns <= 16 else 32 if columns <= 32 else 64
     tiles = triton.cdiv(columns, tile)
     work = models * samples * (tiles * (tiles + 1) // 2)
     wanted = max(256, min(triton.cdiv(work, 4 * 132), 1 << 15))
     rows = 32 if tile == 64 else 64
     rows_per_split = min(triton.cdiv(wanted, rows), triton.cdiv(samples, rows)) * rows
-    # 32 x 64 float32 are 8 KiB: two tiles on their way for each of two programs hide 600 ns at 4.3 TB/s.
     return Configuration(tile, rows, rows_per_split, num_warps=4 if tile == 16 else 8, num_stages=3)
 
 
