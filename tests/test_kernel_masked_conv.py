@@ -123,7 +123,7 @@ def test_kernels_in_half_precision(name: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("kind", MASKS)
-@pytest.mark.parametrize("name", ["stride 2", "pointwise", "depthwise, multiplier 2, stride 2"])
+@pytest.mark.parametrize("name", ["stride 2", "pointwise"])
 def test_kernels_by_mask(name: str, kind: str) -> None:
     tensors = inputs(BY_NAME[name], kind)
     assert_close(computed(BY_NAME[name], tensors, "triton"), oracle(BY_NAME[name], tensors), torch.float32)
@@ -233,7 +233,7 @@ def test_gradcheck(name: str) -> None:
 
 # Of torch's own check, which looks at the gradients of copies.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize(("layout", "backend"), [("nchw", "torch"), ("nhwc", "torch"), ("nhwc", "triton")])
+@pytest.mark.parametrize(("layout", "backend"), [("nchw", "torch"), ("nhwc", "triton")])
 def test_opcheck(layout: str, backend: str) -> None:
     case = replace(BY_NAME["stride 2"], batch=1)
     settings = (list(case.stride), list(case.padding), list(case.dilation), case.groups, backend)
