@@ -17,8 +17,9 @@ from torch import Tensor
 
 from prunebench_kernels.compile_cases import CompileCase
 from prunebench_kernels.masked_conv_compile_cases import Precision, cases_of, expectations
-from prunebench_kernels.masked_conv_parts import Configuration, Geometry, compute_name
-from prunebench_kernels.masked_conv_triton import geometry_constants, on_device
+from prunebench_kernels.masked_conv_geometry import Configuration, Geometry, compute_name
+from prunebench_kernels.masked_conv_triton import geometry_constants
+from prunebench_kernels.masked_conv_weight_triton import on_device
 
 
 @triton.jit

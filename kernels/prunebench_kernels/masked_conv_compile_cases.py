@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from prunebench_kernels.masked_conv_configurations import configuration, tuning_candidates
-from prunebench_kernels.masked_conv_parts import Configuration, Geometry
+from prunebench_kernels.masked_conv_geometry import Configuration, Geometry
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import dataclasses
 import torch
 
 from prunebench_kernels.errors import ArgumentError
-from prunebench_kernels.masked_conv_parts import PARTS, Configuration, Geometry, compute_name
+from prunebench_kernels.masked_conv_geometry import PARTS, Configuration, Geometry, compute_name
 
 SHARED_MEMORY = 163 * 1024
 """Bytes that one program may use, the smaller figure of sm_80 and sm_90."""

@@ -10,7 +10,6 @@ its own taps, r = first + j * step, at rows i + base - j * shift, so nothing is 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any
 
@@ -21,8 +20,8 @@ from torch import Tensor
 
 from prunebench_kernels.compile_cases import CompileCase
 from prunebench_kernels.masked_conv_compile_cases import Precision, cases_of, expectations
-from prunebench_kernels.masked_conv_parts import Configuration, Geometry, compute_name
-from prunebench_kernels.masked_conv_weight_triton import as_bytes, launch_product
+from prunebench_kernels.masked_conv_geometry import Configuration, Geometry, compute_name
+from prunebench_kernels.masked_conv_weight_triton import as_bytes, launch_product, on_device
 
 
 @triton.jit
@@ -299,13 +298,6 @@ def geometry_constants(geometry: Geometry) -> dict[str, int]:
         "DILATION": geometry.dilation,
     }
     return {f"{name}_{axis}": value for name, pair in pairs.items() for axis, value in zip("HW", pair)}
-
-
-def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current GPU: make it the tensor's."""
-    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
-        return torch.cuda.device(tensor.device)
-    return contextlib.nullcontext()
 
 
 def compile_case(

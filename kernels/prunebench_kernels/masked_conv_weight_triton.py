@@ -9,6 +9,8 @@ One launch each, where eager torch needs a float32 product and a cast, or a cast
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import triton
 import triton.language as tl
@@ -153,17 +155,18 @@ def masked_weight_gradients_kernel(  # noqa: PLR0913 - strides of three tensors
 def launch_product(weight: Tensor, mask: Tensor, out: Tensor) -> Tensor:
     """Write weight * mask into `out`: same shape `[K, C, R, S]`, any strides and dtype."""
     operands = (weight, as_bytes(mask), out)
-    masked_weight_product_kernel[(triton.cdiv(weight.numel(), BLOCK),)](
-        *operands,
-        weight.numel(),
-        *(stride for operand in operands for stride in _strides(operand)),
-        **_shape(weight),
-        FLAT=_is_flat(*operands),
-        BLOCK=BLOCK,
-        num_warps=4,
-        enable_fp_fusion=True,
-    )
-    return out
+    with on_device(weight):
+        masked_weight_product_kernel[(triton.cdiv(weight.numel(), BLOCK),)](
+            *operands,
+            weight.numel(),
+            *(stride for operand in operands for stride in _strides(operand)),
+            **_shape(weight),
+            FLAT=_is_flat(*operands),
+            BLOCK=BLOCK,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
+        return out
 
 
 def launch_gradients(
@@ -180,21 +183,29 @@ def launch_gradients(
     if grad_mask is not None:
         mask = _strided_as(mask, grad_mask)
     operands = (one, weight, as_bytes(mask))
-    masked_weight_gradients_kernel[(triton.cdiv(weight.numel(), BLOCK),)](
-        *operands,
-        gradient if grad_weight is None else grad_weight,
-        gradient if grad_mask is None else grad_mask,
-        weight.numel(),
-        splits,
-        *(stride for operand in operands for stride in _strides(operand)),
-        **_shape(weight),
-        NEED_WEIGHT=grad_weight is not None,
-        NEED_MASK=grad_mask is not None,
-        FLAT=_is_flat(*operands),
-        BLOCK=BLOCK,
-        num_warps=4,
-        enable_fp_fusion=True,
-    )
+    with on_device(weight):
+        masked_weight_gradients_kernel[(triton.cdiv(weight.numel(), BLOCK),)](
+            *operands,
+            gradient if grad_weight is None else grad_weight,
+            gradient if grad_mask is None else grad_mask,
+            weight.numel(),
+            splits,
+            *(stride for operand in operands for stride in _strides(operand)),
+            **_shape(weight),
+            NEED_WEIGHT=grad_weight is not None,
+            NEED_MASK=grad_mask is not None,
+            FLAT=_is_flat(*operands),
+            BLOCK=BLOCK,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
+
+
+def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current GPU: make it the tensor's."""
+    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
+        return torch.cuda.device(tensor.device)
+    return contextlib.nullcontext()
 
 
 def as_bytes(mask: Tensor) -> Tensor:
