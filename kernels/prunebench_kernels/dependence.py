@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunebench_kernels import dependence_torch as in_torch
-from prunebench_kernels.backend import Choice, explains, select
+from prunebench_kernels.backend import Choice, explains, is_traced, select
 from prunebench_kernels.checks import FLOATS, check_tensor
 from prunebench_kernels.errors import ArgumentError
 
@@ -26,7 +26,8 @@ def cooccurrence(predictions: Tensor, *, backend: str | None = None) -> Tensor:
     `[M, K, K]`. Raises ArgumentError on another value (found during the pass), dtype or shape, or no element.
     """
     batched = _batched("predictions", predictions, (*FLOATS, *BYTES), fewest=1)
-    result = torch.ops.prunebench.cooccurrence(batched, backend or "")
+    run = _cooccurrence_operator if is_traced(batched) else _cooccurrence
+    result = run(batched, backend or "")
     return result if predictions.ndim == 3 else result.squeeze(0)
 
 
@@ -39,7 +40,8 @@ def correlation(outputs: Tensor, *, backend: str | None = None) -> Tensor:
     Raises ArgumentError on fewer than two samples, no column, another dtype, or values that are not finite.
     """
     batched = _batched("outputs", outputs, (*FLOATS, *WHOLE), fewest=2)
-    result = torch.ops.prunebench.correlation(batched, backend or "")
+    run = _correlation_operator if is_traced(batched) else _correlation
+    result = run(batched, backend or "")
     return result if outputs.ndim == 3 else result.squeeze(0)
 
 
@@ -55,7 +57,8 @@ def interdependence(predictions: Tensor, *, backend: str | None = None) -> Tenso
     predictions: `[N, K]` or `[M, N, K]`, 0/1 or real. Raises ArgumentError as `correlation` does.
     """
     batched = _batched("predictions", predictions, (*FLOATS, *WHOLE), fewest=2)
-    result = torch.ops.prunebench.interdependence(batched, backend or "")
+    run = _interdependence_operator if is_traced(batched) else _interdependence
+    result = run(batched, backend or "")
     return result if predictions.ndim == 3 else result.squeeze(0)
 
 
@@ -113,7 +116,6 @@ def _counts(batched: Tensor, choice: Choice) -> Tensor | None:
     return None if flags.cpu().any() else counts
 
 
-@torch.library.custom_op("prunebench::cooccurrence", mutates_args=())
 def _cooccurrence(predictions: Tensor, backend: str) -> Tensor:
     counts = _counts(predictions, _choose(predictions, backend))
     if counts is None:
@@ -121,7 +123,6 @@ def _cooccurrence(predictions: Tensor, backend: str) -> Tensor:
     return counts
 
 
-@torch.library.custom_op("prunebench::correlation", mutates_args=())
 def _correlation(outputs: Tensor, backend: str) -> Tensor:
     choice = _choose(outputs, backend)
     if outputs.dtype in BYTES:
@@ -139,7 +140,6 @@ def _correlation(outputs: Tensor, backend: str) -> Tensor:
     return in_torch.correlation(outputs, "outputs") if status.cpu().any() else matrix
 
 
-@torch.library.custom_op("prunebench::interdependence", mutates_args=())
 def _interdependence(predictions: Tensor, backend: str) -> Tensor:
     choice = _choose_interdependence(predictions, backend)
     may_be_binary = choice.is_triton or predictions.dtype in BYTES
@@ -151,19 +151,26 @@ def _interdependence(predictions: Tensor, backend: str) -> Tensor:
     return in_torch.determination(matrix, predictions)
 
 
-@_cooccurrence.register_fake
+_cooccurrence_operator = torch.library.custom_op("prunebench::cooccurrence", mutates_args=())(_cooccurrence)
+_correlation_operator = torch.library.custom_op("prunebench::correlation", mutates_args=())(_correlation)
+_interdependence_operator = torch.library.custom_op("prunebench::interdependence", mutates_args=())(
+    _interdependence
+)
+
+
+@_cooccurrence_operator.register_fake
 def _(predictions: Tensor, backend: str) -> Tensor:
     models, _, columns = predictions.shape
     return predictions.new_empty((models, columns, columns), dtype=torch.int64)
 
 
-@_correlation.register_fake
+@_correlation_operator.register_fake
 def _(outputs: Tensor, backend: str) -> Tensor:
     models, _, columns = outputs.shape
     return outputs.new_empty((models, columns, columns), dtype=torch.float64)
 
 
-@_interdependence.register_fake
+@_interdependence_operator.register_fake
 def _(predictions: Tensor, backend: str) -> Tensor:
     models, _, columns = predictions.shape
     return predictions.new_empty((models, columns), dtype=torch.float64)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunebench_kernels.backend import Choice, explains, requested, select
+from prunebench_kernels.backend import Choice, explains, is_traced, requested, select
 from prunebench_kernels.checks import check_device, check_floating, check_tensor
 from prunebench_kernels.errors import ArgumentError
 from prunebench_kernels.sample_uncertainty_torch import allocate, compute
@@ -38,7 +38,8 @@ def uncertainty(
     """
     _check(logits, labels, dense_logits, band)
     over_models = logits.ndim == 3
-    values = torch.ops.prunebench.uncertainty(
+    run = _operator if is_traced(logits) else _run
+    values = run(
         logits.detach() if over_models else logits.detach().unsqueeze(0),
         labels,
         None if dense_logits is None else dense_logits.detach(),
@@ -108,8 +109,7 @@ def _check(logits: Tensor, labels: Tensor | None, dense_logits: Tensor | None, b
         raise ArgumentError(f"band: want a number between 0 and 0.5, got {band}")
 
 
-@torch.library.custom_op("prunebench::uncertainty", mutates_args=())
-def _operation(
+def _run(
     logits: Tensor,
     labels: Tensor | None,
     dense_logits: Tensor | None,
@@ -129,7 +129,10 @@ def _operation(
     return compute(logits, labels, dense_logits, band, over_models)
 
 
-@_operation.register_fake
+_operator = torch.library.custom_op("prunebench::uncertainty", mutates_args=())(_run)
+
+
+@_operator.register_fake
 def _fake(
     logits: Tensor,
     labels: Tensor | None,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunebench_kernels.backend import Choice, explains, select
+from prunebench_kernels.backend import Choice, explains, is_traced, select
 from prunebench_kernels.checks import check_device, check_tensor
 from prunebench_kernels.errors import ArgumentError
 from prunebench_kernels.sparse import dense
@@ -40,7 +40,8 @@ def sparse_conv2d(
     """
     _check(x, packed, bias, residual)
     names = layout_module(packed.layout).SETTINGS
-    result: Tensor = torch.ops.prunebench.sparse_conv2d(
+    run = _operator if is_traced(x) else _sparse_conv2d
+    result: Tensor = run(
         x,
         [packed.tensors[name] for name in layout_module(packed.layout).TENSORS],
         bias,
@@ -111,7 +112,6 @@ def _first_name(layout: str) -> str:
     return name
 
 
-@torch.library.custom_op("prunebench::sparse_conv2d", mutates_args=())
 def _sparse_conv2d(  # noqa: PLR0913 - a flat signature: tensors, integers and strings only
     x: Tensor,
     tensors: Sequence[Tensor],
@@ -166,7 +166,10 @@ def _finish(
     return y.to(dtype)
 
 
-@_sparse_conv2d.register_fake
+_operator = torch.library.custom_op("prunebench::sparse_conv2d", mutates_args=())(_sparse_conv2d)
+
+
+@_operator.register_fake
 def _fake(  # noqa: PLR0913 - the operator's signature
     x: Tensor,
     tensors: Sequence[Tensor],
