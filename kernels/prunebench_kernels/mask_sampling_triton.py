@@ -23,23 +23,19 @@ from prunebench_kernels.mask_sampling_rule import Draw
 
 LIMIT = tl.constexpr(rule.LIMIT)
 LOG2_E = tl.constexpr(rule.LOG2_E)
-LN2_HIGH = tl.constexpr(rule.LN2_HIGH)
-LN2_LOW = tl.constexpr(rule.LN2_LOW)
 ROUND = tl.constexpr(rule.ROUND)
-C0, C1, C2, C3, C4, C5 = (tl.constexpr(value) for value in rule.EXP_COEFFICIENTS)
+C0, C1, C2, C3, C4 = (tl.constexpr(value) for value in rule.EXP2_COEFFICIENTS)
 GRID = tl.constexpr(float(1 << 24))
 
 
 @triton.jit
-def _exponential(x):
-    """exp(x), |x| <= LIMIT, in the torch path's order of operations."""
-    shifted = x * LOG2_E + ROUND
-    scale = ((shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000).to(tl.float32, bitcast=True)
-    n = shifted - ROUND
-    r = x - n * LN2_HIGH
-    r = r - n * LN2_LOW
-    series = ((((r * C0 + C1) * r + C2) * r + C3) * r + C4) * r + C5
-    return (series * r * r + r + 1.0) * scale
+def _power_of_two(y):
+    """2^y for |y| <= LIMIT log2 e, in the torch path's order of operations."""
+    shifted = y + ROUND
+    exponent = shifted.to(tl.int32, bitcast=True) << 23
+    r = y - (shifted - ROUND)
+    series = ((((r * C0 + C1) * r + C2) * r + C3) * r + C4) * r + 1.0
+    return (series.to(tl.int32, bitcast=True) + exponent).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -47,8 +43,8 @@ def _keep_exactly(pi, a, SQUASH: tl.constexpr):
     """The decision u > 1 - sigmoid(g(pi)), as a exp(g) > 2^24 - a, as the torch path rounds it."""
     x = tl.minimum(tl.maximum(pi, -LIMIT), LIMIT)
     if SQUASH:
-        x = tl.div_rn(1.0, _exponential(-x) + 1.0)
-    return _exponential(x) * a > GRID - a
+        x = tl.div_rn(1.0, _power_of_two(x * -LOG2_E) + 1.0)
+    return _power_of_two(x * LOG2_E) * a > GRID - a
 
 
 @triton.jit
@@ -164,14 +160,12 @@ def sample_masks_backward_kernel(  # noqa: PLR0913 - pointers, the draw, flags
 class Configuration:
     """Counters of one program (4 * block elements), its warps, and the band of exact decisions.
 
-    The band is relative. The hardware's exponentials and division err by less than 4e-6 in all (ex2.approx
-    2^-22, its argument rounded at |x| <= 17, div.full 2 ulp), so 2^-16 leaves a factor of four; one element in
-    130,000 lies in it. `float("inf")` makes every decision exact.
+    A band of `float("inf")` makes every decision exact.
     """
 
     block: int
     num_warps: int
-    band: float = 2.0**-16
+    band: float = rule.BAND
 
 
 def configuration(numel: int) -> Configuration:
