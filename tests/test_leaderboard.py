@@ -271,18 +271,33 @@ def test_machines_are_never_mixed() -> None:
         row[-1].text: [cell.text for cell in row][7:10] for row in sheet.rows if row[1].text == "alpha"
     }
     assert machines == {
-        "Processor One, 2 threads, batch of 64 (2)": ["1.00 ± 0.00\u00d7", "1.00", "1.00"],
-        "Accelerator with Processor One, batch of 64 (1)": ["4.00 ± \u2013\u00d7", "40.00", "10.00"],
+        "Processor One, 2 threads, batch of 64, dense kernels with zeros (2)": [
+            "1.00 ± 0.00\u00d7",
+            "1.00",
+            "1.00",
+        ],
+        "Accelerator with Processor One, batch of 64, dense kernels with zeros (1)": [
+            "4.00 ± \u2013\u00d7",
+            "40.00",
+            "10.00",
+        ],
     }
     assert any("different machines" in note for note in section.notes)
     assert row_of(section, "alpha", 0.9).metric("conflicting").n == 3
 
 
-def test_threads_and_batch_are_part_of_the_machine() -> None:
+def test_threads_batch_and_kind_of_inference_are_part_of_the_machine() -> None:
     single = replace(cost(0.9, 1.0, 1.0), latency_batch=1)
+    packed = replace(cost(0.9, 1.0, 1.0), latency_path="sparsify: auto")
+    fallback = replace(cost(0.9, 1.0, 1.0), latency_path="dense kernels with zeros (a reason)")
     slower = run("beta", 0.9, 0, environment=MACHINE | {"threads": 1})
-    section = only_section([run("alpha", 0.9, 0), slower, run("gamma", 0.9, 0, cost=single)])
-    assert len(section.machines) == 3
+    section = only_section(
+        [run("alpha", 0.9, 0), slower, run("gamma", 0.9, 0, cost=single), run("gamma", 0.9, 1, cost=packed),
+         run("gamma", 0.9, 2, cost=fallback)]
+    )  # fmt: skip
+    labels = [machine.label for machine in section.machines]
+    assert len(labels) == 4
+    assert "Processor One, 2 threads, batch of 64, sparse inference" in labels
 
 
 def test_mining_is_shown_for_methods_that_mine() -> None:

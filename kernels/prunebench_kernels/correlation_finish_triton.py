@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def"
 """The second launch of a correlation: the splits' float32 sums become a matrix in float64.
 
 A program makes one row of a model's matrix. It reads the splits' means first and centres on the mean of all, so

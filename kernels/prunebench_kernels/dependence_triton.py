@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def"
 """Sums of products of output columns in Triton: one pass over the data, batched over models, without atomics.
 
 A program takes one model, one pair of column tiles (the upper triangle) and one run of rows (a split), and writes

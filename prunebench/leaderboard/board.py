@@ -245,7 +245,7 @@ def _notes(runs: Sequence[RunRecord]) -> list[str]:
         notes.append(f"Networks were trained in different precisions: {', '.join(precisions)}.")
     if len({machine_of(run) for run in done}) > 1:
         notes.append(
-            "Runs come from different machines: latencies stand in one row a machine and are not mixed."
+            "Latencies come from different machines or kinds of inference: they stand in rows of their own."
         )
     for seed in sorted({run.spec["seed"] for run in done}):
         draws = {run.splits_hash for run in done if run.spec["seed"] == seed and run.splits_hash}

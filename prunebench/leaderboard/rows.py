@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from prunebench.record import CostReport, RunRecord
+from prunebench.record import PLAIN_PATH, CostReport, RunRecord
 from prunebench.stats import UNDEFINED, Interval, Rank, mean_interval, rank_by_paired_tests
 
 METRICS = (
@@ -27,12 +27,13 @@ RANKED = ("unbiased", "conflicting")
 
 @dataclass(frozen=True, order=True)
 class Machine:
-    """Where latencies were taken. Rows of different machines are never put into one number."""
+    """Where and how latencies were taken. Rows that differ in any of it are never put into one number."""
 
     device: str
     processor: str
     threads: int
     batch: int
+    path: str
 
     @property
     def name(self) -> str:
@@ -42,7 +43,7 @@ class Machine:
 
     @property
     def label(self) -> str:
-        return f"{self.name}, batch of {self.batch}"
+        return f"{self.name}, batch of {self.batch}, {self.path}"
 
 
 @dataclass(frozen=True)
@@ -240,14 +241,16 @@ def _speed(machine: Machine, costs: Sequence[CostReport]) -> Speed:
 
 
 def machine_of(record: RunRecord) -> Machine:
-    """The machine (and the batch) that a run's latencies belong to."""
+    """The machine, the batch and the kind of inference that a run's latencies belong to."""
     facts = record.environment
     processor = facts.get("gpu") or facts.get("cpu") or "unknown processor"
     if facts.get("gpu"):
         processor = f"{processor} with {facts.get('cpu') or 'unknown processor'}"
     threads = facts.get("threads")
     batch = record.cost.latency_batch if record.cost is not None else 0
-    return Machine(str(facts.get("device")), str(processor), int(threads or 0), batch)
+    path = (record.cost.latency_path if record.cost is not None else None) or PLAIN_PATH
+    how = PLAIN_PATH if path.startswith(PLAIN_PATH) else "sparse inference"
+    return Machine(str(facts.get("device")), str(processor), int(threads or 0), batch, how)
 
 
 def _group_means(runs: Sequence[RunRecord]) -> tuple[tuple[float | None, ...], ...]:
