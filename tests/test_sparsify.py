@@ -107,6 +107,10 @@ def test_filter_pruning_removes_the_filters(name: str) -> None:
     network = sparse(model, x, masks=masks)
     assert_same(network, masked(model, masks), x)
     assert network.report.removed_channels == pytest.approx(0.5)
+    text = str(network.report).splitlines()
+    assert all(
+        line.startswith(layer.name) and layer.layout in line for line, layer in zip(text, network.report)
+    )
     for layer in network.report:
         assert layer.density == 0.5
         assert layer.density_left == 1

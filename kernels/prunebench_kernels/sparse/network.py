@@ -55,6 +55,18 @@ class Report:
     def __len__(self) -> int:
         return len(self.layers)
 
+    def __str__(self) -> str:
+        """A line a convolution, then what was said of the whole network."""
+        width = max((len(layer.name) for layer in self.layers), default=0)
+        lines = [
+            f"{layer.name:{width}}  {layer.layout:8} "
+            f"{layer.channels.in_after:4}/{layer.channels.in_before} in "
+            f"{layer.channels.out_after:4}/{layer.channels.out_before} out  "
+            f"density {layer.density:.3f}  {layer.reason}"
+            for layer in self.layers
+        ]
+        return "\n".join([*lines, *([self.whole] if self.whole else [])])
+
     @property
     def layouts(self) -> dict[str, int]:
         """How many convolutions have each layout; only those that occur."""
