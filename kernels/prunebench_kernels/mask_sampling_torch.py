@@ -175,13 +175,13 @@ def backward(
     `slope` is that of the forward pass, or empty: then everything is drawn again.
     """
     for piece in pieces(logits.numel(), logits.device):
-        kept, made = None, slope[piece] if slope.numel() else None
-        if to_weights.numel() or made is None:
-            kept, made = _draw_piece(logits, piece, draw, True)
         if to_logits.numel():
+            made = slope[piece] if slope.numel() else _draw_piece(logits, piece, draw, True)[1]
+            assert made is not None
             result = made * gradient[piece]
             to_logits[piece] = result if weights is None else result * weights[piece]
         if to_weights.numel():
+            kept, _ = _draw_piece(logits, piece, draw, False)
             to_weights[piece] = torch.where(kept, gradient[piece], 0)
 
 
