@@ -47,6 +47,7 @@ def make_plan(
     out: str | Path | None = None,
     data_root: str | Path | None = None,
     device: str = "auto",
+    keep_models: bool = True,
 ) -> Plan:
     """Expand a suite and see what is left to do; trains and writes nothing."""
     suite = load_suite(suite) if isinstance(suite, str) else suite
@@ -55,6 +56,7 @@ def make_plan(
         Path(out) if out is not None else Path("results") / suite.name,
         None if root is None else Path(root),
         choose_device(device),
+        keep_models,
     )
     store = Store(place.out)
     cells = expand(suite, place.data_root)

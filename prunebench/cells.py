@@ -37,11 +37,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where cells run: the results folder, the data, the device."""
+    """Where cells run: the results folder, the data, the device; and whether pruned weights are kept."""
 
     out: Path
     data_root: Path | None = None
     device: str = "cpu"
+    keep_models: bool = True
 
 
 def expand(suite: Suite, data_root: Path | None) -> list[Cell]:

@@ -44,6 +44,9 @@ def run(  # noqa: PLR0913
     sparsity: Annotated[list[float], typer.Option(help="These sparsities (share of zeros).")] = [],  # noqa: B006
     seed: Annotated[list[int], typer.Option(help="These seeds.")] = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    keep_models: Annotated[
+        bool, typer.Option(help="Store pruned weights too: `time` and `profile` can then measure them again.")
+    ] = True,
 ) -> None:
     """Train, prune, measure and rank. The same command again resumes."""
     from prunebench.api import make_plan
@@ -51,10 +54,22 @@ def run(  # noqa: PLR0913
     from prunebench.suite import load_suite
 
     chosen = load_suite(suite).narrowed(tasks=task, methods=method, sparsities=sparsity, seeds=seed)
-    plan = make_plan(chosen, out=out, data_root=data_root, device=device)
+    plan = make_plan(chosen, out=out, data_root=data_root, device=device, keep_models=keep_models)
     print_plan(plan, every_cell=dry_run)
     if not dry_run:
         raise typer.Exit(run_with_progress(plan, workers))
+
+
+@app.command("time")
+def measure_again(
+    results: Annotated[Path, typer.Option(help="The results folder, with the models that a run stored.")],
+    data_root: DataOption = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Measure the latency of stored models again: one by one, on a quiet machine or on another one."""
+    from prunebench.console import time_with_progress
+
+    raise typer.Exit(time_with_progress(results, data_root, device))
 
 
 @app.command("ls")

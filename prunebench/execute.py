@@ -131,7 +131,8 @@ def _fit_and_measure(cell: Cell, place: Workplace, data: TaskData, progress: Pro
         cost=cost,
         notes=dict(experiment.notes),
     )
-    return store.write(record, outputs, model=state_of(model) if cell.is_dense else None)
+    keep = cell.is_dense or place.keep_models
+    return store.write(record, outputs, model=state_of(model) if keep else None)
 
 
 def _as_the_tasks_network(experiment: Experiment, pruned: Pruned) -> Classifier:

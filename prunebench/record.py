@@ -54,6 +54,8 @@ class CostReport:
     `latency_path` says what was timed as pruned: sparse inference with the layout of every convolution measured
     (`latency_layouts`: how many have each), and `removed_channels`, the share of the convolutions' output channels
     that pruning emptied and that were removed (null where the network was not packed); or the plain network.
+    `timed_on` is empty where the latencies were taken within the run; else it is the environment of the later
+    measurement, with its commit, time and load average.
     """
 
     parameters: int
@@ -69,6 +71,7 @@ class CostReport:
     latency_path: str | None = None
     latency_layouts: dict[str, int] = field(default_factory=dict)
     removed_channels: float | None = None
+    timed_on: dict[str, str | float | bool | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

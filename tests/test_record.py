@@ -87,7 +87,7 @@ def test_schema_1_was_timed_in_the_plain_network() -> None:
     assert record.cost.latency_path == "dense kernels with zeros"
     assert (record.cost.latency_layouts, record.cost.removed_channels) == ({}, None)
     written = json.loads(to_json(record))
-    added = {"latency_path", "latency_layouts", "removed_channels"}
+    added = {"latency_path", "latency_layouts", "removed_channels", "timed_on"}
     assert set(written["cost"]) - set(old["cost"]) == added
     assert {key: value for key, value in written["cost"].items() if key not in added} == old["cost"]
     assert written | {"cost": 0, "schema_version": 1} == old | {"cost": 0}

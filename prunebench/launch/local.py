@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from prunebench.cells import Cell, Workplace, is_done
@@ -55,7 +56,15 @@ def cell_from_dict(values: dict[str, Any]) -> Cell:
 
 def place_to_dict(place: Workplace) -> dict[str, Any]:
     """A workplace as plain JSON values."""
-    return {name: None if value is None else str(value) for name, value in asdict(place).items()}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(place).items()}
+
+
+def place_from_dict(values: dict[str, Any]) -> Workplace:
+    """The inverse of `place_to_dict`."""
+    root = values["data_root"]
+    return Workplace(
+        **values | {"out": Path(values["out"]), "data_root": None if root is None else Path(root)}
+    )
 
 
 class LocalLauncher:

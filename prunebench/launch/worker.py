@@ -10,7 +10,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ import torch
 from prunebench.cells import Cell, Workplace, is_done
 from prunebench.errors import StoreError
 from prunebench.execute import execute, record_failure
-from prunebench.launch.local import cell_from_dict
+from prunebench.launch.local import cell_from_dict, place_from_dict
 from prunebench.measure import TaskData
 from prunebench.store import Store
 from prunebench.tasks import resolve_task
@@ -86,9 +85,7 @@ def main() -> None:
     follow_parent()
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    values = json.loads(sys.argv[1])
-    data_root = values["data_root"]
-    place = Workplace(Path(values["out"]), None if data_root is None else Path(data_root), values["device"])
+    place = place_from_dict(json.loads(sys.argv[1]))
 
     def emit(message: dict[str, Any]) -> None:
         try:

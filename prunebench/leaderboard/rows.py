@@ -242,7 +242,7 @@ def _speed(machine: Machine, costs: Sequence[CostReport]) -> Speed:
 
 def machine_of(record: RunRecord) -> Machine:
     """The machine, the batch and the kind of inference that a run's latencies belong to."""
-    facts = record.environment
+    facts = (record.cost.timed_on if record.cost is not None else {}) or record.environment
     processor = facts.get("gpu") or facts.get("cpu") or "unknown processor"
     if facts.get("gpu"):
         processor = f"{processor} with {facts.get('cpu') or 'unknown processor'}"
@@ -250,7 +250,7 @@ def machine_of(record: RunRecord) -> Machine:
     batch = record.cost.latency_batch if record.cost is not None else 0
     path = (record.cost.latency_path if record.cost is not None else None) or PLAIN_PATH
     how = PLAIN_PATH if path.startswith(PLAIN_PATH) else "sparse inference"
-    return Machine(str(facts.get("device")), str(processor), int(threads or 0), batch, how)
+    return Machine(str(facts.get("device")), str(processor), int(float(threads or 0)), batch, how)
 
 
 def _group_means(runs: Sequence[RunRecord]) -> tuple[tuple[float | None, ...], ...]:

@@ -1,0 +1,90 @@
+"""Latencies measured again from stored models: what changes in a record, and what must not."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from helpers import run_inline, tiny_suite
+from typer.testing import CliRunner
+
+from prunebench.cli import app
+from prunebench.errors import StoreError
+from prunebench.leaderboard.rows import machine_of
+from prunebench.store import Store
+from prunebench.timing import time_again
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("timing") / "out"
+    run_inline(tiny_suite("magnitude"), out)
+    return out
+
+
+@pytest.fixture
+def results(swept: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(swept, tmp_path / "out"))
+
+
+def test_only_the_latencies_change(results: Path) -> None:
+    before = {record.run_id: record for record in Store(results).records()[0]}
+    assert all(record.cost and record.cost.timed_on == {} for record in before.values())
+    timed = list(time_again(results, None, "cpu"))
+    assert [entry.problem for entry in timed] == [None, None]
+    assert [(entry.done, entry.total) for entry in timed] == [(1, 2), (2, 2)]
+    after = {record.run_id: record for record in Store(results).records()[0]}
+    assert after.keys() == before.keys()
+    for run_id, record in after.items():
+        old = before[run_id]
+        assert record.cost is not None
+        assert replace(record, cost=None) == replace(old, cost=None)
+        facts = record.cost.timed_on
+        assert facts["device"] == "cpu"
+        assert facts["threads"] == 1
+        assert str(facts["utc"]) >= old.started_utc
+        mine, theirs = asdict(record.cost), asdict(old.cost)
+        changing = {"latency_dense_ms", "latency_pruned_ms", "timed_on", "latency_layouts"}
+        assert {k: v for k, v in mine.items() if k not in changing} == {
+            k: v for k, v in theirs.items() if k not in changing
+        }
+        assert mine["latency_pruned_ms"] != theirs["latency_pruned_ms"]
+
+
+def test_the_board_groups_by_the_machine_that_timed(results: Path) -> None:
+    list(time_again(results, None, "cpu"))
+    record = Store(results).records()[0][0]
+    assert record.cost is not None
+    moved = replace(
+        record, cost=replace(record.cost, timed_on={"device": "cpu", "cpu": "Other", "threads": 4})
+    )
+    assert machine_of(moved).name == "Other, 4 threads"
+    assert machine_of(record).processor == record.environment["cpu"]
+
+
+def test_what_cannot_be_timed_is_left_and_named(results: Path) -> None:
+    records = Store(results).records()[0]
+    for record in records:
+        if record.spec["method"] == "magnitude":
+            (results / "runs" / record.run_id / "model.safetensors").unlink()
+    done = CliRunner().invoke(app, ["time", "--results", str(results), "--device", "cpu"])
+    assert done.exit_code == 1
+    assert "left as it was: its model is not stored" in done.output
+    assert done.output.count("dense / pruned") == 1
+    assert [r for r in Store(results).records()[0] if r.cost and not r.cost.timed_on]
+
+
+def test_another_model_in_the_folder_is_refused(results: Path) -> None:
+    dense, pruned = sorted(Store(results).records()[0], key=lambda r: r.spec["method"])
+    folder = results / "runs"
+    shutil.copy(folder / dense.run_id / "model.safetensors", folder / pruned.run_id / "model.safetensors")
+    problems = {t.record.spec["method"]: t.problem for t in time_again(results, None, "cpu")}
+    assert problems["dense"] is None
+    assert "another number of non-zero weights" in str(problems["magnitude"])
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no finished runs to time"):
+        list(time_again(tmp_path, None, "cpu"))
