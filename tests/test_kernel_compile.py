@@ -37,10 +37,21 @@ from prunebench_kernels.compile_cases import CompileCase
 TABLE = Path(__file__).parents[1] / "bench" / "compiled.csv"
 FLOATS = frozenset({"fp32", "fp16", "bf16"})
 
-OTHER_DTYPES: dict[tuple[str, str], str] = {}
+OTHER_DTYPES: dict[tuple[str, str], str] = {
+    (
+        "masked_weight_product_kernel",
+        "mask",
+    ): "float16 masks have no case yet; bool, float32 and bfloat16 have",
+    (
+        "masked_weight_gradients_kernel",
+        "mask",
+    ): "float16 masks have no case yet; bool, float32 and bfloat16 have",
+}
 """(kernel, argument): why it does not take all three floats, although it takes half precision."""
 
-NO_FLOATS: dict[str, str] = {}
+NO_FLOATS: dict[str, str] = {
+    "correlation_finish_kernel": "it reads the float32 sums of covariance_sums_kernel, whatever the outputs' dtype",
+}
 """Kernels without an argument in all three floats, and why."""
 
 
@@ -140,26 +151,24 @@ def argument_dtypes(cases: Iterable[CompileCase]) -> dict[str, dict[str, set[str
     return seen
 
 
-def missing_dtypes(cases: Iterable[CompileCase]) -> list[str]:
-    """Where fp32, fp16 or bf16 is not compiled although the kernel takes floats, and no reason was declared."""
-    missing = []
+def missing_dtypes(cases: Iterable[CompileCase]) -> dict[str | tuple[str, str], str]:
+    """Kernels, and (kernel, argument), that are not compiled in fp32, fp16 and bf16, and what is missing.
+
+    A kernel needs one argument in all three; so does every argument that is compiled in half precision.
+    """
+    missing: dict[str | tuple[str, str], str] = {}
     for kernel, arguments in argument_dtypes(cases).items():
-        if kernel not in NO_FLOATS and not any(kinds >= FLOATS for kinds in arguments.values()):
-            missing.append(f"{kernel}: no argument is compiled in all of {sorted(FLOATS)}")
+        if not any(kinds >= FLOATS for kinds in arguments.values()):
+            missing[kernel] = f"no argument in all of {sorted(FLOATS)}"
         for argument, kinds in arguments.items():
-            if kinds & {"fp16", "bf16"} and not kinds >= FLOATS and (kernel, argument) not in OTHER_DTYPES:
-                missing.append(f"{kernel}({argument}): {sorted(FLOATS - kinds)} not compiled")
+            if kinds & {"fp16", "bf16"} and not kinds >= FLOATS:
+                missing[kernel, argument] = f"not in {sorted(FLOATS - kinds)}"
     return missing
 
 
-def test_every_kernel_is_compiled_in_every_dtype() -> None:
-    assert not missing_dtypes(all_cases().values())
-
-
-def test_the_declared_exceptions_exist() -> None:
-    seen = argument_dtypes(all_cases().values())
-    assert not [key for key in OTHER_DTYPES if key[1] not in seen[key[0]]]
-    assert not [kernel for kernel in NO_FLOATS if kernel not in seen]
+def test_every_kernel_is_compiled_in_every_dtype_but_where_declared() -> None:
+    """An exception that is no longer needed fails too."""
+    assert missing_dtypes(all_cases().values()).keys() == {*OTHER_DTYPES, *NO_FLOATS}
 
 
 def test_every_module_is_found() -> None:
@@ -266,10 +275,10 @@ def test_helpers_are_not_kernels() -> None:
 def test_a_missing_dtype_is_caught(throwaway: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(throwaway))
     cases = cases_of(importlib.import_module("throwaway_triton"))
-    assert missing_dtypes(cases) == [
-        "square: no argument is compiled in all of ['bf16', 'fp16', 'fp32']",
-        "square(x): ['bf16', 'fp32'] not compiled",
-    ]
+    assert missing_dtypes(cases) == {
+        "square": "no argument in all of ['bf16', 'fp16', 'fp32']",
+        ("square", "x"): "not in ['bf16', 'fp32']",
+    }
 
 
 def test_a_name_used_twice_is_an_error(throwaway: Path, monkeypatch: pytest.MonkeyPatch) -> None:
