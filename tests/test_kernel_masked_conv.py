@@ -152,6 +152,34 @@ def test_integer_masks(dtype: torch.dtype, backend: str) -> None:
     assert_close(actual, expected, torch.float32)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize(
+    "stretch", [lambda bias: bias.repeat_interleave(2)[::2], lambda bias: bias[:1].expand(5)]
+)
+def test_bias_of_any_stride(stretch: Callable[[Tensor], Tensor], backend: str) -> None:
+    case = BY_NAME["dilation 2"]
+    x, weight, mask, bias = inputs(case)
+    tensors = [x, weight, mask, stretch(bias.detach())]
+    assert tensors[3].stride() != (1,)
+    y = masked_conv2d(*tensors, **geometry_arguments(case), backend=backend)
+    assert_close({"y": y.detach()}, oracle(case, tensors), torch.float32)
+
+
+@pytest.mark.parametrize("backend", [None, "triton"])
+def test_shapes_of_meta_tensors(backend: str | None) -> None:
+    case = BY_NAME["stride 2"]
+    x, weight, mask, bias = (tensor.to("meta") for tensor in inputs(case, layout="nhwc"))
+    y = masked_conv2d(x, weight, mask, bias, **geometry_arguments(case), backend=backend)
+    assert (y.device.type, y.shape) == ("meta", case.y_shape)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert [grad.shape for grad in torch.autograd.grad(y.sum(), (x, weight, mask, bias))] == [
+        x.shape,
+        weight.shape,
+        mask.shape,
+        bias.shape,
+    ]
+
+
 FUSED = [
     Plan(fused_weight=True),  # what a GPU runs where nothing was measured
     Plan(forward=Configuration(32, 16, 16, fuse_mask=True), fused_weight=True),
@@ -349,6 +377,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "zero groups": ({"groups": 0}, "groups: 0"),
     "channels": ({"x": torch.ones(2, 6, 5, 5)}, "weight: takes 2 x 2 channels, x has 6"),
     "bias": ({"bias": torch.ones(5)}, r"bias: want shape \(6,\)"),
+    "bias dtype": ({"bias": torch.ones(6, dtype=torch.int32)}, "bias: want a floating"),
     "dtypes": (
         {"x": torch.ones(2, 4, 5, 5, dtype=torch.float64)},
         "weight: is torch.float32, x is torch.float64",
@@ -356,6 +385,8 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "device": ({"mask": torch.ones(6, 2, 3, 3, device="meta")}, "mask: is on meta"),
     "kernel": ({"padding": 0, "dilation": 3}, "weight: the dilated kernel spans 7 pixels"),
     "stride": ({"stride": 0}, "stride: want at least 1"),
+    "stride that has no hash": ({"stride": {}}, "stride: want an integer or a pair"),
+    "padding that has no hash": ({"padding": [[1], 1]}, "padding: want an integer or a pair"),
     "padding": ({"padding": -1}, "padding: want at least 0"),
     "padding name": ({"padding": "full"}, "padding: want same, valid"),
     "same with stride": ({"padding": "same", "stride": 2}, "padding: same needs stride 1"),
@@ -394,11 +425,37 @@ def test_explains_on_a_cpu() -> None:
         explain("masked_conv2d", x, weight, mask[:1])
 
 
+def test_the_interpreter_is_taken_only_where_asked_for() -> None:
+    choices = {
+        (backend, device): backends.select(backend, torch.device(device), torch.float32)
+        for backend in ("auto", "triton")
+        for device in ("cpu", "cuda", "meta")
+    }
+    assert [key for key, choice in choices.items() if choice.is_triton] == [
+        ("triton", "cpu"),
+        ("triton", "cuda"),
+    ]
+    assert choices["auto", "cpu"].reason == "the tensors are on cpu; Triton kernels need a GPU"
+    assert choices["auto", "cuda"].reason == "TRITON_INTERPRET=1 is set; auto does not take the interpreter"
+    assert choices["triton", "meta"].reason == "the tensors are on meta; Triton kernels need a GPU"
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"batch": 2**16, "height": 256, "width": 256}, "number pixels"),
         ({"batch": 1, "in_channels": 2**20, "height": 64, "width": 64}, "one sample"),
+        (
+            {
+                "in_channels": 2**12,
+                "out_channels": 2**19,
+                "kernel": (1, 1),
+                "padding": (0, 0),
+                "height": 1,
+                "width": 1,
+            },
+            "weight's elements",
+        ),
         ({"in_channels": 70_000, "out_channels": 70_000, "groups": 70_000}, "grid dimensions"),
     ],
 )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from prunebench_kernels.errors import ArgumentError
 
@@ -77,7 +78,9 @@ def select(
         return Choice("torch", refusal)
     if device.type == "cuda" and not is_interpreted():
         return Choice("triton", "the tensors are on a GPU")
-    if asked == "auto":
+    if asked == "auto" and device.type == "cuda":
+        return Choice("torch", "TRITON_INTERPRET=1 is set; auto does not take the interpreter")
+    if asked == "auto" or device.type not in ("cpu", "cuda"):
         return Choice("torch", f"the tensors are on {device.type}; Triton kernels need a GPU")
     if not is_interpreted():
         return Choice(
@@ -90,12 +93,19 @@ def select(
 
 
 def is_traced(tensor: torch.Tensor) -> bool:
-    """Whether a compiler or a fake tensor looks at the call, so that the registered operator must stand in it.
+    """Whether anything but eager torch looks at the call, so that the registered operator must stand in it.
 
+    That is a compiler, a tracer, a dispatch mode (FakeTensorMode, make_fx), a subclass, or a tensor without data.
     Elsewhere the function behind the operator is called at once: the operator's first call in a process imports
     torch's compiler (2.7 s and more), and each call costs some 14 us.
     """
-    return torch.compiler.is_compiling() or type(tensor) not in (torch.Tensor, torch.nn.Parameter)
+    return (
+        torch.compiler.is_compiling()
+        or type(tensor) not in (torch.Tensor, torch.nn.Parameter)
+        or tensor.is_meta
+        or _get_current_dispatch_mode() is not None
+        or torch.jit.is_tracing()
+    )
 
 
 _EXPLAINERS: dict[str, Callable[..., Choice]] = {}

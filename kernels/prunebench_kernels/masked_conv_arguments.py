@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from prunebench_kernels.checks import check_device, check_floating, check_tensor
 from prunebench_kernels.errors import ArgumentError
+from prunebench_kernels.masked_conv_geometry import autocast_enabled
 
 Pair = int | tuple[int, int]
 
@@ -47,8 +48,10 @@ def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
 
 def _check_tensors(x: Facts, weight: Facts, mask: Facts, bias: Facts | None, groups: int) -> None:
     tensors: dict[str, Any] = {"x": x, "weight": weight, "mask": mask}  # as far as the checks look at them
+    if bias is not None:
+        tensors["bias"] = bias
     for name, value in tensors.items():
-        if len(value.shape) != 4:
+        if name != "bias" and len(value.shape) != 4:
             raise ArgumentError(f"{name}: want 4 dimensions, got shape {tuple(value.shape)}")
         check_device(name, value, "x", tensors["x"])
         if name != "mask" or mask.dtype not in (torch.bool, torch.uint8):
@@ -66,11 +69,8 @@ def _check_tensors(x: Facts, weight: Facts, mask: Facts, bias: Facts | None, gro
         raise ArgumentError(
             f"weight: takes {weight.shape[1]} x {groups} channels, x has {x.shape[1]} (shape {tuple(x.shape)})"
         )
-    if bias is not None:
-        if bias.device != x.device:
-            raise ArgumentError(f"bias: is on {bias.device}, x on {x.device}")
-        if bias.shape != weight.shape[:1]:
-            raise ArgumentError(f"bias: want shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ArgumentError(f"bias: want shape ({weight.shape[0]},), got {tuple(bias.shape)}")
 
 
 def _check_dtypes(x: Facts, weight: Facts, bias: Facts | None) -> None:
@@ -135,11 +135,13 @@ def prepared(  # noqa: PLR0913 - the signature of conv2d
     """x as the convolution takes it (cast under autocast), and stride, padding, dilation and groups."""
     facts = (Facts.of("x", x), Facts.of("weight", weight), Facts.of("mask", mask))
     shift = None if bias is None else Facts.of("bias", bias)
-    is_cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    is_cast = autocast_enabled(x.device) and x.dtype != torch.float64
+    settings = (_hashable(stride), _hashable(padding), _hashable(dilation), groups, is_cast)
     settle = _settle if torch.compiler.is_compiling() else _settle_once
-    settled = settle(
-        *facts, shift, _hashable(stride), _hashable(padding), _hashable(dilation), groups, is_cast
-    )
+    try:
+        settled = settle(*facts, shift, *settings)
+    except TypeError:  # without a hash: the checks say what is wrong
+        settled = _settle(*facts, shift, *settings)
     if is_cast:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     if settled.below or settled.right:

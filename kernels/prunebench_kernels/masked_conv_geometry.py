@@ -124,6 +124,11 @@ def tf32_allowed() -> bool:
     return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
 
 
+def autocast_enabled(device: torch.device) -> bool:
+    """Whether autocast is on for tensors on `device`; torch refuses the question for meta tensors."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def compute_name(dtype: torch.dtype) -> str:
     """`float16`, `bfloat16`, `float32` or `tf32`: what the multiplications see."""
     return "tf32" if dtype == torch.float32 and tf32_allowed() else str(dtype).removeprefix("torch.")
@@ -147,6 +152,9 @@ def refusal(geometry: Geometry, dtype: torch.dtype) -> str | None:
     rows, columns = geometry.output
     if geometry.batch * max(geometry.height * geometry.width, rows * columns) >= 2**31 - 2**16:
         return "the kernels number pixels in 32 bits"
+    taps = geometry.kernel[0] * geometry.kernel[1]
+    if geometry.out_channels * geometry.group_shape[1] * taps >= 2**31 - 2**16:
+        return "the kernels number the weight's elements in 32 bits"
     if (
         max(geometry.in_channels * geometry.height * geometry.width, geometry.out_channels * rows * columns)
         >= 2**31

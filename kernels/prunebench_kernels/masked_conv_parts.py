@@ -16,7 +16,14 @@ from torch.nn import functional
 
 from prunebench_kernels import backend as backends
 from prunebench_kernels import tuned
-from prunebench_kernels.masked_conv_geometry import PARTS, Configuration, Geometry, key, refusal
+from prunebench_kernels.masked_conv_geometry import (
+    PARTS,
+    Configuration,
+    Geometry,
+    autocast_enabled,
+    key,
+    refusal,
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ def run_forward(
     factor = product(weight, mask, x, geometry.layout, chosen.fused_weight)
     shift = None if bias is None else bias.to(x.dtype)
     settings = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-    if torch.is_autocast_enabled(x.device.type):  # the dtype is decided already
+    if autocast_enabled(x.device):  # the dtype is decided already
         with torch.autocast(x.device.type, enabled=False):
             y = functional.conv2d(x, factor, shift, *settings)
     else:

@@ -241,7 +241,7 @@ def _launch(  # noqa: PLR0913 - the tensors of a convolution
             x.contiguous(memory_format=geometry.layout),
             weight,
             as_bytes(mask),
-            x if bias is None else bias,
+            x if bias is None else bias.contiguous(),
             out,
             geometry.batch,
             x.shape[2],
