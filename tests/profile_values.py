@@ -10,14 +10,14 @@ from prunebench.profile.results import (
     LayerRoof,
     Machine,
     Profile,
+    Times,
     Timing,
 )
 from prunebench.profile.settings import ProfileSettings
-from prunebench.record import Percentiles
 
 
-def marks(p50: float) -> Percentiles:
-    return Percentiles(0.9 * p50, p50, 1.2 * p50)
+def marks(p50: float) -> Times:
+    return Times(0.9 * p50, p50, 1.2 * p50, 9)
 
 
 def roof(sparsity: float) -> LayerRoof:

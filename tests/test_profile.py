@@ -21,7 +21,8 @@ from typer.testing import CliRunner, Result
 from prunebench.cli import app
 from prunebench.errors import DataError, PruneBenchError, UsageError
 from prunebench.models import build_model
-from prunebench.profile import contenders, layers, measure, network, report, run
+from prunebench.profile import contenders, measure, network, report, run
+from prunebench.profile.export import layers_csv, to_json
 from prunebench.profile.layers import ConvLayer, ConvShape, conv_layers, load_network
 from prunebench.profile.page import page
 from prunebench.profile.results import (
@@ -31,16 +32,16 @@ from prunebench.profile.results import (
     BreakEven,
     NetworkResult,
     Profile,
+    Times,
     Timing,
     break_even,
-    layers_csv,
     series,
-    to_json,
 )
 from prunebench.profile.roofline import Ceilings, block_density, bound, ceiling, memory_bound_below, work_of
 from prunebench.profile.roofline_figure import roofline_svg
 from prunebench.profile.settings import ProfileSettings
 from prunebench.profile.speed_figure import legend, panels, speed_up_svg
+from prunebench.profile.weights import find_weights
 from prunebench.store import write_tensors
 
 PEAKS = Ceilings(4.3e12, 790e12)
@@ -164,11 +165,17 @@ def test_calls_are_timed_in_turns_hot_and_cold(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(stopwatch, "flush", lambda: order.append("flush"))
     calls: dict[str, Callable[[], object]] = {name: lambda name=name: order.append(name) for name in "ab"}
     hot = measure.interleaved(calls, stopwatch, repeats=2, cold=False)
-    assert order == ["a", "b", *["a", "a", "b", "b"] * 2]
+    assert order == ["a", "a", "b", "b"] * 2
     order.clear()
     measure.interleaved(calls, stopwatch, repeats=2, cold=True)
-    assert order == ["a", "b", *["flush", "a", "flush", "b"] * 2]
+    assert order == ["flush", "a", "flush", "b"] * 2
     assert 0 < hot["a"].p20 <= hot["a"].p50 <= hot["a"].p80
+    assert hot["a"].calls == 2
+
+
+def test_percentiles_of_known_times() -> None:
+    assert measure.percentiles([5.0, 1.0, 2.0, 4.0, 3.0, 6.0]) == Times(2.0, 3.5, 5.0, 6)
+    assert measure.percentiles([7.0]) == Times(7.0, 7.0, 7.0, 1)
 
 
 def test_slow_calls_are_timed_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,13 +183,22 @@ def test_slow_calls_are_timed_less_often(monkeypatch: pytest.MonkeyPatch) -> Non
     counts = dict.fromkeys(times, 0)
     stopwatch = measure.Stopwatch(CPU)
 
-    def time(call: Callable[[], str], *, cold: bool) -> float:
+    def time(call: Callable[[], str], *, cold: bool, launches: bool) -> float:
         counts[call()] += 1
         return times[call()]
 
     monkeypatch.setattr(stopwatch, "time", time)
     measure.interleaved({name: lambda name=name: name for name in times}, stopwatch, repeats=9, cold=False)
     assert counts == {"slow": 3, "fast": 9}
+
+
+def test_at_the_end_of_the_time_box_only_the_first_call_is_timed() -> None:
+    order: list[str] = []
+    calls: dict[str, Callable[[], object]] = {name: lambda name=name: order.append(name) for name in "ab"}
+    times = measure.interleaved(calls, measure.Stopwatch(CPU), repeats=5, cold=False, until=0.0)
+    assert list(times) == ["a"]
+    assert times["a"].calls == 1
+    assert order == ["a", "a"]
 
 
 def test_gpu_times_come_from_events_after_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,13 +219,24 @@ def test_gpu_times_come_from_events_after_a_pause(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda _: log.append("sleep"), raising=False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("all done"))
     stopwatch = measure.Stopwatch(CPU)
     monkeypatch.setattr(stopwatch, "flush", lambda: log.append("flush"))
-    assert stopwatch._time_gpu(lambda: log.append("call"), cold=True) == 1.25
-    assert log == ["flush", "sleep", "record", "call", "record", "wait"]
+    timed = ["sleep", "record", "call", "record", "wait"]
+    assert stopwatch._time_gpu(lambda: log.append("call"), cold=True, launches=False) == 1.25
+    assert log == ["call", "flush", *timed]
     log.clear()
-    stopwatch._time_gpu(lambda: log.append("call"), cold=False)
-    assert log == ["call", "sleep", "record", "call", "record", "wait"]
+    stopwatch._time_gpu(lambda: log.append("call"), cold=False, launches=False)
+    assert log == ["call", *timed]
+    log.clear()
+    stopwatch._time_gpu(lambda: log.append("call"), cold=False, launches=True)
+    assert log == ["call", "all done", *timed[1:]]
+
+
+def test_a_gpu_waits_longer_than_the_host_launches() -> None:
+    assert measure.spin_cycles(1e-5) == 400_000
+    assert measure.spin_cycles(1e-3) == pytest.approx(1.5e-3 * 2e9)
+    assert measure.spin_cycles(3.0) == pytest.approx(0.05 * 2e9)
 
 
 def tiny_layer(seed: int = 0) -> ConvLayer:
@@ -521,7 +548,7 @@ def test_networks_are_compared_with_the_fastest_dense_one_of_their_turns() -> No
 def test_summary_names_what_is_missing() -> None:
     profile = replace(made_up_profile(), left_out=("block 0.9: conv1",), interrupted=True)
     text = "\n".join(report.summary(profile))
-    assert "left out, the time box was full (--minutes): 1 measurements: block 0.9: conv1" in text
+    assert "left out, the time box was full (--minutes): 1 measurement: block 0.9: conv1" in text
     assert "stopped early" in text
     assert "busy machine" not in text
     busy = replace(profile, environment=profile.environment | {"load_average": 7.5, "cores": 2})
@@ -582,7 +609,7 @@ def test_stored_zeros_of_a_run_are_profiled(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(DataError, match="not the weights of resnet18"):
         load_network(settings)
     with pytest.raises(UsageError, match="no such file"):
-        layers.find_weights("nothing", tmp_path)
+        find_weights("nothing", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -593,6 +620,8 @@ def test_stored_zeros_of_a_run_are_profiled(tmp_path: Path, monkeypatch: pytest.
         (("--batch", "0"), "--batch must be positive"),
         (("--precision", "int8"), "unknown precision 'int8'"),
         (("--pattern", "stored"), "give --run"),
+        (("--device", "tpu"), "unknown device 'tpu'"),
+        (("--minutes", "nan"), "--minutes must be positive"),
         (("--model", "resnet81"), "unknown model 'resnet81'"),
         (("--device", "cuda"), "torch sees no GPU here"),
         (("--image", "1"), "--image 1: the model cannot take it"),

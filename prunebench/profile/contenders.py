@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,7 +15,7 @@ from torch.nn import functional
 
 from prunebench.profile.layers import ConvLayer, ConvShape
 from prunebench.profile.measure import Stopwatch, interleaved
-from prunebench.profile.results import COMPILED, EAGER, SHRUNK, Timing
+from prunebench.profile.results import COMPILED, EAGER, NO_TIME, SHRUNK, Timing
 
 TOLERANCE = {torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 """Largest deviation from the dense result over the largest dense value; fp32 leaves room for TF32."""
@@ -49,7 +51,7 @@ def dense_layer(shape: ConvShape) -> Layer:
 
     def layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         y = functional.conv2d(x, weight, bias, shape.stride, shape.padding, shape.dilation, shape.groups)
-        return functional.relu(y)
+        return y.relu_()  # in place, as the sparse layouts have it
 
     return layer
 
@@ -88,17 +90,38 @@ def one_line(error: Exception) -> str:
 
 @torch.inference_mode()
 def race(
-    inputs: Inputs, compiled: Compiled | None, stopwatch: Stopwatch, *, backend: str, repeats: int
+    inputs: Inputs,
+    compiled: Compiled | None,
+    stopwatch: Stopwatch,
+    *,
+    backend: str,
+    repeats: int,
+    until: float = math.inf,
 ) -> tuple[Timing, ...]:
-    """Every implementation of the layer, checked against the dense result, timed in turns hot and cold."""
-    entries = [*_baselines(inputs, compiled), *_layouts(inputs, backend), *_shrunk(inputs)]
+    """Every implementation of the layer, checked against the dense result, timed in turns hot and cold.
+
+    What has not begun at the monotonic time `until` is not measured; the dense baseline always is.
+    """
+    entries = [*_baselines(inputs, compiled, until), *_layouts(inputs, backend), *_shrunk(inputs)]
     want = dense_layer(inputs.shape)(inputs.x, inputs.weight, inputs.bias)
-    checked = [(_check(timing, call, want, inputs), call) for timing, call in entries]
+    checked = []
+    for timing, call in entries:
+        if time.monotonic() >= until and timing.name != EAGER:
+            checked.append((replace(timing, not_measured=timing.not_measured or NO_TIME), call))
+        else:
+            checked.append((_check(timing, call, want, inputs), call))
     calls = {timing.name: call for timing, call in checked if call and timing.not_measured is None}
-    hot = interleaved(calls, stopwatch, repeats=repeats, cold=False)
-    cold = interleaved(calls, stopwatch, repeats=repeats, cold=True)
+    hot, cold = (
+        interleaved(calls, stopwatch, repeats=repeats, cold=cold, until=until) for cold in (False, True)
+    )
     return tuple(
-        replace(timing, hot_ms=hot.get(timing.name), cold_ms=cold.get(timing.name)) for timing, _ in checked
+        replace(
+            timing,
+            hot_ms=hot.get(timing.name),
+            cold_ms=cold.get(timing.name),
+            not_measured=timing.not_measured or (None if timing.name in cold else NO_TIME),
+        )
+        for timing, _ in checked
     )
 
 
@@ -106,11 +129,11 @@ Call = Callable[[], Tensor]
 Entry = tuple[Timing, Call | None]
 
 
-def _baselines(inputs: Inputs, compiled: Compiled | None) -> Iterator[Entry]:
+def _baselines(inputs: Inputs, compiled: Compiled | None, until: float) -> Iterator[Entry]:
     eager = dense_layer(inputs.shape)
     yield Timing(EAGER), lambda: eager(inputs.x, inputs.weight, inputs.bias)
-    if compiled is None:
-        yield Timing(COMPILED, not_measured="left out (--no-compile)"), None
+    if compiled is None or time.monotonic() >= until:
+        yield Timing(COMPILED, not_measured=NO_TIME if compiled else "left out (--no-compile)"), None
         return
     layer = compiled.layer(inputs)
     if isinstance(layer, str):
@@ -120,17 +143,22 @@ def _baselines(inputs: Inputs, compiled: Compiled | None) -> Iterator[Entry]:
 
 
 def _layouts(inputs: Inputs, backend: str) -> Iterator[Entry]:
-    """Every layout that may take this weight, packed; x lies in the memory format that the layout prefers."""
+    """Every layout that may take this weight, packed; x lies in the order in memory that the layout reads."""
     from prunebench_kernels import explain
-    from prunebench_kernels.sparse.conv import candidates, preferred_format, sparse_conv2d
+    from prunebench_kernels.sparse.conv import candidates, sparse_conv2d
+    from prunebench_kernels.sparse.formats import arrange, format_of
     from prunebench_kernels.sparse.layouts import pack
 
     geometry, chosen = geometry_of(inputs.shape), None if backend == "auto" else backend
+    arranged: dict[str, Tensor] = {}
     for layout, settings in candidates(inputs.weight, geometry, tuple(inputs.x.shape), inputs.x.device):
         timing = Timing(label(layout, settings), settings=dict(settings))
         try:
             packed = pack(inputs.weight, layout, geometry=geometry, **settings)
-            x = inputs.x.contiguous(memory_format=preferred_format(layout))
+            order = format_of(layout, packed.settings)
+            if order not in arranged:
+                arranged[order] = arrange(inputs.x, order)
+            x = arranged[order]
             runs = explain("sparse_conv2d", x, packed, inputs.bias, relu=True, backend=chosen).backend
         except Exception as error:  # a layout that cannot take the weight must not stop the others
             yield replace(timing, not_measured=one_line(error)), None
@@ -149,7 +177,8 @@ def _shrunk(inputs: Inputs) -> Iterator[Entry]:
     if inputs.shape.groups > 1:
         return
     rows, columns = live_channels(inputs.weight)
-    if len(rows) == inputs.weight.shape[0] and len(columns) == inputs.weight.shape[1]:
+    alive = len(rows), len(columns)
+    if 0 in alive or alive == tuple(inputs.weight.shape[:2]):
         return
     eager, last = dense_layer(inputs.shape), torch.channels_last
     x = inputs.x[:, columns].contiguous(memory_format=last)
@@ -162,16 +191,30 @@ def _shrunk(inputs: Inputs) -> Iterator[Entry]:
 
 
 def live_channels(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the output and of the input channels of `[O, I, KH, KW]` that have a weight other than zero."""
-    alive = weight != 0
-    return alive.flatten(1).any(1).nonzero().flatten(), alive.transpose(0, 1).flatten(1).any(
-        1
-    ).nonzero().flatten()
+    """Indices of the output and of the input channels of `[O, I, KH, KW]` that have a weight other than zero.
+
+    Where the device wants a multiple of channels, the first dead ones fill it up, as `sparsify` does.
+    """
+    from prunebench_kernels.sparse.network import MULTIPLES
+
+    alive, multiple = weight != 0, MULTIPLES.get(weight.device.type, 1)
+    both = alive.flatten(1).any(1), alive.transpose(0, 1).flatten(1).any(1)
+    rows, columns = (fill_up(channels, multiple).nonzero().flatten() for channels in both)
+    return rows, columns
 
 
-def label(layout: str, settings: dict[str, int]) -> str:
-    """A layout's name; blocks with their size (output x input channels)."""
-    return f"block {settings['block_out']}x{settings['block_in']}" if layout == "block" else layout
+def fill_up(alive: Tensor, multiple: int) -> Tensor:
+    """With the first dead channels alive too, up to a multiple or all."""
+    wanted = min(-(-int(alive.sum()) // multiple) * multiple, len(alive))
+    filled = alive.clone()
+    filled[(~alive).nonzero().flatten()[: wanted - int(alive.sum())]] = True
+    return filled
+
+
+def label(layout: str, settings: Mapping[str, int]) -> str:
+    """A layout's name; blocks with their size (output x input channels), and another order of the batch in memory."""
+    name = f"block {settings['block_out']}x{settings['block_in']}" if layout == "block" else layout
+    return f"{name}, batch innermost" if settings.get("batch_innermost") else name
 
 
 def geometry_of(shape: ConvShape) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 from prunebench.errors import DataError, PruneBenchError, UsageError
 from prunebench.models import build_model
 from prunebench.profile.settings import STORED, ProfileSettings
+from prunebench.profile.weights import find_weights
 from prunebench.pruning.structure import structured_mask
-from prunebench.store import Store, read_tensors
+from prunebench.store import read_tensors
 
 Pair = tuple[int, int]
 CLASSES = 10
@@ -92,18 +92,6 @@ def load_network(settings: ProfileSettings) -> nn.Module:
     except RuntimeError as error:
         raise DataError(f"{path}: not the weights of {settings.model}; give the run's --model") from error
     return model.eval()
-
-
-def find_weights(run: str, results: Path) -> Path:
-    """The weights that `--run` means: a safetensors file, a run's folder, or a run id in `results`."""
-    given = Path(run)
-    for path in (given, given / "model.safetensors", Store(results).folder(run) / "model.safetensors"):
-        if path.is_file():
-            return path
-    raise UsageError(
-        f"--run {run}: no such file, no model.safetensors in it, and no run of that id with stored weights "
-        f"in {results} (runs of the method `dense` store theirs)"
-    )
 
 
 @torch.inference_mode()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from prunebench.record import Percentiles
+from prunebench.profile.results import Times
 
 Call = Callable[[], object]
-SPIN_CYCLES = 400_000
-"""GPU clock cycles (about 0.2 ms) that the GPU waits before a timed call, so that launches are not timed."""
-LEAST_REPEATS, PATIENCE = 3, 0.5
+SPIN_CYCLES, CYCLES_PER_SECOND, SPIN_SHARE, LONGEST_SPIN = 400_000, 2e9, 1.5, 0.05
+"""GPU clock cycles (at least 0.2 ms) that the GPU waits before a timed call, and how many at most in a second; the
+wait is this share of the time that the host needs to launch the call, so that launches are not timed, and ends after
+so many seconds."""
+LEAST_REPEATS, PATIENCE = 3, 0.25
 FALLBACK_CACHE = 32 << 20
 """Bytes taken for the last-level cache where the system does not tell."""
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -46,9 +49,14 @@ class Stopwatch:
             self._buffer = torch.empty(self.flushed_bytes, dtype=torch.uint8, device=self.device)
         self._buffer.fill_(1)
 
-    def time(self, call: Call, *, cold: bool) -> float:
-        """Milliseconds of one call after the cache was flushed, or after the same call (hot)."""
-        return self._time_gpu(call, cold) if self.device.type == "cuda" else self._time_cpu(call, cold)
+    def time(self, call: Call, *, cold: bool, launches: bool = False) -> float:
+        """Milliseconds of one call after the cache was flushed, or after the same call (hot).
+
+        On a GPU without the host's launches, unless they are asked for; a CPU has none.
+        """
+        if self.device.type == "cuda":
+            return self._time_gpu(call, cold, launches)
+        return self._time_cpu(call, cold)
 
     def _time_cpu(self, call: Call, cold: bool) -> float:
         self.flush() if cold else call()
@@ -56,10 +64,14 @@ class Stopwatch:
         call()
         return (time.perf_counter() - start) * 1e3
 
-    def _time_gpu(self, call: Call, cold: bool) -> float:
+    def _time_gpu(self, call: Call, cold: bool, launches: bool) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self.flush() if cold else call()
-        torch.cuda._sleep(SPIN_CYCLES)
+        begun = time.perf_counter()
+        call()
+        cycles = spin_cycles(time.perf_counter() - begun)
+        if cold:
+            self.flush()
+        torch.cuda.synchronize() if launches else torch.cuda._sleep(cycles)
         start.record()
         call()
         end.record()
@@ -67,29 +79,42 @@ class Stopwatch:
         return start.elapsed_time(end)
 
 
+def spin_cycles(launching: float) -> int:
+    """How long a GPU must wait for a host that needs so many seconds to launch the next call, in clock cycles."""
+    return max(SPIN_CYCLES, round(min(SPIN_SHARE * launching, LONGEST_SPIN) * CYCLES_PER_SECOND))
+
+
 @torch.inference_mode()
 def interleaved(
-    calls: Mapping[str, Call], stopwatch: Stopwatch, *, repeats: int, cold: bool
-) -> dict[str, Percentiles]:
-    """Milliseconds of each call, timed in turns (A, B, A, B, ...) after one turn of warming up.
+    calls: Mapping[str, Call],
+    stopwatch: Stopwatch,
+    *,
+    repeats: int,
+    cold: bool,
+    launches: bool = False,
+    until: float = math.inf,
+) -> dict[str, Times]:
+    """Milliseconds of each call, timed in turns (A, B, A, B, ...); each must have run before.
 
-    A call that has taken PATIENCE seconds is timed no further, but at least LEAST_REPEATS times.
+    A call that has taken PATIENCE seconds is timed no further, but at least LEAST_REPEATS times. At the monotonic
+    time `until` all end, and those without any time are left out; the first has one at least.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
     for _ in range(repeats):
         for name, call in calls.items():
             if len(samples[name]) >= LEAST_REPEATS and sum(samples[name]) > PATIENCE * 1e3:
                 continue
-            samples[name].append(stopwatch.time(call, cold=cold))
-    return {name: percentiles(values) for name, values in samples.items()}
+            if time.monotonic() >= until and any(samples.values()):
+                break
+            samples[name].append(stopwatch.time(call, cold=cold, launches=launches))
+    return {name: percentiles(values) for name, values in samples.items() if values}
 
 
-def percentiles(values: Sequence[float]) -> Percentiles:
+def percentiles(values: Sequence[float]) -> Times:
     """The 20th, 50th and 80th percentile, between values linearly."""
     marks = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-    return Percentiles(*torch.quantile(torch.tensor(values, dtype=torch.float64), marks).tolist())
+    low, middle, high = torch.quantile(torch.tensor(values, dtype=torch.float64), marks).tolist()
+    return Times(low, middle, high, len(values))
 
 
 def fastest(call: Call, stopwatch: Stopwatch, trials: int) -> float:

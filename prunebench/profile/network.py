@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import time
 from collections.abc import Callable
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from prunebench.profile.contenders import label, one_line
 from prunebench.profile.layers import make_mask, short_name
 from prunebench.profile.measure import Stopwatch, interleaved
-from prunebench.profile.results import COMPILED, EAGER, SHRUNK, NetworkResult
+from prunebench.profile.results import COMPILED, EAGER, NO_TIME, SHRUNK, NetworkResult, Times
 
+TOLERANCE = {torch.float32: 1e-2, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+"""Largest deviation of a network's outputs from the plain one's, over the largest; roundings add up over layers."""
 FOLDED, AUTO = "torch, BatchNorm folded", "sparse, auto"
 COMPILED_NETWORK = f"{COMPILED}, BatchNorm folded"
 
@@ -38,27 +41,42 @@ class Networks:
         self.model, self.example, self.stopwatch = model, example, stopwatch
         self.backend, self._wants_compiled = backend, compiled
         self.compile_seconds = 0.0
-        self._compiled: tuple[nn.Module, Any] | None = None
+        self._compiled: tuple[nn.Module, Any] | str | None = None
 
     def measure(
-        self, pattern: str, sparsity: float | None, repeats: int
+        self, pattern: str, sparsity: float | None, repeats: int, until: float = math.inf
     ) -> tuple[list[NetworkResult], dict[str, Choice]]:
-        """All variants at this pattern and sparsity, timed in turns, and the choice of `auto` by layer name."""
+        """All variants at this pattern and sparsity, timed in turns, and the choice of `auto` by layer name.
+
+        What has not begun at the monotonic time `until` is not measured, but for the first.
+        """
         masked = copy.deepcopy(self.model)
         masks = convolution_masks(masked, pattern, sparsity)
         with torch.no_grad():
             for name, mask in masks.items():
                 masked.get_parameter(name).mul_(mask)
+        zeros = share_of_zeros(masked)
+        with torch.inference_mode():
+            want = masked(self.example)
         choices: dict[str, Choice] = {}
-        results, calls = [], {}
+        results: list[NetworkResult] = []
+        calls = {}
         for name, build in self._variants(masked, choices).items():
-            entry = NetworkResult(name, pattern, sparsity)
+            entry = NetworkResult(name, pattern, sparsity, achieved=zeros)
+            if results and time.monotonic() >= until:
+                results.append(replace(entry, not_measured=NO_TIME))
+                continue
             try:
                 module = build()
                 if isinstance(module, str):
                     results.append(replace(entry, not_measured=module))
                     continue
                 call = self._call(module)
+                entry = replace(entry, error=deviation(call, want))
+                if not (entry.error or 0.0) <= TOLERANCE[want.dtype]:
+                    reason = f"wrong result: off by {entry.error:.2g} of the largest output"
+                    results.append(replace(entry, not_measured=reason))
+                    continue
                 peak = peak_activations(call, self.example.device)
                 layouts = {key: choice.layout for key, choice in choices.items()} if name == AUTO else {}
                 weights = weight_bytes(module) / 1e6
@@ -68,8 +86,8 @@ class Networks:
                 calls[name] = call
             except Exception as error:  # one variant that cannot run must not hide the others
                 results.append(replace(entry, not_measured=one_line(error)))
-        times = interleaved(calls, self.stopwatch, repeats=repeats, cold=False)
-        return [replace(entry, latency_ms=times.get(entry.name)) for entry in results], choices
+        timed = interleaved(calls, self.stopwatch, repeats=repeats, cold=False, launches=True, until=until)
+        return [_with_times(entry, timed.get(entry.name)) for entry in results], choices
 
     def _call(self, module: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
         return lambda: module(self.example)
@@ -98,11 +116,10 @@ class Networks:
         folded.eval()
         if self._compiled is None:
             begun = time.monotonic()
-            compiled = torch.compile(folded, dynamic=False)
-            with torch.inference_mode():
-                compiled(self.example)
-            self._compiled = folded, compiled
+            self._compiled = compile_network(folded, self.example)
             self.compile_seconds = time.monotonic() - begun
+        if isinstance(self._compiled, str):
+            return self._compiled
         original, compiled = self._compiled
         original.load_state_dict(folded.state_dict())
         return compiled
@@ -112,17 +129,47 @@ class Networks:
 
         backend = None if self.backend == "auto" else self.backend
         network = sparsify(masked, example=self.example, layout="auto", backend=backend)
+        convolutions = network.convolutions
         for row in network.report:
+            remembered = "remembered: " if convolutions[row.name].decision.cached else ""
             channels = row.channels
             cut = (channels.out_after, channels.in_after) != (channels.out_before, channels.in_before)
             shrunk = cut and row.layout == "dense"
             choices[short_name(row.name)] = Choice(
                 SHRUNK if shrunk else label(row.layout, dict(row.settings)),
-                f"{row.reason}; {channels.out_after} of {channels.out_before} outputs left"
-                if cut
-                else row.reason,
+                f"{remembered}{row.reason}"
+                + (f"; {channels.out_after} of {channels.out_before} outputs left" if cut else ""),
             )
         return network
+
+
+def compile_network(folded: nn.Module, example: Tensor) -> tuple[nn.Module, Any] | str:
+    """The network and its compiled form, or why there is none."""
+    compiled = torch.compile(folded, dynamic=False)
+    try:
+        with torch.inference_mode():
+            compiled(example)
+    except Exception as error:  # whatever the compiler and its tool chain raise
+        return f"torch.compile failed: {one_line(error)}"
+    return folded, compiled
+
+
+@torch.inference_mode()
+def deviation(call: Callable[[], Tensor], want: Tensor) -> float:
+    """The largest deviation of what a call gives, over the largest wanted value; nan if one is."""
+    largest = want.float().abs().max().clamp(min=1e-30)
+    return float((call().float() - want.float()).abs().max() / largest)
+
+
+def _with_times(entry: NetworkResult, times: Times | None) -> NetworkResult:
+    reason = entry.not_measured or (None if times else NO_TIME)
+    return replace(entry, latency_ms=times, not_measured=reason)
+
+
+def share_of_zeros(model: nn.Module) -> float:
+    """The share of zeros among the weights of all convolutions."""
+    weights = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
+    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
 
 def convolution_masks(model: nn.Module, pattern: str, sparsity: float | None) -> dict[str, Tensor]:

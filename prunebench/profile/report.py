@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunebench.profile.drawing import short
+from prunebench.profile.export import layers_csv, networks_csv, to_json
 from prunebench.profile.network import COMPILED_NETWORK, FOLDED
 from prunebench.profile.results import (
     COMPILED,
@@ -14,23 +15,30 @@ from prunebench.profile.results import (
     LayerResult,
     NetworkResult,
     Profile,
+    Times,
     break_even,
-    layers_csv,
-    networks_csv,
     series,
     shown_layers,
     shown_patterns,
-    to_json,
 )
 from prunebench.profile.roofline_figure import roofline_svg
+from prunebench.profile.settings import PATTERNS
 from prunebench.profile.speed_figure import has_sparse, speed_up_svg
-from prunebench.record import Percentiles
 from prunebench.store import write_atomically
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 DENSE_NETWORKS = (COMPILED_NETWORK, FOLDED, EAGER)
+
+
+def figure_of(pattern: str) -> str:
+    """The file of a pattern's figure."""
+    return f"speed-up-{pattern.replace(':', '-')}.svg"
+
+
+ROOFLINE = "roofline.svg"
+FIGURES = (ROOFLINE, *map(figure_of, PATTERNS))
 
 
 def write_profile(profile: Profile, out: Path) -> list[Path]:
@@ -46,17 +54,19 @@ def write_profile(profile: Profile, out: Path) -> list[Path]:
     }
     roof = roofline_svg(profile)
     if roof is not None:
-        files["roofline.svg"] = roof
+        files[ROOFLINE] = roof
     for pattern in shown_patterns(profile):
         if has_sparse(profile, pattern):
-            files[f"speed-up-{pattern.replace(':', '-')}.svg"] = speed_up_svg(profile, pattern)
+            files[figure_of(pattern)] = speed_up_svg(profile, pattern)
+    for name in FIGURES:  # of an earlier profile, which may have had other patterns
+        (out / name).unlink(missing_ok=True)
     for name, text in files.items():
         write_atomically(out / name, text.encode())
     return [out / name for name in files]
 
 
 Rows = list[list[str]]
-LAYER_HEAD = ["layer", "shape", "pattern", "sparsity", "torch ms (p20-p80)", COMPILED, "fastest sparse", "ms",
+LAYER_HEAD = ["layer", "shape", "pattern", "sparsity", "torch ms (p20-p80)", f"{COMPILED} ms", "fastest sparse", "ms",
               "hot", "cold", "auto takes", "roof ms", "ceiling"]  # fmt: skip
 NETWORK_HEAD = ["network", "pattern", "sparsity", "p20 / p50 / p80 ms", "speed-up", "weights MB", "peak activations MB",
                 "layouts"]  # fmt: skip
@@ -104,7 +114,7 @@ def network_rows(profile: Profile) -> Rows:
 
 
 def _network_row(network: NetworkResult, profile: Profile) -> list[str]:
-    head = [network.name, network.pattern or "", sparsity_words(network.sparsity, None)]
+    head = [network.name, network.pattern or "", sparsity_words(network.sparsity, network.achieved)]
     if network.latency_ms is None:
         return [*head, f"{NOT_MEASURED}: {network.not_measured}", *[""] * 4]
     marks = network.latency_ms
@@ -167,11 +177,11 @@ def sparsity_words(asked: float | None, achieved: float | None) -> str:
     return f"{asked:g}" if achieved is None or abs(asked - achieved) < 5e-4 else f"{asked:g} ({achieved:.3f})"
 
 
-def milliseconds(marks: Percentiles | None) -> str:
+def milliseconds(marks: Times | None) -> str:
     return NOT_MEASURED if marks is None else short(marks.p50)
 
 
-def span(marks: Percentiles | None) -> str:
+def span(marks: Times | None) -> str:
     """Median with the 20th and 80th percentile."""
     return NOT_MEASURED if marks is None else f"{short(marks.p50)} ({short(marks.p20)}-{short(marks.p80)})"
 
@@ -213,7 +223,8 @@ def summary(profile: Profile) -> list[str]:
     if profile.left_out:
         some = "; ".join(profile.left_out[:4]) + ("; ..." if len(profile.left_out) > 4 else "")
         lines.append(
-            f"left out, the time box was full (--minutes): {len(profile.left_out)} measurements: {some}"
+            f"left out, the time box was full (--minutes): {len(profile.left_out)} measurement"
+            f"{'s' * (len(profile.left_out) > 1)}: {some}"
         )
     if profile.interrupted:
         lines.append("stopped early: what had been measured is kept")
@@ -241,7 +252,9 @@ def terminal_tables(profile: Profile) -> list[Table]:
     ):  # fmt: skip
         if rows:
             head, rows = without_empty(head, rows)
-            table = Table(*head, title=title)
+            table = Table(title=title)
+            for name in head:
+                table.add_column(name, overflow="fold")
             for row in rows:
                 table.add_row(*row)
             found.append(table)

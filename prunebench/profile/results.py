@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from prunebench.record import Percentiles
 
 SCHEMA_VERSION = 1
 EAGER, COMPILED = "torch", "torch.compile"
 """The dense baselines: eager channels_last convolution, and the same compiled with its bias and ReLU."""
 CPU_LINE = "CPU paths only: no CUDA device"
 NOT_MEASURED = "not measured"
+NO_TIME = "the time box was full (--minutes)"
 SHRUNK = "dead channels removed"
 
 DENSE = (EAGER, COMPILED, "dense")
+SPARSE_FAMILIES = ("block", "compact", "direct")
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of a call: the 20th, 50th and 80th percentile of so many timed calls."""
+
+    p20: float
+    p50: float
+    p80: float
+    calls: int
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one implementation, hot and cold cache, or why there are none.
+    """Milliseconds of one implementation, hot and cold cache, or why these or those are missing.
 
     `error` is the largest deviation from the dense result, over the largest dense value.
     """
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
-    hot_ms: Percentiles | None = None
-    cold_ms: Percentiles | None = None
+    hot_ms: Times | None = None
+    cold_ms: Times | None = None
     error: float | None = None
     backend: str | None = None
     not_measured: str | None = None
@@ -44,8 +51,9 @@ class Timing:
 
     @property
     def family(self) -> str:
-        """The layout without its settings: `block` for any size of blocks."""
-        return "block" if self.name.startswith("block ") else self.name
+        """The layout without its settings: `block` for any size of blocks, in any memory format."""
+        first = re.split("[ ,]", self.name)[0]
+        return first if first in SPARSE_FAMILIES else self.name
 
     def p50(self, cache: str) -> float | None:
         times = self.hot_ms if cache == "hot" else self.cold_ms
@@ -117,14 +125,20 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class NetworkResult:
-    """A whole network: latency of a batch, megabytes (10^6) of weights and of activations at their peak."""
+    """A whole network: latency of a batch, megabytes (10^6) of weights and of activations at their peak.
+
+    `achieved` is the share of zeros among the weights of all its convolutions; those that cannot have the pattern
+    are dense. `error` is the largest deviation of the outputs from the plain network's, over the largest output.
+    """
 
     name: str
     pattern: str | None = None
     sparsity: float | None = None
-    latency_ms: Percentiles | None = None
+    latency_ms: Times | None = None
     weights_mb: float | None = None
     peak_activations_mb: float | None = None
+    achieved: float | None = None
+    error: float | None = None
     layouts: dict[str, str] = field(default_factory=dict)
     not_measured: str | None = None
 
@@ -204,14 +218,13 @@ def break_even(points: Sequence[tuple[float, float]]) -> BreakEven:
 def series(
     results: Sequence[LayerResult], layer: str, pattern: str, family: str, cache: str = "hot"
 ) -> list[tuple[float, float]]:
-    """(Sparsity asked or stored, speed-up over eager) of a family of layouts on a layer, by sparsity."""
+    """(Share of zeros, speed-up over eager) of a family of layouts on a layer, by sparsity."""
     found = []
     for result in results:
         best = result.fastest(cache, family)
         speed = result.speed_up(best.name, cache) if best else None
-        sparsity = result.sparsity if result.sparsity is not None else result.achieved
-        if (result.layer, result.pattern) == (layer, pattern) and speed and sparsity is not None:
-            found.append((sparsity, speed))
+        if (result.layer, result.pattern) == (layer, pattern) and speed and result.achieved is not None:
+            found.append((result.achieved, speed))
     return sorted(found)
 
 
@@ -223,73 +236,3 @@ def shown_layers(profile: Profile) -> list[str]:
 def shown_patterns(profile: Profile) -> list[str]:
     """Patterns with any measurement, as asked for."""
     return list(dict.fromkeys(result.pattern for result in profile.layers if result.timings))
-
-
-def to_json(profile: Profile) -> str:
-    """Sorted keys; None and nan as null."""
-    return json.dumps(_plain(dataclasses.asdict(profile)), sort_keys=True, indent=1, default=str) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def layers_csv(profile: Profile) -> str:
-    """One row for each layer, pattern, sparsity, implementation and cache state; the environment in every row."""
-    return _csv(_layer_rows(profile), profile)
-
-
-def networks_csv(profile: Profile) -> str:
-    """One row a network; the environment in every row."""
-    rows = []
-    for network in profile.networks:
-        row = {key: value for key, value in dataclasses.asdict(network).items() if key != "latency_ms"}
-        row["layouts"] = " ".join(f"{name}={layout}" for name, layout in network.layouts.items())
-        rows.append(row | _marks(network.latency_ms))
-    return _csv(rows, profile)
-
-
-def _layer_rows(profile: Profile) -> Iterator[dict[str, Any]]:
-    for result in profile.layers:
-        common = {
-            "layer": result.layer, "layers_of_this_shape": len(result.same_shape), "shape": result.shape,
-            "pattern": result.pattern, "sparsity": result.sparsity, "achieved": result.achieved,
-            "auto": result.auto,
-        }  # fmt: skip
-        roof = dataclasses.asdict(result.roof) if result.roof else {}
-        for timing in result.timings or (Timing("", not_measured=result.not_measured),):
-            for cache in ("hot", "cold"):
-                yield {
-                    **common, "implementation": timing.name, "cache": cache,
-                    **_marks(timing.hot_ms if cache == "hot" else timing.cold_ms),
-                    "speed_up": result.speed_up(timing.name, cache),
-                    "speed_up_over_compiled": result.speed_up(timing.name, cache, COMPILED),
-                    "error": timing.error, "backend": timing.backend,
-                    "kernel_settings": json.dumps(timing.settings, sort_keys=True, default=str),
-                    "not_measured": timing.not_measured, **roof,
-                }  # fmt: skip
-
-
-def _marks(times: Percentiles | None) -> dict[str, float | None]:
-    marks = (times.p20, times.p50, times.p80) if times else (None, None, None)
-    return dict(zip(("p20_ms", "p50_ms", "p80_ms"), marks))
-
-
-def _csv(rows: Iterator[dict[str, Any]] | list[dict[str, Any]], profile: Profile) -> str:
-    kept = ("model", "image", "batch", "seed", "precision", "repeats")
-    constant = {key: profile.settings.get(key) for key in kept}
-    constant |= profile.environment | {key: profile.code.get(key) for key in ("version", "commit", "dirty")}
-    constant |= {"started_utc": profile.started_utc, "note": profile.note}
-    full = [row | constant for row in rows]
-    columns = list(dict.fromkeys(key for row in full for key in row))
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(full)
-    return stream.getvalue()

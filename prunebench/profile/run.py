@@ -7,8 +7,10 @@ import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
+from prunebench_kernels.backend import requested
 from torch import Tensor
 
 from prunebench.environment import describe_code, describe_environment
@@ -29,6 +31,7 @@ from prunebench.profile.roofline import (
 from prunebench.profile.settings import ProfileSettings
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WHOLE = "whole network"
 Tell = Callable[[str], None]
 
 
@@ -43,10 +46,12 @@ class Profiler:
         self.networks: list[NetworkResult] = []
         self.left_out: list[str] = []
         self.interrupted = False
+        self._seconds: dict[str, float] = {}
         self._meter: CeilingMeter | None = None
         self._choices: dict[tuple[str, float | None], dict[str, Choice]] = {}
         self._masks: dict[int, tuple[ConvLayer, float, float]] = {}
         self._begun, self._started = time.monotonic(), datetime.now(UTC)
+        self._end = self._begun + 60 * (self.settings.minutes or 0)
         self._load = machine_load()
         self._stopwatch = Stopwatch(self.device)
         self._compiled = Compiled() if self.settings.compiled else None
@@ -74,32 +79,38 @@ class Profiler:
             backend=settings.backend,
             compiled=bool(settings.compiled),
         )
-        longest = 0.0
         for pattern, sparsity in settings.points():
             if self._fits(0.0):
                 self._meter.try_again()
             self._measure_layers(convolutions, pattern, sparsity)
-            label = f"{point_words(pattern, sparsity)}: whole network"
-            if not self._fits(longest):
-                self.left_out.append(label)
-                continue
-            self.tell(label)
-            begun, compiling = time.monotonic(), networks.compile_seconds
-            measured, self._choices[pattern, sparsity] = networks.measure(
-                pattern, sparsity, settings.repeats or 1
-            )
-            self.networks += measured
-            compiling = networks.compile_seconds - compiling
-            longest = max(longest, time.monotonic() - begun - compiling)
+            self._measure_networks(networks, pattern, sparsity)
 
     def _measure_layers(self, convolutions: list[ConvLayer], pattern: str, sparsity: float | None) -> None:
+        """Each layer that should fit by the time that it took last."""
         for layer in convolutions:
             label = f"{point_words(pattern, sparsity)}: {layer.name}"
-            if not self._fits(0.0):
+            if not self._fits(self._seconds.get(layer.name, 0.0)):
                 self.left_out.append(label)
                 continue
             self.tell(label)
+            begun = time.monotonic()
             self.layers.append(self._measure_layer(layer, pattern, sparsity))
+            self._seconds[layer.name] = time.monotonic() - begun
+
+    def _measure_networks(self, networks: Networks, pattern: str, sparsity: float | None) -> None:
+        """The networks, if they should fit by the time that they took last, at first by that of the layers."""
+        label = f"{point_words(pattern, sparsity)}: {WHOLE}"
+        if not self._fits(self._seconds.get(WHOLE, sum(self._seconds.values()))):
+            self.left_out.append(label)
+            return
+        self.tell(label)
+        begun, compiling = time.monotonic(), networks.compile_seconds
+        measured, self._choices[pattern, sparsity] = networks.measure(
+            pattern, sparsity, self.settings.repeats or 1, self._end
+        )
+        self.networks += measured
+        compiling = networks.compile_seconds - compiling
+        self._seconds[WHOLE] = time.monotonic() - begun - compiling
 
     def _measure_layer(self, layer: ConvLayer, pattern: str, sparsity: float | None) -> LayerResult:
         settings = self.settings
@@ -114,7 +125,7 @@ class Profiler:
             inputs = make_inputs(layer, mask, settings.batch, self.device, self.dtype)
             timings = race(
                 inputs, self._compiled, self._stopwatch,
-                backend=settings.backend, repeats=settings.repeats or 1,
+                backend=settings.backend, repeats=settings.repeats or 1, until=self._end,
             )  # fmt: skip
         except (RuntimeError, MemoryError) as error:  # e.g. out of memory: the other layers go on
             return dataclasses.replace(entry, not_measured=one_line(error))
@@ -174,7 +185,7 @@ class Profiler:
 
     def _fits(self, seconds: float) -> bool:
         """Whether something that takes so long still fits into the time box."""
-        return time.monotonic() - self._begun + seconds < 60 * (self.settings.minutes or 0)
+        return time.monotonic() + seconds < self._end
 
     def profile(self) -> Profile:
         """What was measured so far, with machine, versions and settings."""
@@ -197,7 +208,7 @@ class Profiler:
             settings={
                 key: str(value) if key in ("out", "results") else value for key, value in settings.items()
             },
-            environment=describe_environment(self.device.type, self.settings.precision) | self._load,
+            environment=self._environment(),
             code=describe_code(),
             machine=machine,
             layers=tuple(sorted(self._completed(), key=self._place)),
@@ -206,6 +217,12 @@ class Profiler:
             interrupted=self.interrupted,
             note=results.CPU_LINE if self.device.type != "cuda" else None,
         )
+
+    def _environment(self) -> dict[str, Any]:
+        """Machine and versions, the load before, and the kernels' backend as it was asked for here."""
+        asked = None if self.settings.backend == "auto" else self.settings.backend
+        facts = describe_environment(self.device.type, self.settings.precision)
+        return {**facts, "kernels": requested(asked), **self._load}
 
 
 def machine_load() -> dict[str, float | int | None]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +30,8 @@ def profile_machine(settings: ProfileSettings, console: Console) -> int:
         raise UsageError(
             "--device cuda: torch sees no GPU here; leave the option out to profile the CPU paths"
         )
+    profiler = Profiler(settings)
+    check_folder(settings.out)
     with console.status("starting") if console.is_terminal else contextlib.nullcontext() as status:
 
         def tell(text: str) -> None:
@@ -36,7 +40,13 @@ def profile_machine(settings: ProfileSettings, console: Console) -> int:
             else:
                 console.print(text, soft_wrap=True)
 
-        profile = Profiler(settings, tell).run()
+        profiler.tell = tell
+        profile = profiler.run()
+    if profile.interrupted and not (profile.layers or profile.networks):
+        console.print(
+            f"stopped before anything was measured; {settings.out} is left as it was", soft_wrap=True
+        )
+        return INTERRUPTED
     paths = write_profile(profile, settings.out)
     for table in terminal_tables(profile):
         console.print(table)
@@ -44,3 +54,15 @@ def profile_machine(settings: ProfileSettings, console: Console) -> int:
         console.print(line, soft_wrap=True)
     console.print(f"page     {paths[0].resolve().as_uri()}\nfiles    {settings.out}", soft_wrap=True)
     return INTERRUPTED if profile.interrupted else 0
+
+
+def check_folder(out: Path) -> None:
+    """Make the folder and try a write, before minutes are spent on measuring. Raises UsageError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--out {out}: cannot write there ({error.strerror or error}); name another folder"
+        ) from error

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prunebench.errors import UsageError, unknown
+from prunebench.profile.weights import recorded_model
 from prunebench.pruning.structure import STRUCTURE_NAMES, TWO_FOUR, TWO_FOUR_SPARSITY
 
 STORED = "stored"
 """Pattern: the zeros that the weights given with --run already have."""
 PATTERNS = (*STRUCTURE_NAMES, STORED)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "triton", "torch")
 FIRST_SPARSITY = 0.9
 CPU_SPARSITIES = (0.5, 0.9, 0.99)
@@ -22,8 +24,8 @@ GPU_SPARSITIES = (0.0, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99)
 class ProfileSettings:
     """What was asked for. None or empty: chosen by the device, see `resolved`.
 
-    `run` is a run's folder, its model.safetensors, or a run id; `layers` are parts of layer names; `minutes`
-    is a time box: what no longer fits is listed as left out.
+    `run` is a run's folder, its model.safetensors, or a run id; the record beside it names the model. `layers` are
+    parts of layer names; `minutes` is a time box: what no longer fits is listed as left out.
     """
 
     model: str | None = None
@@ -48,10 +50,11 @@ class ProfileSettings:
         """The same with defaults filled in for the device. Raises UsageError on what makes no sense."""
         gpu = self.device == "cuda"
         _check(self)
+        recorded = recorded_model(self.run, self.results) if self.run else None
         patterns = self.patterns or ((STORED,) if self.run else STRUCTURE_NAMES)
         return replace(
             self,
-            model=self.model or ("resnet18" if gpu else "convnet"),
+            model=self.model or recorded or ("resnet18" if gpu else "convnet"),
             image=self.image or 32,
             batch=self.batch or (128 if gpu else 64),
             sparsities=tuple(sorted(set(self.sparsities))) or (GPU_SPARSITIES if gpu else CPU_SPARSITIES),
@@ -88,6 +91,7 @@ def _check(settings: ProfileSettings) -> None:
     for kind, value, known in (
         ("precision", settings.precision, PRECISIONS),
         ("backend", settings.backend, BACKENDS),
+        ("device", settings.device, DEVICES),
     ):
         if value not in known:
             raise unknown(kind, value, known)
@@ -98,7 +102,7 @@ def _check(settings: ProfileSettings) -> None:
             )
     for name in ("image", "batch", "minutes", "repeats"):
         value = getattr(settings, name)
-        if value is not None and value <= 0:
+        if value is not None and not value > 0:
             raise UsageError(f"--{name} must be positive, got {value:g}")
     if STORED in settings.patterns and not settings.run:
         raise UsageError("the pattern `stored` needs weights with zeros: give --run")

@@ -1,0 +1,271 @@
+"""`prunebench profile` at its limits: time box, folders, dead channels, memory orders, networks that are wrong."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import prunebench_kernels.sparse.conv as sparse_conv
+import prunebench_kernels.sparse.network as sparse_network
+import pytest
+import torch
+from profile_values import layer, made_up_profile
+from torch import Tensor, nn
+from typer.testing import CliRunner, Result
+
+from prunebench.cli import app
+from prunebench.errors import UsageError
+from prunebench.models import build_model
+from prunebench.profile import contenders, measure, network, report, session
+from prunebench.profile.layers import ConvLayer, ConvShape
+from prunebench.profile.results import COMPILED, EAGER, NO_TIME, SHRUNK, Timing, series
+from prunebench.profile.run import Profiler
+from prunebench.profile.settings import ProfileSettings
+from prunebench.profile.speed_figure import panels
+from prunebench.store import write_tensors
+
+CPU = torch.device("cpu")
+SHAPE = ConvShape(16, 16, (3, 3), (1, 1), (1, 1), (1, 1), 1, 4, 4)
+TINY = ("--model", "convnet-small", "--image", "8", "--batch", "2", "--repeats", "1", "--device", "cpu")
+
+
+def inputs_of(mask: Tensor) -> contenders.Inputs:
+    weight = torch.randn(16, 16, 3, 3, generator=torch.Generator().manual_seed(0))
+    return contenders.make_inputs(ConvLayer(("tiny",), SHAPE, weight), mask, 8, CPU, torch.float32)
+
+
+def race(
+    mask: Tensor, until: float = float("inf"), compiled: contenders.Compiled | None = None
+) -> list[Timing]:
+    stopwatch = measure.Stopwatch(CPU)
+    return list(contenders.race(inputs_of(mask), compiled, stopwatch, backend="auto", repeats=1, until=until))
+
+
+def few() -> Tensor:
+    mask = torch.zeros(16, 16, 3, 3, dtype=torch.bool)
+    mask[1, 2, 0, 0] = mask[4, 2, 1, 1] = mask[9, 7, 2, 2] = True
+    return mask
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(app, ["profile", *words])
+
+
+def test_layouts_that_differ_in_memory_order_alone_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As candidates() gives them for a GPU.
+    both = [("dense", {}), ("direct", {"batch_innermost": 0}), ("direct", {"batch_innermost": 1})]
+    monkeypatch.setattr(sparse_conv, "candidates", lambda *_: both)
+    given: dict[int, tuple[int, ...]] = {}
+    real = sparse_conv.sparse_conv2d
+
+    def note(x: Tensor, packed: sparse_conv.PackedWeight, *args: Tensor, **words: object) -> Tensor:
+        if packed.layout == "direct":
+            given[packed.settings["batch_innermost"]] = x.stride()
+        return real(x, packed, *args, **words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sparse_conv, "sparse_conv2d", note)
+    timings = [timing for timing in race(few()) if timing.family == "direct"]
+    assert [timing.name for timing in timings] == ["direct", "direct, batch innermost"]
+    assert all(timing.hot_ms and timing.cold_ms for timing in timings)
+    assert timings[0].hot_ms != timings[1].hot_ms
+    assert given[0] == (256, 16, 4, 1)
+    assert given[1] == (1, 128, 32, 8)  # no copy is timed
+
+
+def test_dead_channels_leave_a_multiple_where_the_device_wants_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = few().float()
+    rows, columns = contenders.live_channels(weight)
+    assert rows.tolist() == [1, 4, 9]
+    assert columns.tolist() == [2, 7]
+    monkeypatch.setitem(sparse_network.MULTIPLES, "cpu", 8)
+    rows, columns = contenders.live_channels(weight)
+    assert rows.tolist() == [0, 1, 2, 3, 4, 5, 6, 9]
+    assert columns.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    (shrunk,) = (timing for timing in race(few()) if timing.name == SHRUNK)
+    assert shrunk.settings == {"outputs": 8, "inputs": 8}
+    assert shrunk.error is not None
+    assert shrunk.error < 1e-5
+    assert contenders.fill_up(torch.tensor([True, False, False]), 8).tolist() == [True] * 3
+
+
+def test_a_layer_without_any_weight_is_measured() -> None:
+    timings = {timing.name: timing for timing in race(torch.zeros(16, 16, 3, 3, dtype=torch.bool))}
+    assert timings[EAGER].hot_ms
+    assert SHRUNK not in timings
+
+
+def test_only_the_baseline_is_timed_when_the_time_box_is_full() -> None:
+    baseline, compiled, *others = race(few(), until=0.0, compiled=contenders.Compiled())
+    assert baseline.hot_ms
+    assert baseline.cold_ms
+    assert baseline.hot_ms.calls == baseline.cold_ms.calls == 1
+    assert compiled.name == COMPILED
+    assert others
+    for timing in (compiled, *others):
+        assert timing.not_measured == NO_TIME, timing
+        assert timing.hot_ms is timing.cold_ms is None
+
+
+def test_a_missing_cold_time_has_a_reason_of_its_own() -> None:
+    result = layer("a", "block", 0.9, block=2.0)
+    half = replace(result.timings[1], cold_ms=None, not_measured=NO_TIME)
+    profile = made_up_profile((replace(result, timings=(result.timings[0], half)),))
+    rows = list(csv.DictReader(report.layers_csv(profile).splitlines()))
+    assert [(row["p50_ms"], row["timed_calls"], row["not_measured"]) for row in rows[2:]] == [
+        ("10.0", "9", ""),
+        ("", "", NO_TIME),
+    ]
+
+
+def networks() -> network.Networks:
+    x = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    model = build_model("convnet-small", 4, seed=0).eval()
+    return network.Networks(model, x, measure.Stopwatch(CPU), backend="auto", compiled=False)
+
+
+def test_networks_tell_the_zeros_that_they_have() -> None:
+    entries, _ = networks().measure("2:4", 0.5, 1, until=0.0)
+    first, *others = entries
+    assert first.latency_ms
+    assert all(entry.not_measured == NO_TIME for entry in others)
+    # 2:4 leaves the first convolution dense.
+    convolutions = [m for m in networks().model.modules() if isinstance(m, nn.Conv2d)]
+    total = sum(m.weight.numel() for m in convolutions)
+    assert first.achieved == pytest.approx(0.5 * (total - convolutions[0].weight.numel()) / total)
+    row = report.network_rows(replace(made_up_profile(), networks=(first,)))[0]
+    assert row[2] == f"0.5 ({first.achieved:.3f})"
+
+
+def test_a_network_with_other_outputs_is_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path))
+    real = sparse_network.fold_dense
+
+    def spoil(*args: object, **words: object) -> Callable[[Tensor], Tensor]:
+        folded = real(*args, **words)  # type: ignore[arg-type]
+        return lambda x: folded(x) * 1.5  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(sparse_network, "fold_dense", spoil)
+    entries = {entry.name: entry for entry in networks().measure("filter", 0.5, 1)[0]}
+    assert entries[network.FOLDED].latency_ms is None
+    assert entries[network.FOLDED].error == pytest.approx(0.5, abs=1e-4)
+    assert "wrong result: off by 0.5" in (entries[network.FOLDED].not_measured or "")
+    assert entries[network.AUTO].latency_ms
+    assert (entries[network.AUTO].error or 1) < 1e-4
+
+
+def test_a_compiler_that_fails_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(*_: object, **__: object) -> None:
+        asked.append(1)
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda call, **_: refuse)
+    found = networks()
+    found._wants_compiled = True
+    for sparsity in (0.5, 0.75):
+        entries = {entry.name: entry for entry in found.measure("filter", sparsity, 1)[0]}
+        reason = entries[network.COMPILED_NETWORK].not_measured
+        assert reason == "torch.compile failed: RuntimeError: no C++ compiler"
+    assert len(asked) == 1
+
+
+def test_layers_and_networks_that_cannot_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0.0, 0.25)
+    profiler = Profiler(ProfileSettings(model="convnet-small", image=8, minutes=1))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    profiler._end = 10.0
+    assert profiler._fits(9.0)
+    profiler._seconds = {"a": 4.0, "b": 7.0}
+    profiler._measure_networks(networks(), "block", 0.5)  # estimated at 11 seconds
+    assert profiler.left_out == ["block 0.5: whole network"]
+    assert profiler.networks == []
+
+
+def test_figures_stand_at_the_zeros_that_masks_have() -> None:
+    found = tuple(
+        replace(layer("a", "block", asked, block=speed), achieved=achieved)
+        for asked, achieved, speed in ((0.5, 0.5, 0.5), (0.9, 0.875, 2.0))
+    )
+    assert series(found, "a", "block", "block") == [(0.5, 0.5), (0.875, 2.0)]
+    (panel,) = panels(made_up_profile(found), "block")
+    assert [words for _, words in panel.ticks] == ["0.5", "0.875"]
+    assert panel.break_evens[0][1] == pytest.approx(0.75)
+
+
+def test_tables_have_a_head_where_nothing_was_measured(tmp_path: Path) -> None:
+    done = call(*TINY, "--minutes", "0.0001", "--out", str(tmp_path))
+    assert done.exit_code == 0, done.output
+    for name, columns in (
+        ("layers.csv", {"layer", "p50_ms", "gflop", "cpu"}),
+        ("networks.csv", {"name", "commit"}),
+    ):
+        rows = csv.DictReader((tmp_path / name).read_text(encoding="utf-8").splitlines())
+        assert columns <= set(rows.fieldnames or ()), name
+        assert list(rows) == []
+
+
+def test_figures_of_an_earlier_profile_go(tmp_path: Path) -> None:
+    profile = made_up_profile()
+    report.write_profile(profile, tmp_path)
+    kept = tmp_path / "notes.svg"
+    kept.write_text("mine")
+    assert (tmp_path / "speed-up-unstructured.svg").is_file()
+    blocks = tuple(result for result in profile.layers if result.pattern == "block")
+    report.write_profile(replace(profile, layers=blocks), tmp_path)
+    assert {path.name for path in tmp_path.glob("*.svg")} == {
+        "notes.svg",
+        "roofline.svg",
+        "speed-up-block.svg",
+    }
+
+
+def test_a_folder_that_cannot_be_written_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    monkeypatch.setattr(session.Profiler, "run", lambda _: pytest.fail("measured for nothing"))
+    done = call(*TINY, "--out", str(taken))
+    assert isinstance(done.exception, UsageError)
+    assert "name another folder" in str(done.exception)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_told_at_once(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UsageError, match="cannot write there"):
+        session.check_folder(tmp_path)
+
+
+def test_stopping_at_once_leaves_an_earlier_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "profile.json").write_text("earlier")
+
+    def stop(_: Profiler) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session.Profiler, "_measure", stop)
+    done = call(*TINY, "--out", str(tmp_path))
+    assert done.exit_code == 130
+    assert "stopped before anything was measured" in done.output
+    assert (tmp_path / "profile.json").read_text() == "earlier"
+
+
+def test_the_record_beside_the_weights_names_the_model(tmp_path: Path) -> None:
+    golden = json.loads((Path(__file__).parent / "golden" / "record_v2_ok.json").read_text(encoding="utf-8"))
+    golden["spec"]["model"] = "convnet-small"
+    folder = tmp_path / "runs" / "abc"
+    folder.mkdir(parents=True)
+    write_tensors(folder / "model.safetensors", build_model("convnet-small", 4, seed=0).state_dict())
+    (folder / "record.json").write_text(json.dumps(golden), encoding="utf-8")
+    asked = ProfileSettings(run="abc", results=tmp_path)
+    assert asked.resolved().model == "convnet-small"
+    assert replace(asked, model="resnet18").resolved().model == "resnet18"
+    (folder / "record.json").unlink()
+    assert asked.resolved().model == "convnet"
