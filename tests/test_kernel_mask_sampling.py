@@ -138,10 +138,23 @@ def test_every_element_is_written_and_none_beyond(count: int) -> None:
     assert set(expected.tolist()) <= {0.0, 1.0}
 
 
-@pytest.mark.parametrize("block", [64, 512, 2048])
-def test_the_configuration_does_not_change_the_masks(block: int) -> None:
-    expected, actual = both(normal(4999), Draw(8, 1, 1.0, False), Configuration(block, 4))
+@pytest.mark.parametrize("forced", mask_sampling_triton.TUNING_CANDIDATES, ids=str)
+def test_the_configuration_does_not_change_the_masks(forced: Configuration) -> None:
+    expected, actual = both(normal(4999), Draw(8, 1, 1.0, False), forced)
     assert torch.equal(actual, expected)
+
+
+def test_a_tuned_configuration_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def lookup(operation: str, key: str) -> dict[str, int]:
+        asked.append((operation, key))
+        return {"block": 512, "num_warps": 8}
+
+    monkeypatch.setattr(mask_sampling_triton.tuned, "lookup", lookup)
+    assert mask_sampling_triton.configuration(1 << 20) == Configuration(512, 8)
+    mask_sampling_triton.configuration((1 << 20) + 1)
+    assert asked == [("sample_masks", "up to 2^20"), ("sample_masks", "up to 2^21")]
 
 
 @pytest.mark.parametrize("squash", [True, False])

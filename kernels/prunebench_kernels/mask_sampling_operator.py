@@ -44,7 +44,7 @@ def sample_masks_op(  # noqa: PLR0913 - the operation's signature
     backend: str,
     keep_slope: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Masks or masked weights `[P]`, and what the torch path keeps: d s / d pi (float32 `[P]`, else empty)."""
+    """Masks or masked weights `[P]`, and what the torch path keeps: d out / d pi (float32 `[P]`, else empty)."""
     draw = Draw(seed, offset, temperature, squash)
     if logits.device.type == "cpu":
         check_finite("logits", torch.stack(torch.aminmax(logits)))  # a tenth of the time of all values

@@ -8,7 +8,8 @@ path's exactly rounded operations. It is launched with fused multiply-add off. T
 again: only logits, weights and the seed are kept.
 
 Bytes an element: logits 4 and masks 4 (uint8: 1), or logits 4, weights 4 and bfloat16 products 2. For the 11.2
-million of ResNet-18: float32 masks 90 MB, 21 us at 4.3 TB/s; masked bfloat16 weights 112 MB, 26 us.
+million of ResNet-18: float32 masks 90 MB, 21 us at 4.3 TB/s; masked bfloat16 weights 112 MB, 26 us (arithmetic).
+One Philox serves four elements: 18 wide multiplications and 36 XORs in PTX, as two in a three-input instruction.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from prunebench_kernels import mask_sampling_rule as rule
+from prunebench_kernels import tuned
 from prunebench_kernels.compile_cases import CompileCase
 from prunebench_kernels.mask_sampling_rule import Draw
 
@@ -168,9 +170,20 @@ class Configuration:
     band: float = rule.BAND
 
 
+TUNING_CANDIDATES = tuple(
+    Configuration(block, num_warps) for block in (128, 256, 512, 1024) for num_warps in (2, 4, 8)
+)
+
+
+def key(numel: int) -> str:
+    """What the tables of tuned choices call a buffer: the power of two that holds it."""
+    return f"up to 2^{(numel - 1).bit_length()}"
+
+
 def configuration(numel: int) -> Configuration:
-    """What runs unless it is forced: eight elements a thread."""
-    return Configuration(block=256, num_warps=4)
+    """What runs unless it is forced: as measured on this GPU, else eight elements a thread."""
+    entry = tuned.lookup("sample_masks", key(numel))
+    return Configuration(block=256, num_warps=4) if entry is None else Configuration(**entry)
 
 
 def _signed(word: int) -> int:
@@ -222,7 +235,7 @@ _SCALARS = {"numel": "i32", "seed_low": "i32", "seed_high": "i32", "offset": "i3
 
 
 def _forward_case(out: str, weights: str | None, logits: str, squash: bool) -> CompileCase:
-    chosen = configuration(1 << 20)
+    chosen = Configuration(block=256, num_warps=4)
     flags = {"SQUASH": squash, "HAS_WEIGHTS": weights is not None, "BAND": chosen.band, "BLOCK": chosen.block}
     return CompileCase(
         name=f"sample_masks {logits} -> {out}"
@@ -243,7 +256,7 @@ def _forward_case(out: str, weights: str | None, logits: str, squash: bool) -> C
 
 
 def _backward_case(gradient: str, weights: str | None, both: bool, squash: bool) -> CompileCase:
-    chosen = configuration(1 << 20)
+    chosen = Configuration(block=256, num_warps=4)
     flags = {
         "SQUASH": squash,
         "HAS_WEIGHTS": weights is not None,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from prunebench_kernels.mask_sampling import sample_masks
+from prunebench_kernels import explain, sample_masks
 from prunebench_kernels.masked_conv import MaskedConv2d
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class LearnedMasks(nn.Module):
     """A frozen network seen through sampled masks; only `logits`, one flat buffer of all layers, trains.
 
-    Takes `net` over: its parameters stop to require gradients, and its convolutions become masked ones. Every
-    pass draws the masks of all layers in one call; the seed and the number of the pass decide the draw.
+    Takes `net` over: its parameters stop to require gradients. Every pass draws all layers in one call; the seed
+    and the number of the pass decide the draw. Where the kernels run, that call gives masks, and the convolutions
+    become masked ones; elsewhere it gives the masked weights, in the dtype that the network computes in.
     BatchNorm stays in training mode, as in the released code of DCWP. `squash` applies the sigmoid before the
     noise (the released quirk: keep-probabilities stay in (0.5, 0.731)).
     """
@@ -38,35 +39,52 @@ class LearnedMasks(nn.Module):
         super().__init__()
         self.net = net.requires_grad_(False)
         self._weights = prunable(net)
-        self._convolutions = _mask_convolutions(net)
-        total = sum(weight.numel() for weight in self._weights.values())
-        device = next(iter(self._weights.values())).device
-        self.logits = nn.Parameter(torch.full((total,), initial, device=device))
+        self._flat_weights = torch.cat([_flattened(weight) for weight in self._weights.values()])
+        self.logits = nn.Parameter(torch.full_like(self._flat_weights, initial))
         self._seed, self._draws = seed, 0
         self._temperature = temperature
         self._squash = squash
+        kernels_run = explain(sample_masks, self.logits, seed=seed).is_triton
+        self._convolutions = _mask_convolutions(net) if kernels_run else set()
 
     def draw_masks(self) -> dict[str, Tensor]:
         """The next draw of float masks, differentiable in the logits, by the name of their weight."""
-        masks = sample_masks(
+        return self._by_layer(self._draw())
+
+    def draw_weights(self) -> dict[str, Tensor]:
+        """weight * mask of the next draw, in the dtype of autocast, by the name of the weight."""
+        device = self.logits.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return self._by_layer(self._draw(weights=self._flat_weights, weight_dtype=dtype))
+
+    def _draw(self, **output: Any) -> Tensor:
+        self._draws += 1
+        return sample_masks(
             self.logits,
             seed=self._seed,
-            offset=self._draws,
+            offset=self._draws - 1,
             temperature=self._temperature,
             squash=self._squash,
+            **output,
         )
-        self._draws += 1
-        return self._by_layer(masks)
 
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Penultimate features `[B, F]` and class logits `[B, C]` of one mask draw."""
-        replaced = {}
-        for name, mask in self.draw_masks().items():
-            if name in self._convolutions:
-                replaced[f"net.{name.removesuffix('weight')}mask"] = mask
-            else:
-                replaced[f"net.{name}"] = self._weights[name] * mask
-        return functional_call(self, replaced, (x,))
+        return functional_call(self, self._replacements(), (x,))
+
+    def _replacements(self) -> dict[str, Tensor]:
+        if not self._convolutions:
+            return {f"net.{name}": weight for name, weight in self.draw_weights().items()}
+        masks = self.draw_masks()
+        return {
+            f"net.{name.removesuffix('weight')}mask": mask
+            for name, mask in masks.items()
+            if name in self._convolutions
+        } | {
+            f"net.{name}": self._weights[name] * mask
+            for name, mask in masks.items()
+            if name not in self._convolutions
+        }
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.net.features(x)
@@ -94,9 +112,19 @@ def _mask_convolutions(net: nn.Module) -> set[str]:
     return {f"{name}.weight" for name in names}
 
 
+def _is_channels_last(weight: Tensor) -> bool:
+    return not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def _flattened(weight: Tensor) -> Tensor:
+    """The values `[P]` in the order in which they lie."""
+    weight = weight.detach()
+    return (weight.permute(0, 2, 3, 1) if _is_channels_last(weight) else weight).reshape(-1)
+
+
 def _view_as(piece: Tensor, weight: Tensor) -> Tensor:
     """A contiguous `[P]` piece with the weight's shape, channels_last where the weight is stored so."""
-    if not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
+    if _is_channels_last(weight):
         k, c, r, s = weight.shape
         return piece.view(k, r, s, c).permute(0, 3, 1, 2)
     return piece.view(weight.shape)
