@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import cases
@@ -77,6 +78,24 @@ def launch(x: Tensor, packed: PackedWeight, epilogue: dict[str, Any], **forced: 
         out=out,
         **forced,
     )
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("layout", ["block", "direct", "compact"])
+@pytest.mark.parametrize(
+    ("kernel", "padding"), [((1, 1), (1, 2)), ((3, 2), (3, 3)), ((2, 2), (4, 0))], ids=str
+)
+def test_padding_beyond_the_kernels_reach(
+    layout: str, kernel: tuple[int, int], padding: tuple[int, int]
+) -> None:
+    """The output is larger than the image with the zeros that rows share."""
+    for stride in ((1, 1), (2, 1)):
+        case = cases.ConvCase("overpadded", 3, 5, 4, 7, 6, kernel, stride, padding)
+        packed = pack(masked_weight(case, 0.4), layout, geometry=geometry_of(case))
+        x, epilogue = inputs(case, torch.float32, 7)
+        want = oracle(x, packed, **epilogue)
+        assert_near(sparse_conv2d(x, packed, **epilogue, backend="torch"), want)
+        assert_near(launch(x, packed, epilogue), want)
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -242,6 +261,13 @@ def test_wrong_arguments_are_named() -> None:
         sparse_conv2d(x.requires_grad_(), packed)
     with torch.no_grad():
         assert sparse_conv2d(x, packed).shape == (2, 6, 5, 5)
+
+
+def test_precision_follows_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also once `fp32_precision` was written, when torch's own getter of the other name raises."""
+    for asked, want in (("tf32", "tf32"), ("ieee", "ieee"), ("none", "ieee")):
+        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision=asked))
+        assert launching.ieee_or_tf32() == want
 
 
 def test_configurations_fit_and_can_be_overridden(monkeypatch: pytest.MonkeyPatch) -> None:

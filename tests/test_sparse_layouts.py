@@ -119,6 +119,20 @@ def test_direct_sorts_output_channels_by_their_weights() -> None:
     assert packed.nbytes == counts.sum() * (4 + 4) + (19 + 20) * 4
 
 
+def test_a_packed_weight_is_a_copy_in_its_own_format() -> None:
+    """Of a 1 x 1 weight `contiguous` is a view, whose strides no convolution takes for channels_last."""
+    for shape in ((4, 6, 1, 1), (4, 6, 3, 3)):
+        weight = torch.randn(shape).to(memory_format=torch.channels_last)
+        geometry = Geometry(6, 4, shape[2:])
+        for layout in LAYOUTS:
+            packed = pack(weight, layout, geometry=geometry)
+            kept = packed.unpack().clone()
+            weight.mul_(2)
+            assert torch.equal(packed.unpack(), kept)
+        stride = pack(weight, "dense", geometry=geometry).tensors["weight"].stride()
+        assert stride == torch.empty(shape[0], *shape[2:], shape[1]).stride()
+
+
 def test_compact_keeps_the_places_that_a_block_uses() -> None:
     weight = torch.zeros(16, 40, 1, 1)
     weight[3, 7] = weight[9, 7] = weight[4, 21] = 1

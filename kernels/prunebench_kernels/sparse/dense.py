@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,8 +20,11 @@ def refuse(geometry: Geometry, settings: Mapping[str, int]) -> str | None:
 
 
 def pack(weight: Tensor, geometry: Geometry, settings: Mapping[str, int]) -> dict[str, Tensor]:
-    """`weight` `[K, R, S, C / groups]`: a view of it is channels_last, and files hold contiguous tensors only."""
-    return {"weight": weight.permute(0, 2, 3, 1).contiguous()}
+    """`weight` `[K, R, S, C / groups]`: a view of it is channels_last, and files hold contiguous tensors only.
+
+    A copy: `contiguous` would leave a 1 x 1 weight its strides, and convolutions read the memory format off them.
+    """
+    return {"weight": weight.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)}
 
 
 def unpack(tensors: Mapping[str, Tensor], geometry: Geometry, settings: Mapping[str, int]) -> Tensor:

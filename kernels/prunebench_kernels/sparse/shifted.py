@@ -68,7 +68,8 @@ def shift(x: Tensor, geometry: Geometry) -> ShiftedInput:
     (sh, sw), (ph, pw) = geometry.stride, geometry.padding
     output = geometry.output_size(height, width)
     if (sh, sw) == (1, 1):
-        pitch = (height + ph, width + pw)
+        # Padding beyond the kernel's reach makes the output larger than the image with its zeros.
+        pitch = (max(height + ph, output[0]), max(width + pw, output[1]))
     else:
         pitch = (-(-(height + 2 * ph) // sh), -(-(width + 2 * pw) // sw))
     pixels = batch * pitch[0] * pitch[1]
