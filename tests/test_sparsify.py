@@ -348,6 +348,94 @@ def test_later_readers_see_what_was_written_in_place() -> None:
     assert model.relu.inplace
 
 
+class WritesLate(nn.Module):
+    """A convolution reads y, then `write` changes y, then both are added: the add may be fused, the write not moved."""
+
+    def __init__(self, write: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.write = conv(4, 2), conv(4, 4), write
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        z = self.b(y)
+        return functional.relu(z + self.write(y))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda y: y.tanh_(),
+        lambda y: y.div_(3),
+        lambda y: y.masked_fill_(y > 0, 2.0),
+        lambda y: functional.leaky_relu_(y),
+        lambda y: functional.relu(y, True),
+        lambda y: torch.sigmoid_(y),
+        lambda y: y.mul(torch.logical_not(torch.isnan(y) & torch.isinf(y))),
+    ],
+)
+def test_no_convolution_moves_behind_a_write(write: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model, x = WritesLate(write), torch.randn(2, 2, 3, 3)
+    network = sparse(model, x)
+    assert [node for node in network.graph.graph.nodes if "residual" in node.kwargs]
+    assert_same(network, model, x)
+
+
+def test_writes_that_a_graph_cannot_show_are_refused() -> None:
+    x = torch.randn(2, 2, 3, 3)
+    with pytest.raises(TracingError, match="model: fill_ writes in place"):
+        sparse(WritesLate(lambda y: y.fill_(2)), x)
+    with pytest.raises(TracingError, match="model: add writes to `out`"):
+        sparse(WritesLate(lambda y: torch.add(y, 1, out=y)), x)
+
+    class Aliased(nn.Module):
+        """torch.fx takes `+=` for a plain addition."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = z = self.conv(x)
+            z += 1
+            return y + z
+
+    with pytest.raises(TracingError, match="model: its graph computes something else"):
+        sparse(Aliased(), x)
+
+
+@pytest.mark.parametrize("layout", ["dense", "direct"])
+def test_one_residual_for_all_images(layout: str) -> None:
+    class Embedded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.place = conv(4, 2, 3), nn.Parameter(torch.randn(1, 4, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.relu(self.conv(x) + self.place)
+
+    model, x = Embedded(), torch.randn(3, 2, 5, 5)
+    assert_same(sparsify(model, example=x, layout=layout), model, x)
+
+
+def test_a_memory_format_within_the_model() -> None:
+    class ChannelsLast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = conv(3, 2), conv(2, 3)
+            with torch.no_grad():
+                self.first.weight[1], self.first.bias[1] = 0, -1
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = functional.relu(self.first(x))
+            return self.last(y.contiguous(memory_format=torch.channels_last))
+
+    model, x = ChannelsLast(), torch.randn(2, 2, 4, 4)
+    network = sparse(model, x)
+    assert [layer.channels.out_after for layer in network.report] == [2, 2]
+    assert_same(network, model, x)
+
+
 @pytest.mark.parametrize("affine", [True, False])
 def test_batchnorm_is_folded(affine: bool) -> None:
     """weight' = weight / sqrt(4 + eps), bias' = (1 - 3) / sqrt(4 + eps), then gamma and beta."""

@@ -57,6 +57,8 @@ def is_pointwise(node: fx.Node, module: nn.Module | None) -> bool:
 def evaluate(node: fx.Node, module: nn.Module | None, values: Tensor) -> Tensor:
     if module is not None:
         result = module(values)
+    elif node.op == "call_method" and node.target == "contiguous":
+        result = values  # of any memory format, which values of channels do not have
     elif node.op == "call_method":
         result = getattr(values, str(node.target))(*node.args[1:], **node.kwargs)
     else:

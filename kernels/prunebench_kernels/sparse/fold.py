@@ -9,8 +9,8 @@ Computed in float64, stored in the layer's dtype.
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,13 +21,9 @@ from prunebench_kernels.errors import ArgumentError
 Layer = nn.Conv2d | nn.Linear
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
-OUT_OF_PLACE = {
-    operator.iadd: operator.add,
-    operator.imul: operator.mul,
-    functional.relu_: functional.relu,
-    torch.relu_: torch.relu,
-}
-OUT_OF_PLACE_METHODS = {"add_": "add", "mul_": "mul", "relu_": "relu", "clamp_": "clamp"}
+LARGEST_DIFFERENCE = 1e-3
+"""Between the outputs of a model and of its graph, as a share of the largest: both call the same operations, but a
+GPU may take another algorithm."""
 
 
 class TracingError(ArgumentError):
@@ -53,7 +49,8 @@ def trace(model: nn.Module, example: Tensor, masks: Mapping[str, Tensor] | None 
 
     In-place operations become plain ones, a layer that is called twice becomes two, what does nothing in evaluation
     goes. `example` is an input `[N, C, H, W]`; every node learns its shape for one sample. Raises TracingError naming
-    the module whose forward pass depends on the values of tensors, ArgumentError on an example that does not fit.
+    the module whose forward pass depends on the values of tensors, or if the graph does not compute what the model
+    does, ArgumentError on an example that does not fit.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     apply_masks(model, masks or {})
@@ -73,11 +70,42 @@ def trace(model: nn.Module, example: Tensor, masks: Mapping[str, Tensor] | None 
     traced.graph.lint()
     traced.recompile()
     try:
-        _Shapes(traced).run(example[:1])
+        found = _Shapes(traced).run(example[:1])
     except Exception as error:
         reason = str(error).split("\n")[0]
         raise ArgumentError(f"example: the model does not take {tuple(example.shape)} ({reason})") from error
+    _check_outputs(model, example[:1].clone(), found)
     return traced
+
+
+@torch.no_grad()
+def _check_outputs(model: nn.Module, x: Tensor, found: object) -> None:
+    """Raise TracingError unless the model's outputs are those of its graph. `x` may be written to."""
+    try:
+        wanted = model(x)
+    except Exception:  # such as a `view` that wants another memory format, where the graph takes any
+        return
+    if not _agree(_tensors(found), _tensors(wanted)):
+        raise TracingError(
+            "model: its graph computes something else; does it write to a tensor that it reads by another name, "
+            "as with `+=`, or draw random numbers?"
+        )
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    found: list[object] = []
+    fx.node.map_aggregate(values, found.append)
+    return [value for value in found if isinstance(value, Tensor) and value.numel()]
+
+
+def _agree(found: list[Tensor], wanted: list[Tensor]) -> bool:
+    """Whether outputs are the same; not finite ones count as the same."""
+    if [value.shape for value in found] != [value.shape for value in wanted]:
+        return False
+    pairs = [(one.double(), other.double()) for one, other in zip(found, wanted)]
+    return not any(
+        bool((one - other).abs().max() > LARGEST_DIFFERENCE * other.abs().max()) for one, other in pairs
+    )
 
 
 class _Shapes(fx.Interpreter):
@@ -171,21 +199,37 @@ def _allow_any_memory_format(graph: fx.GraphModule) -> None:
 
 
 def _writes_its_input(graph: fx.GraphModule, node: fx.Node) -> bool:
+    if "out" in node.kwargs:
+        raise TracingError(
+            f"model: {_name_of(node)} writes to `out`, which a graph of layers cannot; leave it away"
+        )
     if not node.args or not isinstance(node.args[0], fx.Node):
         return False
-    if node.op == "call_function":
-        return node.target in OUT_OF_PLACE or bool(node.kwargs.get("inplace"))
-    if node.op == "call_method":
-        return node.target in OUT_OF_PLACE_METHODS
-    return bool(getattr(module_of(graph, node), "inplace", False))
+    if node.op == "call_module":
+        return bool(getattr(module_of(graph, node), "inplace", False))
+    # Python's own `operator.and_` is none.
+    ours = node.op == "call_method" or str(getattr(node.target, "__module__", "")).startswith("torch")
+    return (ours and _name_of(node).endswith("_")) or bool(node.kwargs.get("inplace"))
+
+
+def _name_of(node: fx.Node) -> str:
+    """A method's or function's name, such as `relu_`."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def _make_plain(graph: fx.GraphModule, node: fx.Node) -> None:
-    if node.op == "call_method":
-        node.target = OUT_OF_PLACE_METHODS[str(node.target)]
-    elif node.op == "call_function":
-        node.target = OUT_OF_PLACE.get(node.target, node.target)  # type: ignore[arg-type, assignment]
+    """Take the operation of the same name without the underscore, or without `inplace`."""
+    name = _name_of(node)
+    if node.op == "call_module" or not name.endswith("_"):
         node.kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
+        return
+    homes = (Tensor,) if node.op == "call_method" else (torch, functional)
+    plain = next((found for home in homes if callable(found := getattr(home, name[:-1], None))), None)
+    if plain is None:
+        raise TracingError(
+            f"model: {name} writes in place and has no other form; it cannot stand in a graph of layers"
+        )
+    node.target = name[:-1] if node.op == "call_method" else plain
 
 
 @torch.no_grad()
