@@ -24,6 +24,7 @@ from prunebench_kernels.sparse.choices import (
     choices_of,
     device_name,
     fingerprint,
+    precision,
     versions,
 )
 from prunebench_kernels.sparse.measured import (
@@ -137,7 +138,8 @@ class FakeGpu:
     """Stands in for torch.cuda: events read a counter, graphs run their calls when replayed."""
 
     def __init__(self, *, refuse: bool) -> None:
-        self.now, self.refuse, self.captured = 0.0, refuse, 0
+        self.now, self.refuse, self.captured, self.capturing = 0.0, refuse, 0, False
+        self.sync_mode: int | str = 0
         gpu = self
 
         class Event:
@@ -162,8 +164,9 @@ class FakeGpu:
 
         @contextlib.contextmanager
         def graph(target: Graph) -> Iterator[None]:
-            start = gpu.now
+            start, gpu.capturing = gpu.now, True
             yield
+            gpu.capturing = False
             if gpu.refuse:
                 raise RuntimeError("operation not permitted when stream is capturing")
             target.cost, gpu.now, gpu.captured = gpu.now - start, start, gpu.captured + 1
@@ -173,6 +176,14 @@ class FakeGpu:
         self.Stream = self.current_stream = lambda: stream
         self.stream = lambda entered: contextlib.nullcontext()
         self.synchronize = lambda: None
+        self.get_sync_debug_mode = lambda: self.sync_mode
+        self.set_sync_debug_mode = lambda mode: setattr(self, "sync_mode", mode)
+
+    def item(self) -> None:
+        """An operation that waits for the GPU."""
+        assert not self.capturing, "a capture that waits breaks the random numbers of the process"
+        if self.sync_mode == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
 
 
 @pytest.mark.parametrize("refuse", [False, True])
@@ -190,6 +201,22 @@ def test_a_gpu_is_timed_by_events_around_graphs_of_ten_calls(
     samples = measured._time_on_gpu(calls, 3)
     assert samples == {"a": pytest.approx([2.0] * 3), "b": pytest.approx([0.5] * 3)}
     assert gpu.captured == (0 if refuse else 2)
+
+
+def test_what_waits_for_the_gpu_is_never_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu(refuse=False)
+    monkeypatch.setattr(measured, "torch", SimpleNamespace(cuda=gpu))
+
+    def waits() -> None:
+        gpu.item()
+        gpu.now += 2.0
+
+    def works() -> None:
+        gpu.now += 0.5
+
+    samples = measured._time_on_gpu({"a": waits, "b": works}, 2)
+    assert samples == {"a": pytest.approx([2.0] * 2), "b": pytest.approx([0.5] * 2)}
+    assert (gpu.captured, gpu.sync_mode) == (1, 0)
 
 
 def test_percentiles_by_hand() -> None:
@@ -355,6 +382,18 @@ def test_versions_and_source_are_part_of_a_key() -> None:
     assert {"triton", "prunebench", "source"} <= set(found)
     assert key_of(versions=found, x=(1, 2)) != key_of(versions=found | {"triton": "0"}, x=(1, 2))
     assert key_of(a=1, b=(2, 3)) == key_of(b=[2, 3], a=1)
+
+
+def test_precision_and_measured_tiles_are_part_of_a_key(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = precision()
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision="tf32"))
+    assert precision() != before
+    source = choices_module._source_hash()
+    monkeypatch.setattr("prunebench_kernels.tuned.FOLDER", tmp_path)
+    (tmp_path / "gpu.json").write_text("{}")
+    assert choices_module._source_hash() != source
 
 
 def test_a_fingerprint_is_of_the_mask() -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunebench_kernels import tuned
 from prunebench_kernels.sparse.measured import Decision
 
 VARIABLE = "PRUNEBENCH_CACHE"
@@ -158,9 +159,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def precision() -> tuple[str, str, bool]:
+    """What torch is allowed in float32 products and convolutions, and whether it searches for algorithms."""
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return matmul.fp32_precision, conv.fp32_precision, torch.backends.cudnn.benchmark  # type: ignore[attr-defined]
+
+
 def _source_hash() -> str:
+    """Of the layouts' source, and of the tables of measured tile sizes."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in (*sorted(Path(__file__).parent.glob("*.py")), *sorted(tuned.FOLDER.glob("*.json"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -6,9 +6,11 @@ JSON file per device.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -189,7 +191,7 @@ def _captured(call: Callable[[], object]) -> Callable[[], None]:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     try:
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), _waiting_raises():
             call()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
@@ -199,6 +201,21 @@ def _captured(call: Callable[[], object]) -> Callable[[], None]:
         torch.cuda.synchronize()
         return eager
     return graph.replay
+
+
+@contextlib.contextmanager
+def _waiting_raises() -> Iterator[None]:
+    """What waits for the GPU raises RuntimeError here: in a capture it would leave the generator of random numbers
+    unusable for the rest of the process ("Offset increment outside graph capture")."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        # Once a process, torch warns that this mode is a prototype.
+        warnings.filterwarnings("ignore", "Synchronization debug mode", UserWarning)
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def key_of(**facts: Any) -> str:

@@ -13,7 +13,14 @@ from torch.nn import functional
 from prunebench_kernels.backend import requested
 from prunebench_kernels.errors import ArgumentError, LayoutError
 from prunebench_kernels.sparse.candidates import candidates
-from prunebench_kernels.sparse.choices import Choices, choices_of, device_name, fingerprint, versions
+from prunebench_kernels.sparse.choices import (
+    Choices,
+    choices_of,
+    device_name,
+    fingerprint,
+    precision,
+    versions,
+)
 from prunebench_kernels.sparse.conv import sparse_conv2d
 from prunebench_kernels.sparse.formats import FORMATS, format_of, is_arranged
 from prunebench_kernels.sparse.layouts import LAYOUTS, Geometry, PackedWeight, pack
@@ -176,6 +183,7 @@ class SparseConv2d(nn.Module):
             mask=fingerprint(self.packed.unpack()),
             epilogue=(self.bias is not None, residual is not None, self.relu),
             backend=requested(self.backend),
+            precision=precision(),
             versions=versions(),
         )
 
@@ -187,6 +195,8 @@ class SparseConv2d(nn.Module):
 
     def _run(self, x: Tensor, packed: PackedWeight, residual: Tensor | None) -> Tensor:
         if packed.layout != "dense":
+            if residual is not None:
+                residual = residual.expand(x.shape[0], *residual.shape[1:])  # one for all images: a parameter
             return sparse_conv2d(
                 x, packed, self.bias, residual=residual, relu=self.relu, backend=self.backend
             )
