@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,19 +78,16 @@ def interleaved_latency(
     """Milliseconds of a forward pass of x `[B, C, H, W]` for each model, timed in turns.
 
     Turns (model A, model B, A, B, ...) let drift of the machine hit all alike; compare only within one call.
+    On a GPU the passes are replayed as CUDA graphs, as when layouts are chosen: launching small kernels one by one
+    from Python takes longer than they run.
     """
-    wait = torch.cuda.synchronize if x.device.type == "cuda" else _nothing
-    samples: dict[str, list[float]] = {name: [] for name in models}
     for model in models.values():
         model.eval()
-    for turn in range(warmup + repeats):
-        for name, model in models.items():
-            wait()
-            start = time.perf_counter()
-            model(x)
-            wait()
-            if turn >= warmup:
-                samples[name].append((time.perf_counter() - start) * 1e3)
+    calls = {name: functools.partial(model, x) for name, model in models.items()}
+    for _ in range(warmup):
+        for call in calls.values():
+            call()
+    samples = _time_on_gpu(calls, repeats) if x.device.type == "cuda" else _time_on_cpu(calls, repeats)
     marks = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
     return {
         name: Percentiles(*torch.quantile(torch.tensor(values, dtype=torch.float64), marks).tolist())
@@ -97,8 +95,20 @@ def interleaved_latency(
     }
 
 
-def _nothing() -> None:
-    """A CPU needs no synchronisation."""
+def _time_on_cpu(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            samples[name].append((time.perf_counter() - start) * 1e3)
+    return samples
+
+
+def _time_on_gpu(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    from prunebench_kernels.sparse.measured import time_in_turns
+
+    return time_in_turns(calls, repeats)
 
 
 @torch.inference_mode()

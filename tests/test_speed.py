@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -137,6 +138,23 @@ def test_latency_percentiles_by_a_fake_clock(monkeypatch: pytest.MonkeyPatch) ->
     expected = np.percentile([1.0, 2.0, 3.0, 4.0, 5.0], [20, 50, 80])
     assert (fast.p20, fast.p50, fast.p80) == pytest.approx(tuple(expected))
     assert (slow.p20, slow.p50, slow.p80) == pytest.approx((20, 20, 20))
+
+
+def test_latency_on_a_gpu_is_of_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the layouts are chosen: both networks are warm, then timed by the same timer in the same turns."""
+    from prunebench_kernels.sparse import measured
+
+    seen: list[tuple[str, bool]] = []
+
+    def timer(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+        assert seen == [("dense", False), ("pruned", False)] * 2
+        return {name: [float(len(name))] * repeats for name in calls}
+
+    monkeypatch.setattr(measured, "time_in_turns", timer)
+    x = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    models = {name: Spy(name, seen).train() for name in ("dense", "pruned")}
+    latency = interleaved_latency(models, x, repeats=4, warmup=2)  # type: ignore[arg-type]
+    assert [marks.p50 for marks in latency.values()] == [5, 6]
 
 
 def emptied_net() -> nn.Module:

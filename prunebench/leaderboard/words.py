@@ -78,8 +78,9 @@ HOW_TO_READ = (
         "inference folds BatchNorm, removes channels that pruning emptied, and takes for every convolution "
         "the layout that was measured to be the fastest, dense among them; the dense reference is folded "
         "and fused too. Dense kernels with zeros is the plain network, whose kernels multiply zeros like any "
-        "other number. Dense and pruned model are timed in turns within one run, and latencies of different "
-        "machines or kinds are never mixed.",
+        "other number. Dense and pruned model are timed in turns within one run, on a GPU as CUDA "
+        "graphs (the GPU's work without its launching), and latencies of different machines or kinds are "
+        "never mixed.",
     ),
     (
         "Coverage",
