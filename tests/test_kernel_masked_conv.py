@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -465,6 +466,13 @@ def test_refusals(change: dict[str, int], reason: str) -> None:
     assert parts.refusal(geometry_of(BY_NAME["same 3x3"]), torch.float16) is None
 
 
+def write_table(operations: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """What a process that starts later finds measured on the GPU `some-gpu`."""
+    content = {"format": tuned.FORMAT, "gpu": "some-gpu", "operations": operations}
+    tuned.table_path("some-gpu").write_text(json.dumps(content))
+    tuned._table.cache_clear()
+
+
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Callable[..., Plan]:
     """The plan that a GPU would follow, with its tuned table in a fresh folder."""
@@ -489,7 +497,7 @@ def test_auto_follows_the_tuned_table(on_gpu: Callable[..., Plan]) -> None:
 
     tile = Configuration(32, 64, 32, splits=5)
     name = parts.key(geometry, torch.float16)
-    tuned.write(
+    write_table(
         {
             "masked_conv2d.wgrad": {name: tile.as_entry()},
             "masked_conv2d.forward": {name: {"implementation": "torch"}},
@@ -505,19 +513,18 @@ def test_auto_follows_the_tuned_table(on_gpu: Callable[..., Plan]) -> None:
     assert on_gpu(replace(geometry, batch=3)).wgrad is None
     assert not on_gpu(geometry, "torch").fused_weight
 
-    tuned.write({"masked_conv2d.wgrad": {name: {"implementation": "triton", "rows": 16}}})
+    write_table({"masked_conv2d.wgrad": {name: {"implementation": "triton", "rows": 16}}})
     with pytest.raises(tuned.TunedTableError, match="not a tuned entry"):
         on_gpu(geometry)
 
 
-def test_tuned_table_merges(on_gpu: Callable[..., Plan]) -> None:
-    assert tuned.lookup("op", "key") is None
-    tuned.write({"op": {"a": {"rows": 1}}, "other": {"a": {}}})
-    path = tuned.write({"op": {"b": {"rows": 2}, "a": {"rows": 3}}})
+def test_entries_are_looked_up_by_gpu_operation_and_key(on_gpu: Callable[..., Plan]) -> None:
+    assert tuned.lookup("op", "a") is None
+    write_table({"op": {"a": {"rows": 3}, "b": {"rows": 2}}, "other": {"a": {}}})
     assert [tuned.lookup("op", key) for key in "abc"] == [{"rows": 3}, {"rows": 2}, None]
     assert tuned.lookup("other", "a") == {}
+    assert tuned.lookup("none", "a") is None
     assert tuned.lookup("op", "a", slug="another-gpu") is None
-    assert [file.name for file in path.parent.iterdir()] == ["some-gpu.json"]
 
 
 @pytest.mark.parametrize(
@@ -543,8 +550,6 @@ def test_no_table_without_a_gpu() -> None:
         pytest.skip("a GPU is here")
     assert tuned.device_slug() is None
     assert tuned.lookup("op", "key") is None
-    with pytest.raises(tuned.TunedTableError, match="no CUDA device"):
-        tuned.write({})
 
 
 @pytest.mark.parametrize("case", RESNET18_32[128], ids=lambda case: case.name)

@@ -1,6 +1,6 @@
 """Choices measured on one GPU: which implementation of an operation, with which configuration, for which call.
 
-One JSON file a GPU, `tuned/<gpu>.json`, written by the benchmark, read at the first question and kept:
+One JSON file a GPU, `tuned/<gpu>.json`, made by `bench/gpu.py`, read at the first question and kept:
 
     {"format": 1, "gpu": "nvidia-h200", "operations": {"masked_conv2d.forward": {"<key>": {...}}}}
 
@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,9 @@ import torch
 FOLDER = Path(__file__).with_name("tuned")
 FORMAT = 1
 
-Entries = Mapping[str, Mapping[str, Mapping[str, Any]]]
-
 
 class TunedTableError(ValueError):
-    """A table of tuned choices is not what `write` makes. The message names the file and what is wrong."""
+    """A table of tuned choices, or an entry of it, is malformed. The message says what is wrong."""
 
 
 @functools.cache
@@ -54,28 +50,6 @@ def lookup(operation: str, key: str, *, slug: str | None = None) -> dict[str, An
     if slug is None:
         return None
     return _table(table_path(slug)).get(operation, {}).get(key)
-
-
-def write(entries: Entries, *, slug: str | None = None) -> Path:
-    """Merge `entries` (operation -> key -> entry) into the table of the GPU `slug` (the current one).
-
-    The file is replaced whole: a reader never sees half of it. Raises TunedTableError without a GPU.
-    """
-    slug = slug or device_slug()
-    if slug is None:
-        raise TunedTableError("tuned table: no CUDA device, and no slug to name the table by")
-    path = table_path(slug)
-    operations: dict[str, dict[str, Any]] = {name: dict(made) for name, made in _table(path).items()}
-    for operation, made in entries.items():
-        operations.setdefault(operation, {}).update({key: dict(entry) for key, entry in made.items()})
-    content = {"format": FORMAT, "gpu": slug, "operations": operations}
-    _operations(path, content)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(f".{os.getpid()}.part")
-    half.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    half.replace(path)
-    _table.cache_clear()
-    return path
 
 
 @functools.cache
