@@ -6,6 +6,8 @@ import dataclasses
 import math
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 import prunebench_kernels
@@ -26,6 +28,8 @@ from prunebench_kernels.sample_uncertainty_triton import launch
 from prunebench_kernels.uncertainty_values import OVER_MODELS, PER_MODEL, Uncertainty
 from scipy import special, stats
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 BACKENDS = ("torch", "triton")
 HALF_AND_SINGLE = (torch.float32, torch.float16)
@@ -109,7 +113,7 @@ def test_what_was_not_asked_is_none(models: int, with_dense: bool, with_labels: 
 def test_torch_path_in_every_layout_and_chunk(
     case: LogitsCase, dtype: torch.dtype, chunk: int, in_rows_from: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(torch_path.CHUNK, "cpu", chunk)
+    monkeypatch.setattr(torch_path, "CHUNK", chunk)
     monkeypatch.setattr(torch_path, "CLASSES_IN_ROWS_FROM", in_rows_from)
     new_empty = Tensor.new_empty
 
@@ -124,27 +128,19 @@ def test_torch_path_in_every_layout_and_chunk(
     assert torch.equal(logits, before)
 
 
-@pytest.mark.parametrize("models", [0, 3])
-def test_chunks_shared_by_threads(models: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = LogitsCase("", models, 61, 13)
-    logits, labels, dense = draw(case)
+def test_threads_that_call_at_once_have_the_same_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels, dense = draw(LogitsCase("", 3, 4000, 50))
     alone = uncertainty(logits, labels=labels, dense_logits=dense, backend="torch")
-    monkeypatch.setattr(torch_path, "WORTH_THREADS", 1)
-    monkeypatch.setitem(torch_path.CHUNK, "cpu", 64)
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        together = uncertainty(logits, labels=labels, dense_logits=dense, backend="torch")
-        with pytest.raises(ArgumentError, match=r"^logits: contains"):
-            uncertainty(logits.masked_fill(logits == logits.min(), torch.nan), backend="torch")
-        with torch.inference_mode():
-            uncertainty(logits.clone(), backend="torch")
-        assert torch.get_num_threads() == 4
-    finally:
-        torch.set_num_threads(before)
-    assert_same(together, expected_of(logits, labels, dense))
-    for name in PER_MODEL:
-        torch.testing.assert_close(getattr(together, name), getattr(alone, name), rtol=1e-6, atol=1e-6)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", None)  # the number is the process's, not a call's
+    with ThreadPoolExecutor(3) as pool:
+        calls = [
+            pool.submit(uncertainty, logits, labels=labels, dense_logits=dense, backend="torch")
+            for _ in range(6)
+        ]
+        for call in calls:
+            for name in (*PER_MODEL, *OVER_MODELS):
+                torch.testing.assert_close(getattr(call.result(), name), getattr(alone, name))
 
 
 TILES = (
@@ -292,6 +288,17 @@ def test_scales_at_the_ends_of_float32(size: float, backend: str) -> None:
     assert not values.kl_to_dense.isnan().any()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [1e17, 3e19, 1e22, 1e30])
+def test_correlation_where_only_one_sum_of_squares_overflows(size: float, backend: str) -> None:
+    logits, _, dense = draw(LogitsCase("", 2, 3, 7))
+    for ours, theirs in ((size * logits, dense), (logits, size * dense)):
+        values = uncertainty(ours, dense_logits=theirs, backend=backend)
+        found, expected = values.correlation_to_dense, expected_of(ours, None, theirs).correlation_to_dense
+        assert found is not None
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("band", [0.4, 0.25, 0.01])
@@ -418,6 +425,27 @@ def test_the_loop_over_columns_raises_too(name: str, value: float) -> None:
         launch(logits, labels, dense, 0.4, True, tile=Configuration(1, 1, 8, 4, whole_rows=False))
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # numpy, in the interpreter
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dense_logits_beyond_float32(backend: str) -> None:
+    logits, _, dense = draw(LogitsCase("", 2, 5, 13))
+    with pytest.raises(ArgumentError, match=r"^dense_logits: contains values that are not finite"):
+        uncertainty(logits, dense_logits=dense.double() * 1e300, backend=backend)
+
+
+def test_as_many_classes_as_the_mark_of_values_that_are_not_finite() -> None:
+    logits = torch.zeros(1, 1 << 20)  # all in the band: their number is the mark
+    assert "2^20" in explain("uncertainty", logits, backend="triton").reason
+    assert uncertainty(logits, backend="triton").in_band_share.item() == 1
+
+
+def test_a_default_device_elsewhere_does_not_matter() -> None:
+    logits, labels, dense = draw(LogitsCase("", 2, 5, 13))
+    with torch.device("meta"):
+        values = uncertainty(logits, labels=labels, dense_logits=dense, backend="torch")
+    assert_same(values, expected_of(logits, labels, dense))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
 def test_labels_of_other_integers(dtype: torch.dtype, backend: str) -> None:
@@ -466,6 +494,26 @@ def test_under_torch_compile(models: int, backend: str) -> None:
         assert (ours is None) == (eager is None)
         if ours is not None and eager is not None:
             torch.testing.assert_close(ours, eager, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_a_traced_call_is_the_operator(mode: Literal["real", "fake", "symbolic"]) -> None:
+    logits, _, _ = draw(LogitsCase("", 2, 5, 7))
+    graph = make_fx(lambda x: uncertainty(x).entropy, tracing_mode=mode)(logits)
+    assert torch.ops.prunebench.uncertainty.default in [node.target for node in graph.graph.nodes]
+    other = logits.flip(0)
+    torch.testing.assert_close(graph(other), uncertainty(other).entropy, rtol=0, atol=0)
+
+
+def test_tensors_without_data_have_shapes() -> None:
+    logits, labels, _ = draw(LogitsCase("", 2, 5, 7))
+    on_meta = uncertainty(logits.to("meta"), labels=labels.to("meta"))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        in_fake_mode = uncertainty(logits, labels=labels)
+    for values in (on_meta, in_fake_mode):
+        assert values.entropy.shape == (2, 5)
+        assert values.vote is not None
+        assert values.vote.dtype == torch.int64
 
 
 @pytest.mark.parametrize("first", ["reference.uncertainty", "sample_uncertainty"])

@@ -31,7 +31,8 @@ def uncertainty(
     dense_logits `[N, C]` of the model to compare with; 0 < band < 0.5 about the probability 0.5. Computed in float32
     (float64 logits: in float64). A measurement: nothing is differentiable, and no result requires a gradient.
 
-    Logits of one row may differ by up to 2e38 for the correlation; the other values are right beyond that too.
+    For the correlation, logits of one row that differ must do so by 1e-37 to 2e38; the other values are right beyond
+    that too.
 
     Raises ArgumentError for wrong shapes, dtypes and devices, values that are not finite and labels outside 0..C-1;
     on a GPU the kernel itself looks for those, and the call waits for it.
@@ -79,8 +80,8 @@ def _choose(logits: Tensor, backend: str | None) -> Choice:
     refusal = None
     if logits.dtype == torch.float64:
         refusal = "the kernel computes in float32, and the logits are float64"
-    elif logits.shape[-1] > 1 << 20:
-        refusal = "the kernel takes up to 2^20 classes"
+    elif logits.shape[-1] >= 1 << 20:
+        refusal = "the kernel takes fewer than 2^20 classes"
     return select(backend, logits.device, logits.dtype, refusal)
 
 

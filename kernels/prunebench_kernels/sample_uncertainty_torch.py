@@ -8,9 +8,7 @@ chunk is transposed first, so that reductions over classes vectorise over sample
 
 from __future__ import annotations
 
-import copy
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +17,9 @@ from torch import Tensor
 from prunebench_kernels.checks import check_finite
 
 LN2 = math.log(2.0)
-CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
-"""Logits taken at a time: on a CPU, fewer leave the time to calls, more do not stay in the caches."""
-WORKERS = 8
-"""Threads that take chunks: more would wait for each other to issue calls."""
-WORTH_THREADS = 1 << 19
-"""Logits from which starting threads pays."""
+CHUNK = 1 << 18
+"""Logits that a CPU thread takes at a time: fewer leave the time to calls, more do not stay in the caches."""
+CHUNK_ON_A_GPU = 1 << 26
 CLASSES_IN_ROWS_FROM = 128
 """Number of classes from which reductions along a row are faster than a transposed copy."""
 SMALLEST_SQUARE = 1e-30
@@ -42,11 +37,11 @@ def compute(
     """
     quick = _Pass(logits, labels, dense_logits, band, over_models, careful=False)
     quick.run()
-    if not any(quick.suspicious):
+    if not quick.suspicious:
         return quick.outputs
     check_finite("logits", logits)
     if dense_logits is not None:
-        check_finite("dense_logits", dense_logits)
+        check_finite("dense_logits", dense_logits.to(quick.dtype))
     careful = _Pass(logits, labels, dense_logits, band, over_models, careful=True)
     careful.run()
     return careful.outputs
@@ -74,7 +69,8 @@ def allocate(
 
 def in_band_threshold(band: float, dtype: torch.dtype) -> float:
     """logit(0.5 + band), rounded up to `dtype`: |z| < it exactly where |z| < the true value, for z of `dtype`."""
-    exact = torch.tensor(math.log(0.5 + band) - math.log(0.5 - band), dtype=torch.float64)
+    value = math.log(0.5 + band) - math.log(0.5 - band)
+    exact = torch.tensor(value, dtype=torch.float64, device="cpu")
     rounded = exact.to(dtype)
     if rounded.double() < exact:
         rounded = torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
@@ -115,46 +111,17 @@ class _Pass:
         self.lowest = torch.finfo(self.dtype).min
         self.in_rows = self.classes >= CLASSES_IN_ROWS_FROM
         self.class_dim, self.model_dim, self.sample_dim = (2, 0, 1) if self.in_rows else (0, 1, 2)
-        threads = torch.get_num_threads() if logits.device.type == "cpu" else 1
-        self.workers = min(threads, WORKERS, self.samples) if logits.numel() >= WORTH_THREADS else 1
-        size = CHUNK[logits.device.type]
-        self.chunk = min(-(-self.samples // self.workers), max(1, size // self.classes))
+        size = CHUNK * torch.get_num_threads() if logits.device.type == "cpu" else CHUNK_ON_A_GPU
+        self.chunk = min(self.samples, max(1, size // self.classes))
         self.block = min(self.models, max(1, size // (self.chunk * self.classes)))
-        self.suspicious: list[bool] = []
-        """Of each chunk, whether it holds a nan."""
+        self.suspicious = False
+        """Whether a result so far is nan."""
         self._memory: dict[str, Tensor] = {}
 
     def run(self) -> None:
         """Fill the outputs."""
-        parts = [
-            slice(start, min(start + self.chunk, self.samples))
-            for start in range(0, self.samples, self.chunk)
-        ]
-        if self.workers > 1:
-            self._share(parts)
-        else:
-            for part in parts:
-                self._run_chunk(part)
-
-    def _share(self, parts: list[slice]) -> None:
-        """Run chunks in threads: splitting every call instead would have all threads meet 25 times a chunk."""
-        threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
-        waiting = iter(parts)  # next() of a list's iterator is atomic
-
-        def work(worker: _Pass) -> None:
-            torch.set_num_threads(max(1, threads // self.workers))  # of this thread
-            with torch.inference_mode(inference):
-                for part in waiting:
-                    worker._run_chunk(part)
-
-        workers = [copy.copy(self) for _ in range(self.workers)]
-        for worker in workers:
-            worker._memory = {}
-        try:
-            with ThreadPoolExecutor(self.workers) as pool:
-                list(pool.map(work, workers))
-        finally:
-            torch.set_num_threads(threads)  # also what threads begin with that are started later
+        for start in range(0, self.samples, self.chunk):
+            self._run_chunk(slice(start, min(start + self.chunk, self.samples)))
 
     def _buffer(self, name: str, models: int, samples: int) -> Tensor:
         """Working memory by name; its content is undefined."""
@@ -169,10 +136,9 @@ class _Pass:
         buffer = self._buffer("block", *values.shape[:2])
         if self.in_rows:
             return (values if values.dtype == self.dtype else buffer.copy_(values)), buffer
-        block = buffer.copy_(
-            values.to(self.dtype).permute(2, 0, 1)
-        )  # converted first: faster than both at once
-        return block, self._buffer("scaled", *values.shape[:2]) if self.careful else block
+        # Converted first: faster than both at once.
+        block = buffer.copy_(values.to(self.dtype).permute(2, 0, 1))
+        return block, block
 
     def _scale(self, x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
         """(x - max x) / ln 2 per sample, and max x."""
@@ -270,14 +236,15 @@ class _Pass:
         return torch.sub(z, z.mean(self.class_dim, keepdim=True), out=self._buffer(name, *shape))
 
     def _compare(self, z: Tensor, p: Tensor, dense: _Dense, values: list[Tensor]) -> None:
-        """sum p (z - z_dense) + log2 sum 2^z_dense, and the correlation: nan where a sum of squares is too small."""
+        """sum p (z - z_dense) + log2 sum 2^z_dense, and the correlation: nan where squares under- or overflow."""
         spare = self._buffer("spare", *values[0].shape)
         self._sum(torch.sub(z, dense.scaled, out=spare).mul_(p), out=values[5]).add_(dense.log_sum)
         centred = self._centre(z, "centred")
         product = self._sum(torch.mul(centred, dense.centred, out=spare))
         squares = self._sum(centred.square_())
         torch.div(product, squares.sqrt().mul_(dense.squares.sqrt()), out=values[6]).clamp_(-1, 1)
-        values[6].masked_fill_(torch.minimum(squares, dense.squares) < SMALLEST_SQUARE, torch.nan)
+        for sums in (squares, dense.squares):
+            values[6].masked_fill_((sums < SMALLEST_SQUARE) | (sums == torch.inf), torch.nan)
 
     def _finish_per_model(self, values: list[Tensor]) -> None:
         largest, second, weighted, at_label, in_band, to_dense, correlation = values
@@ -289,7 +256,7 @@ class _Pass:
             at_label.add_(log_largest).neg_()
         if len(to_dense):
             to_dense.mul_(LN2).add_(log_largest).clamp_(min=0)
-        self.suspicious.append(any(bool(found.isnan().any()) for found in (weighted, to_dense, correlation)))
+        self.suspicious |= any(bool(found.isnan().any()) for found in (weighted, to_dense, correlation))
 
     def _finish_over_models(self, part: slice, mean: Tensor, votes: Tensor) -> None:
         """Write mean probability, its entropy, the vote and agreement of one chunk."""

@@ -28,7 +28,7 @@ LOWEST = tl.constexpr(-3.0e38)
 
 
 NOT_FINITE = tl.constexpr(float(1 << 20))
-"""What a logit that is not finite adds to the count of those in the band: one reduction serves both."""
+"""What a logit that is not finite adds to the count of those in the band, always fewer: one reduction serves both."""
 
 
 @triton.jit
