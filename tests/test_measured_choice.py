@@ -203,6 +203,18 @@ def test_a_gpu_is_timed_by_events_around_graphs_of_ten_calls(
     assert gpu.captured == (0 if refuse else 2)
 
 
+@pytest.mark.parametrize("wrap", [lambda y: y, lambda y: (1, y), lambda y: {"logits": [y]}])
+@pytest.mark.parametrize("is_cuda", [False, True])
+def test_outputs_tell_where_a_call_ran(
+    monkeypatch: pytest.MonkeyPatch, wrap: Callable[[object], object], is_cuda: bool
+) -> None:
+    """A clock does not see what a GPU still has to do."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(measured, "_time_on_gpu", lambda calls, repeats: {"a": [-1.0]})
+    samples = time_in_turns({"a": lambda: wrap(SimpleNamespace(is_cuda=is_cuda))}, 1)
+    assert (samples["a"] == [-1.0]) == is_cuda
+
+
 def test_what_waits_for_the_gpu_is_never_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = FakeGpu(refuse=False)
     monkeypatch.setattr(measured, "torch", SimpleNamespace(cuda=gpu))

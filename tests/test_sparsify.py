@@ -483,6 +483,8 @@ def test_what_cannot_be_traced_is_named() -> None:
         ({"example": torch.zeros(0, 1, 4, 4)}, "example: want images"),
         ({"example": torch.zeros(1, 2, 4, 4)}, r"example: the model does not take \(1, 2, 4, 4\)"),
         ({"layout": "csr"}, "layout: want auto or one of dense"),
+        ({"dtype": torch.int8}, r"dtype: want a floating dtype, got torch\.int8"),
+        ({"masks": {"0.weight": [1]}}, r"masks: 0\.weight: want a torch tensor, got list"),
         ({"masks": {"9.weight": torch.ones(1)}}, r"masks: 9\.weight names no convolution .*\(0, 2\)"),
         (
             {"masks": {"0.weight": torch.ones(1)}},
@@ -493,6 +495,8 @@ def test_what_cannot_be_traced_is_named() -> None:
 def test_wrong_arguments(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         sparsify(chain(0), **{"example": torch.zeros(1, 1, 5, 5), **settings})  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="model: want a torch module, got function"):
+        sparsify(functional.relu, example=torch.zeros(1, 1, 5, 5))  # type: ignore[arg-type]
 
 
 # Layouts

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from prunebench_kernels.checks import check_tensor
 from prunebench_kernels.errors import ArgumentError
 
 Layer = nn.Conv2d | nn.Linear
@@ -244,7 +245,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         if not isinstance(layer, Layer):
             known = ", ".join(path for path, module in modules.items() if isinstance(module, Layer))
             raise ArgumentError(f"masks: {name} names no convolution or linear layer of the model ({known})")
-        if mask.shape != layer.weight.shape:
+        if check_tensor(f"masks: {name}", mask).shape != layer.weight.shape:
             wanted = tuple(layer.weight.shape)
             raise ArgumentError(f"masks: {name} has shape {tuple(mask.shape)}, the weight {wanted}")
         weight = torch.where(mask.to(layer.weight.device) != 0, layer.weight, 0)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
+import torch.fx
 
 from prunebench_kernels.errors import ArgumentError
 
@@ -157,8 +158,10 @@ def time_in_turns(calls: Calls, repeats: int) -> Samples:
 
 
 def _runs_on_gpu(call: Callable[[], object]) -> bool:
-    result = call()
-    return isinstance(result, torch.Tensor) and result.is_cuda
+    result: Any = call()
+    outputs: list[Any] = []
+    torch.fx.node.map_aggregate(result, outputs.append)
+    return any(getattr(output, "is_cuda", False) for output in outputs)
 
 
 RUNS_PER_GRAPH = 10

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from prunebench_kernels.checks import check_tensor
+from prunebench_kernels.checks import FLOATS, check_tensor
 from prunebench_kernels.errors import ArgumentError, LayoutError
 from prunebench_kernels.sparse.channel_rules import is_sum
 from prunebench_kernels.sparse.channels import Channels, remove_dead_channels
@@ -185,6 +185,10 @@ def build(
     cut: bool,
 ) -> tuple[SparseNetwork, Tensor]:
     """The traced, folded and cut network with plain layers, and the example in its dtype."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model: want a torch module, got {type(model).__name__}")
+    if dtype is not None and dtype not in FLOATS:
+        raise ArgumentError(f"dtype: want a floating dtype, got {dtype}")
     check_tensor("example", example)
     if example.dim() != 4 or example.numel() == 0:
         raise ArgumentError(f"example: want images [N, C, H, W], got {tuple(example.shape)}")
