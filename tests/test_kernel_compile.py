@@ -25,7 +25,6 @@ from prunebench_kernels.ahead import (
     CompiledFigures,
     all_cases,
     cases_of,
-    count_instructions,
     kernel_name,
     read_table,
     triton_modules,
@@ -33,6 +32,7 @@ from prunebench_kernels.ahead import (
     write_table,
 )
 from prunebench_kernels.compile_cases import CompileCase
+from prunebench_kernels.machine_code import count_instructions
 
 TABLE = Path(__file__).parents[1] / "bench" / "compiled.csv"
 FLOATS = frozenset({"fp32", "fp16", "bf16"})
@@ -183,6 +183,7 @@ import triton
 import triton.language as tl
 
 from prunebench_kernels.compile_cases import CompileCase
+from prunebench_kernels.machine_code import count_instructions
 
 
 @triton.jit

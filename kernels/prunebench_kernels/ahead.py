@@ -17,10 +17,7 @@ import importlib
 import multiprocessing
 import os
 import pkgutil
-import re
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,13 +26,15 @@ from pathlib import Path
 from types import ModuleType
 
 from prunebench_kernels.compile_cases import CompileCase
+from prunebench_kernels.machine_code import code_of, count_instructions, disassemble, resource_usage
 
 CAPABILITIES = (80, 90)
 SHARED_MEMORY_LIMITS = {80: 163 * 1024, 90: 227 * 1024}
 """Bytes a block may use (CUDA programming guide, technical specifications per compute capability)."""
 EXPECTATIONS = frozenset({"tensor-cores", "vector-loads"})
 
-_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+ )?([A-Z][A-Z0-9_.]*)(.*)", re.MULTILINE)
+_BATCH = 8
+"""Cases that a worker compiles before it disassembles them."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,21 @@ def kernel_name(case: CompileCase) -> str:
 
 def compile_case(case: CompileCase, capability: int) -> CompiledFigures:
     """Compile one case for sm_`capability` and read its figures. Raises RuntimeError in the interpreter."""
+    return read_figures([_compiled(case, capability)], capability)[0]
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A case and its machine code, not yet read."""
+
+    case: str
+    kernel: str
+    triton: str
+    shared_bytes: int
+    cubin: bytes
+
+
+def _compiled(case: CompileCase, capability: int) -> _Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -120,62 +134,31 @@ def compile_case(case: CompileCase, capability: int) -> CompiledFigures:
     )
     # Triton 3.10 turns the fusion of a * b + c off by default; the versions here have it on.
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return CompiledFigures(
-        case=case.name,
-        kernel=kernel_name(case),
-        capability=capability,
-        triton=triton.__version__,
-        shared_bytes=int(compiled.metadata.shared),
-        **read_machine_code(compiled.asm["cubin"]),
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return _Compiled(
+        case.name, kernel_name(case), triton.__version__, int(made.metadata.shared), made.asm["cubin"]
     )
 
 
-def read_machine_code(cubin: bytes) -> dict[str, int]:
-    """Registers, stack and instruction counts of a cubin that holds one kernel."""
-    from triton.backends import nvidia
+def read_figures(compiled: Sequence[_Compiled], capability: int) -> list[CompiledFigures]:
+    """The figures of several compiled cases, whose code is disassembled at once.
 
-    tools = Path(nvidia.__file__).parent / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = _run(str(tools / "cuobjdump"), "-res-usage", file.name)
-        # Without data-flow analysis, which only labels branches: 0.18 s instead of 0.24 s.
-        assembly = _run(str(tools / "nvdisasm"), "-c", "-ndf", file.name)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    if found is None:
-        raise RuntimeError(f"cuobjdump printed no resource usage: {usage!r}")
-    return {"registers": int(found[1]), "stack_bytes": int(found[2]), **count_instructions(assembly)}
-
-
-def _run(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def count_instructions(assembly: str) -> dict[str, int]:
-    """Spills, tensor-core instructions and vector loads in nvdisasm's listing, by the fields of CompiledFigures."""
-    instructions = _INSTRUCTION.findall(assembly)
-    if not instructions:
-        raise RuntimeError("nvdisasm printed no instruction")
-    opcodes = [opcode.split(".") for opcode, _ in instructions]
-
-    def count(*names: str, modifier: str = "") -> int:
-        return sum(parts[0] in names and (not modifier or modifier in parts) for parts in opcodes)
-
-    waits = [
-        int(found[1], 16)
-        for opcode, operands in instructions
-        if opcode.startswith("WARPGROUP.DEPBAR") and (found := re.search(r"0x([0-9a-f]+)", operands))
+    nvdisasm takes 0.18 s to start, whatever it reads: half the time of a case, were it started for each.
+    """
+    codes = [code_of(made.cubin) for made in compiled]
+    listings = disassemble(codes, capability)
+    return [
+        CompiledFigures(
+            case=made.case,
+            kernel=made.kernel,
+            capability=capability,
+            triton=made.triton,
+            shared_bytes=made.shared_bytes,
+            **resource_usage(made.cubin),
+            **count_instructions(listing),
+        )
+        for made, listing in zip(compiled, listings)
     ]
-    return {
-        "spill_stores": count("STL"),
-        "spill_loads": count("LDL"),
-        "hgmma": count("HGMMA"),
-        "hmma": count("HMMA"),
-        "imma": count("IMMA", "IGMMA"),
-        "vector_loads": count("LDG", "LDGSTS", modifier="128") + count("UTMALDG", "UBLKCP"),
-        "wgmma_depth": max(waits, default=0),
-    }
 
 
 def violations(case: CompileCase, figures: CompiledFigures) -> list[str]:
@@ -196,27 +179,36 @@ def violations(case: CompileCase, figures: CompiledFigures) -> list[str]:
     return broken
 
 
-def _compile_named(request: tuple[tuple[str, ...] | None, str, int]) -> CompiledFigures:
-    modules, name, capability = request
-    try:
-        return compile_case(all_cases(modules)[name], capability)
-    except Exception as error:  # exceptions of the compiler do not all survive pickling
-        raise RuntimeError(f"{name} on sm_{capability}: {type(error).__name__}: {error}") from None
+def _compile_batch(
+    request: tuple[tuple[str, ...] | None, tuple[str, ...], int],
+) -> list[CompiledFigures | str]:
+    modules, names, capability = request
+    cases = all_cases(modules)
+    compiled: dict[str, _Compiled] = {}
+    failed: dict[str, str] = {}
+    for name in names:
+        try:
+            compiled[name] = _compiled(cases[name], capability)
+        except Exception as error:  # a case that does not compile must not hide the others
+            failed[name] = f"{name} on sm_{capability}: {type(error).__name__}: {error}"
+    figures = dict(zip(compiled, read_figures(list(compiled.values()), capability) if compiled else ()))
+    return [failed[name] if name in failed else figures[name] for name in names]
 
 
 def compile_all(
     modules: Sequence[str] | None = None, workers: int | None = None
 ) -> Iterator[CompiledFigures | str]:
-    """The figures of every case and capability, in order; the message in place of a case that does not compile."""
+    """The figures of every case and capability; the message in place of a case that does not compile."""
     chosen = None if modules is None else tuple(modules)
-    requests = [(chosen, name, capability) for name in all_cases(chosen) for capability in CAPABILITIES]
+    names = list(all_cases(chosen))
+    # Neighbours are alike: dealt out in turn, batches take about the same time.
+    count = max(1, -(-len(names) // _BATCH))
+    batches = [tuple(names[start::count]) for start in range(count)]
+    requests = [(chosen, batch, capability) for capability in CAPABILITIES for batch in batches]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context) as pool:
-        for future in [pool.submit(_compile_named, request) for request in requests]:
-            try:
-                yield future.result()
-            except RuntimeError as error:
-                yield str(error)
+        for found in pool.map(_compile_batch, requests):
+            yield from found
 
 
 def read_table(path: Path) -> list[CompiledFigures]:
