@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import subprocess
@@ -155,6 +156,20 @@ def test_a_tuned_configuration_is_taken(monkeypatch: pytest.MonkeyPatch) -> None
     assert mask_sampling_triton.configuration(1 << 20) == Configuration(512, 8)
     mask_sampling_triton.configuration((1 << 20) + 1)
     assert asked == [("sample_masks", "up to 2^20"), ("sample_masks", "up to 2^21")]
+
+
+def test_kernels_are_launched_on_the_device_of_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton takes the current GPU, which need not be the one that the tensors are on."""
+    entered: list[Tensor] = []
+
+    def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
+        entered.append(tensor)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(mask_sampling_triton, "on_device", on_device)
+    pi = normal(10).requires_grad_()
+    sample_masks(pi, seed=0, backend="triton").sum().backward()
+    assert [tensor.data_ptr() for tensor in entered] == [pi.data_ptr()] * 2
 
 
 @pytest.mark.parametrize("squash", [True, False])

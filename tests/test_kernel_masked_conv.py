@@ -292,6 +292,16 @@ def test_compiles_whole() -> None:
         torch.testing.assert_close(value, expected[name], msg=name)
 
 
+def test_second_derivatives_and_transforms_raise() -> None:
+    x, weight, mask, _ = inputs(BY_NAME["same 3x3"])
+    y = masked_conv2d(x, weight, mask).square().sum()
+    (gradient,) = torch.autograd.grad(y, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice"):
+        gradient.sum().backward()
+    with pytest.raises(RuntimeError, match="functorch"):
+        torch.func.grad(lambda mask: masked_conv2d(x, weight, mask).sum())(mask)
+
+
 def test_keeps_no_product() -> None:
     tensors = inputs(BY_NAME["same 3x3"])
     kept: list[Tensor] = []

@@ -9,6 +9,7 @@ why.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -106,6 +107,13 @@ def is_traced(tensor: torch.Tensor) -> bool:
         or _get_current_dispatch_mode() is not None
         or torch.jit.is_tracing()
     )
+
+
+def on_device(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current GPU: make it the tensor's."""
+    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
+        return torch.cuda.device(tensor.device)
+    return contextlib.nullcontext()
 
 
 _EXPLAINERS: dict[str, Callable[..., Choice]] = {}

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from prunebench_kernels import mask_sampling_rule as rule
 from prunebench_kernels import tuned
+from prunebench_kernels.backend import on_device
 from prunebench_kernels.compile_cases import CompileCase
 from prunebench_kernels.mask_sampling_rule import Draw
 
@@ -205,11 +206,12 @@ def forward(
 ) -> None:
     """Fill `out` `[P]` with masks, or with weight * mask where weights are given; all contiguous."""
     chosen = forced or configuration(logits.numel())
-    sample_masks_kernel[_grid(logits.numel(), chosen)](
-        logits, logits if weights is None else weights, out, logits.numel(), *_scalars(draw),
-        SQUASH=draw.squash, HAS_WEIGHTS=weights is not None, BAND=chosen.band, BLOCK=chosen.block,
-        num_warps=chosen.num_warps, enable_fp_fusion=False,
-    )  # fmt: skip
+    with on_device(logits):
+        sample_masks_kernel[_grid(logits.numel(), chosen)](
+            logits, logits if weights is None else weights, out, logits.numel(), *_scalars(draw),
+            SQUASH=draw.squash, HAS_WEIGHTS=weights is not None, BAND=chosen.band, BLOCK=chosen.block,
+            num_warps=chosen.num_warps, enable_fp_fusion=False,
+        )  # fmt: skip
 
 
 def backward(
@@ -223,12 +225,13 @@ def backward(
 ) -> None:
     """Fill the gradients (each `[P]`, or empty where not asked for); all contiguous."""
     chosen = forced or configuration(logits.numel())
-    sample_masks_backward_kernel[_grid(logits.numel(), chosen)](
-        gradient, logits, logits if weights is None else weights, to_logits, to_weights, logits.numel(),
-        *_scalars(draw), draw.temperature, SQUASH=draw.squash, HAS_WEIGHTS=weights is not None,
-        LOGITS=to_logits.numel() > 0, WEIGHTS=to_weights.numel() > 0, BAND=chosen.band, BLOCK=chosen.block,
-        num_warps=chosen.num_warps, enable_fp_fusion=False,
-    )  # fmt: skip
+    with on_device(logits):
+        sample_masks_backward_kernel[_grid(logits.numel(), chosen)](
+            gradient, logits, logits if weights is None else weights, to_logits, to_weights, logits.numel(),
+            *_scalars(draw), draw.temperature, SQUASH=draw.squash, HAS_WEIGHTS=weights is not None,
+            LOGITS=to_logits.numel() > 0, WEIGHTS=to_weights.numel() > 0, BAND=chosen.band,
+            BLOCK=chosen.block, num_warps=chosen.num_warps, enable_fp_fusion=False,
+        )  # fmt: skip
 
 
 _SCALARS = {"numel": "i32", "seed_low": "i32", "seed_high": "i32", "offset": "i32"}

@@ -40,6 +40,7 @@ def masked_conv2d(  # noqa: PLR0913 - the signature of conv2d
     where torch lets convolutions do so (`torch.backends.cudnn.allow_tf32`): a layer keeps its precision and its
     speed when it gets a mask. Under autocast x is cast and weight, mask and bias may stay float32; elsewhere
     the dtypes of x, weight and bias must agree. Values are not checked for being finite (it would synchronise).
+    Second derivatives and the transforms of torch.func (grad, vmap) raise RuntimeError.
     """
     x, settings = prepared(x, weight, mask, bias, stride, padding, dilation, groups)
     if torch.compiler.is_compiling() or type(x) is not Tensor:

@@ -1,7 +1,7 @@
 """The three parts of a masked convolution: forward, dgrad (of the input) and wgrad (of the product weight * mask).
 
-Each part has two implementations, the library's convolution (cuDNN on a GPU) and a Triton kernel. On a GPU the
-elementwise work on weights (product, and both gradients from G) always runs in one launch.
+Each part has two implementations, the library's convolution (cuDNN on a GPU) and a Triton kernel. Wherever Triton
+runs, the elementwise work on weights (the product, and both gradients from G) is one launch each.
 """
 
 from __future__ import annotations

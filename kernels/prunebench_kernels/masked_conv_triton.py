@@ -18,10 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from prunebench_kernels.backend import on_device
 from prunebench_kernels.compile_cases import CompileCase
 from prunebench_kernels.masked_conv_compile_cases import Precision, cases_of, expectations
 from prunebench_kernels.masked_conv_geometry import Configuration, Geometry, compute_name
-from prunebench_kernels.masked_conv_weight_triton import as_bytes, launch_product, on_device
+from prunebench_kernels.masked_conv_weight_triton import as_bytes, launch_product
 
 
 @triton.jit

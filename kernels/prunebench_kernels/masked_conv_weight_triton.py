@@ -9,13 +9,12 @@ One launch each, where eager torch needs a float32 product and a cast, or a cast
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from prunebench_kernels.backend import on_device
 from prunebench_kernels.compile_cases import CompileCase
 
 BLOCK = 1024
@@ -199,13 +198,6 @@ def launch_gradients(
             num_warps=4,
             enable_fp_fusion=True,
         )
-
-
-def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current GPU: make it the tensor's."""
-    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
-        return torch.cuda.device(tensor.device)
-    return contextlib.nullcontext()
 
 
 def as_bytes(mask: Tensor) -> Tensor:
