@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from kernel_tolerances import TOLERANCE
 from prunebench_kernels import explain
 from prunebench_kernels.errors import ArgumentError
 from prunebench_kernels.reference.sparse import sparse_conv2d as oracle
+from prunebench_kernels.sparse import conv as conv_module
 from prunebench_kernels.sparse import formats, launching
 from prunebench_kernels.sparse.configurations import (
     Configuration,
@@ -261,6 +263,23 @@ def test_wrong_arguments_are_named() -> None:
         sparse_conv2d(x.requires_grad_(), packed)
     with torch.no_grad():
         assert sparse_conv2d(x, packed).shape == (2, 6, 5, 5)
+
+
+@pytest.mark.parametrize("layout", ["block", "direct", "compact"])
+def test_kernels_are_launched_on_the_device_of_x(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current GPU, which need not be the one that holds x."""
+    seen: list[Tensor] = []
+
+    @contextlib.contextmanager
+    def on_device(tensor: Tensor) -> Iterator[None]:
+        seen.append(tensor)
+        yield
+
+    monkeypatch.setattr(conv_module, "on_device", on_device)
+    packed = pack(masked_weight(SAME, 0.02), layout, geometry=geometry_of(SAME))
+    x, _ = inputs(SAME, torch.float32, 7)
+    sparse_conv2d(x, packed, backend="triton")
+    assert [tensor.shape for tensor in seen] == [x.shape]
 
 
 def test_precision_follows_torchs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -587,6 +588,27 @@ def test_choices_are_reused() -> None:
     assert all(conv.decision.cached for conv in again.convolutions.values())
     sparsify(model, example=torch.cat([x, x]), measuring=Measuring(QUICK, choices, timer))
     assert len(calls) > made, "another shape is measured anew"
+
+
+def test_layouts_are_measured_on_the_device_of_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams, events and kernels are the current GPU's."""
+    current: list[torch.device] = []
+
+    @contextlib.contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    def timer(calls: Mapping[str, Callable[[], object]], repeats: int) -> Samples:
+        assert current == [torch.device("cuda:1")]
+        return {name: [1.0] * repeats for name in calls}
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    calls = dict.fromkeys(("dense", "direct"), lambda: None)
+    how = Measuring(QUICK, Choices.in_memory(), timer)
+    assert how.decide("key", calls, torch.device("cuda:1")).timings
+    assert not current
 
 
 def test_a_convolution_measures_at_its_first_input() -> None:

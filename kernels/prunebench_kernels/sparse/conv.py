@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunebench_kernels.backend import Choice, explains, is_traced, select
+from prunebench_kernels.backend import Choice, explains, is_traced, on_device, select
 from prunebench_kernels.checks import check_device, check_tensor
 from prunebench_kernels.errors import ArgumentError
 from prunebench_kernels.sparse import dense
@@ -133,7 +133,8 @@ def _sparse_conv2d(  # noqa: PLR0913 - a flat signature: tensors, integers and s
     if _choose(x, layout, backend).is_triton:
         kernel = importlib.import_module(f"prunebench_kernels.sparse.{layout}_triton")
         packed = PackedWeight(layout, numbers, named, chosen)
-        launched: Tensor = kernel.launch(x, packed, bias, residual, relu)
+        with on_device(x):
+            launched: Tensor = kernel.launch(x, packed, bias, residual, relu)
         return launched
     if layout == "dense":
         product, bias = dense.convolve(x, named, numbers, chosen, bias), None

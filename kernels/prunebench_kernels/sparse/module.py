@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,7 +47,8 @@ class Measuring:
         known = choices.get(key)
         if known is not None and known.winner in calls:
             return known
-        decision = choose(calls, timer=self.timer, effort=self.effort)
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            decision = choose(calls, timer=self.timer, effort=self.effort)
         choices.put(key, decision)
         return decision
 
