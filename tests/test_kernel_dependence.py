@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from cases import ODD_OUTPUTS, LogitsCase
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from kernel_tolerances import TOLERANCE
 from prunebench_kernels import (
     correlation_finish_triton,
@@ -26,6 +28,7 @@ from prunebench_kernels.reference import dependence as oracle
 from scipy import stats
 from sklearn.linear_model import LinearRegression
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 BACKENDS = ("torch", "triton")
 ONE_TILE = [case for case in ODD_OUTPUTS if case.classes <= 64]
@@ -229,11 +232,29 @@ def test_interdependence_of_nearly_collinear_real_columns(noise: float, backend:
     np.testing.assert_allclose(shares, by_numpy(predictions + 3), atol=1e-6)
 
 
-def test_weak_part_in_a_dependency_is_found_by_decomposing_the_columns() -> None:
+@pytest.mark.parametrize("part", [1e-3, 1e-5, 1e-7, 1e-9])
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_a_weak_part_in_a_dependency_is_found(part: float, noise: float) -> None:
     predictions = mixed((150, 4))
-    predictions[:, 3] = predictions[:, 0] + 1e-5 * predictions[:, 1]
-    np.testing.assert_allclose(interdependence(predictions), by_numpy(predictions), atol=1e-6)
-    assert interdependence(predictions)[1] == 1
+    extra = noise * torch.randn(150, generator=seeded(8), dtype=torch.float64)
+    predictions[:, 3] = predictions[:, 0] + part * (predictions[:, 1] + extra)
+    shares = interdependence(predictions)
+    np.testing.assert_allclose(shares, by_numpy(predictions), atol=2e-6)
+    assert (shares[1] == 1) == (noise == 0)
+
+
+@settings(max_examples=200)
+@given(
+    arrays(np.int64, st.tuples(st.integers(2, 9), st.integers(1, 7)), elements=st.integers(0, 3)),
+    st.sampled_from([torch.float64, torch.float32, torch.int64, torch.uint8]),
+)
+def test_interdependence_of_small_integers(values: np.ndarray, dtype: torch.dtype) -> None:
+    shares = interdependence(torch.from_numpy(values).to(dtype))
+    varying = np.ptp(values, axis=0) > 0
+    assert shares.isnan().tolist() == (~varying).tolist()
+    if varying.any():
+        expected = by_numpy(torch.from_numpy(values[:, varying]))
+        np.testing.assert_allclose(shares[torch.from_numpy(varying)], expected, atol=1e-9)
 
 
 # --- the traps of one-pass correlation ---------------------------------------------------------------------
@@ -480,6 +501,46 @@ def test_registration(name: str, backend: str) -> None:
         torch.testing.assert_close(
             compiled(predictions, backend=backend), function(predictions, backend=backend), equal_nan=True
         )
+
+
+@pytest.mark.parametrize("operation", [cooccurrence, correlation, interdependence])
+def test_a_traced_call_is_the_operator(operation: Callable[..., Tensor]) -> None:
+    predictions = binary((2, 40, 3)).float()
+    graph = make_fx(lambda x: operation(x))(predictions)
+    operator = getattr(torch.ops.prunebench, operation.__name__).default
+    assert operator in [node.target for node in graph.graph.nodes]
+    assert torch.equal(graph(predictions.flip(0)), operation(predictions.flip(0)))
+    assert operation(predictions.to("meta")).shape == operation(predictions).shape
+
+
+def test_kernels_are_launched_on_the_gpu_of_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[Tensor] = []
+    launched: list[str] = []
+
+    @contextlib.contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        entered.append(tensor)
+        yield
+        entered.clear()
+
+    class Kernel:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __getitem__(self, grid: object) -> Callable[..., None]:
+            assert entered, self.name
+            return lambda *arguments, **options: launched.append(self.name)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    for module, name in (
+        (dependence_triton, "covariance_sums_kernel"),
+        (dependence_triton, "cooccurrence_kernel"),
+        (correlation_finish_triton, "correlation_finish_kernel"),
+    ):
+        monkeypatch.setattr(module, name, Kernel(name))
+    dependence_triton.correlation(mixed((1, 20, 3)).float())
+    dependence_triton.cooccurrence(binary((1, 20, 3)).to(torch.uint8))
+    assert launched == ["covariance_sums_kernel", "correlation_finish_kernel", "cooccurrence_kernel"]
 
 
 def test_results_carry_no_gradient() -> None:

@@ -141,14 +141,13 @@ def _correlation(outputs: Tensor, backend: str) -> Tensor:
 
 
 def _interdependence(predictions: Tensor, backend: str) -> Tensor:
-    choice = _choose_interdependence(predictions, backend)
-    may_be_binary = choice.is_triton or predictions.dtype in BYTES
-    counts = _counts(predictions, choice) if may_be_binary else None
+    choice = _choose(predictions, backend)
+    counts = _counts(predictions, choice) if _is_binary_so_far(predictions) else None
     if counts is None:
         matrix = in_torch.correlation(predictions, "predictions")
     else:
         matrix = in_torch.phi(counts, predictions.shape[1])
-    return in_torch.determination(matrix, predictions)
+    return in_torch.determination(matrix, predictions, counted=counts is not None)
 
 
 _cooccurrence_operator = torch.library.custom_op("prunebench::cooccurrence", mutates_args=())(_cooccurrence)

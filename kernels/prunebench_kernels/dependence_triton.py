@@ -32,8 +32,6 @@ SECOND = tl.constexpr(2048.0)
 
 FLOATS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 BYTES = {torch.uint8: "u8", torch.int8: "i8"}
-MOST_COLUMNS = 8192
-"""Beyond, the grid of tile pairs and the workspace grow out of proportion."""
 
 
 @triton.jit
@@ -247,15 +245,16 @@ def correlation(
     chosen = forced or configuration(models, samples, columns)
     filled = buffers or correlation_buffers(outputs, chosen)
     splits, tiles = _splits(outputs, chosen)
-    covariance_sums_kernel[(models * splits, tiles * tiles)](
-        outputs, filled.partial, filled.statistics, samples, chosen.rows_per_split, splits,
-        COLUMNS=columns, TILE=chosen.tile, ROWS=chosen.rows,
-        num_warps=chosen.num_warps, num_stages=chosen.num_stages, enable_fp_fusion=False,
-    )  # fmt: skip
-    finish(
-        filled.partial, filled.statistics, filled.result, filled.status,
-        samples=samples, rows_per_split=chosen.rows_per_split,
-    )  # fmt: skip
+    with torch.cuda.device_of(outputs):  # Triton launches on the current GPU
+        covariance_sums_kernel[(models * splits, tiles * tiles)](
+            outputs, filled.partial, filled.statistics, samples, chosen.rows_per_split, splits,
+            COLUMNS=columns, TILE=chosen.tile, ROWS=chosen.rows,
+            num_warps=chosen.num_warps, num_stages=chosen.num_stages, enable_fp_fusion=False,
+        )  # fmt: skip
+        finish(
+            filled.partial, filled.statistics, filled.result, filled.status,
+            samples=samples, rows_per_split=chosen.rows_per_split,
+        )  # fmt: skip
     # A tile on the diagonal among several is not added in one order on both of its sides.
     matrix = filled.result if tiles == 1 else (filled.result + filled.result.mT) / 2
     return matrix, filled.status
@@ -277,11 +276,12 @@ def cooccurrence(
     chosen = forced or configuration(models, samples, columns)
     counts, flags = buffers or cooccurrence_buffers(predictions, chosen)
     splits, tiles = _splits(predictions, chosen)
-    cooccurrence_kernel[(models * splits, tiles * tiles)](
-        predictions, counts, flags, samples, chosen.rows_per_split, splits,
-        COLUMNS=columns, TILE=chosen.tile, ROWS=chosen.rows,
-        num_warps=chosen.num_warps, num_stages=chosen.num_stages, enable_fp_fusion=False,
-    )  # fmt: skip
+    with torch.cuda.device_of(predictions):
+        cooccurrence_kernel[(models * splits, tiles * tiles)](
+            predictions, counts, flags, samples, chosen.rows_per_split, splits,
+            COLUMNS=columns, TILE=chosen.tile, ROWS=chosen.rows,
+            num_warps=chosen.num_warps, num_stages=chosen.num_stages, enable_fp_fusion=False,
+        )  # fmt: skip
     return counts.sum(1, dtype=torch.int64), flags
 
 
