@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +26,8 @@ from prunebench.models import build_model
 from prunebench.profile import contenders, measure, network, report, session
 from prunebench.profile.layers import ConvLayer, ConvShape
 from prunebench.profile.results import COMPILED, EAGER, NO_TIME, SHRUNK, Timing, series
+from prunebench.profile.roofline import SLOW, CeilingMeter
+from prunebench.profile.roofline_figure import roofline_svg
 from prunebench.profile.run import Profiler
 from prunebench.profile.settings import ProfileSettings
 from prunebench.profile.speed_figure import panels
@@ -197,6 +200,44 @@ def test_figures_stand_at_the_zeros_that_masks_have() -> None:
     (panel,) = panels(made_up_profile(found), "block")
     assert [words for _, words in panel.ticks] == ["0.5", "0.875"]
     assert panel.break_evens[0][1] == pytest.approx(0.75)
+
+
+def test_numbers_of_many_layers_stand_apart_in_the_roofline() -> None:
+    found = []
+    for number in range(32):
+        result = layer(f"layer{number}", "block", 0.5, block=2.0)
+        assert result.roof
+        found.append(replace(result, roof=replace(result.roof, flop_per_byte=4.0 + number)))
+    svg = roofline_svg(made_up_profile(tuple(found)))
+    assert svg
+    placed = re.findall(r'<text x="([0-9.]+)" y="([0-9.]+)" text-anchor="middle" font-size="11"', svg)
+    assert len(placed) == 32
+    for row in {y for _, y in placed}:
+        places = sorted(float(x) for x, y in placed if y == row)
+        assert min(after - before for before, after in itertools.pairwise(places)) > 14
+
+
+def test_slow_ceilings_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    stopwatch = measure.Stopwatch(CPU)
+    monkeypatch.setattr(stopwatch, "time", lambda *_, **__: calls.append("timed") or 800.0)
+    clock = itertools.count(0.0, 0.3)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    assert measure.fastest(lambda: None, stopwatch, 9) == 0.8
+    assert len(calls) == 2
+    meter = CeilingMeter.__new__(CeilingMeter)
+    meter._seconds = SLOW + 1
+    meter.try_again()  # would fail on what a meter that was never set up lacks
+
+
+def test_a_profile_tells_that_triton_did_not_run() -> None:
+    profile = made_up_profile()
+    result = layer("a", "block", 0.9, block=2.0)
+    ran = replace(result, timings=(result.timings[0], replace(result.timings[1], backend="torch")))
+    asked = replace(profile, layers=(ran,), settings=profile.settings | {"backend": "triton"})
+    line = "--backend triton: every layout ran in torch"
+    assert line in "\n".join(report.summary(asked))
+    assert line not in "\n".join(report.summary(replace(asked, settings=profile.settings)))
 
 
 def test_tables_have_a_head_where_nothing_was_measured(tmp_path: Path) -> None:

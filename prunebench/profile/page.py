@@ -39,12 +39,13 @@ def page(profile: Profile) -> str:
              report.BREAK_EVEN_HEAD, report.break_even_rows(profile)),
             ("Whole network", "Dense and sparse timed in turns, on a GPU with the host's launches; speed-up over the "
              "fastest dense one of the same turns. In brackets the zeros of all convolutions, where not as asked for. "
-             "Weights with their indices, activations at their peak, in 10^6 bytes.",
+             "Weights with their indices, activations and workspaces at their peak, in 10^6 bytes.",
              report.NETWORK_HEAD, report.network_rows(profile)),
             ("Layers", "Convolution, bias (a folded BatchNorm) and ReLU; the input in the memory format that each "
              "layout prefers. Medians with a hot cache, on a GPU without the host's launches. hot and cold: speed-up "
-             "of the fastest sparse layout over torch. roof: the dense bound. ceiling: what skipping zero blocks, and "
-             "what free zeros could give.",
+             "of the fastest sparse layout over torch. roof: the dense bound. ceiling: the dense bound over that of "
+             "skipping zero blocks, and over that of free zeros; a layer that runs dense below the roof can gain more, "
+             "and one without dead channels neither reads nor writes them.",
              report.LAYER_HEAD, report.layer_rows(profile)),
         ]],
         facts={**profile.environment, **profile.code, "started": profile.started_utc,

@@ -122,8 +122,8 @@ def _network_row(network: NetworkResult, profile: Profile) -> list[str]:
         *head,
         " / ".join(short(value) for value in (marks.p20, marks.p50, marks.p80)),
         network_speed_up(network, profile),
-        NOT_MEASURED if network.weights_mb is None else f"{network.weights_mb:.1f}",
-        NOT_MEASURED if network.peak_activations_mb is None else f"{network.peak_activations_mb:.1f}",
+        NOT_MEASURED if network.weights_mb is None else short(network.weights_mb),
+        NOT_MEASURED if network.peak_activations_mb is None else short(network.peak_activations_mb),
         layout_counts(network),
     ]
 
@@ -194,9 +194,10 @@ def summary(profile: Profile) -> list[str]:
     """What was profiled, on what, under which ceilings, and what is missing."""
     values = profile.settings
     where = profile.environment.get("gpu") or profile.environment.get("cpu")
+    threads = profile.environment["threads"]
     lines = [
         f"{values['model']}, batch {values['batch']}, {values['image']} x {values['image']}, {values['precision']}, "
-        f"on {where} ({profile.environment['threads']} threads, torch {profile.environment['torch']})"
+        f"on {where} ({threads} thread{'s' * (threads != 1)}, torch {profile.environment['torch']})"
     ]
     if profile.note:
         lines.append(profile.note)
@@ -218,6 +219,9 @@ def summary(profile: Profile) -> list[str]:
             f"faster than the roof: {', '.join(dict.fromkeys(faster))}. Operands in a hot cache need no copy, or "
             "the machine was busy whenever its ceilings were measured"
         )
+    ran = {timing.backend for result in profile.layers for timing in result.timings} - {None}
+    if values["backend"] == "triton" and ran and "triton" not in ran:
+        lines.append("--backend triton: every layout ran in torch; Triton's kernels need a CUDA device")
     if not values["compiled"]:
         lines.append(f"{COMPILED}: {NOT_MEASURED} (--no-compile; --compile takes some seconds more a layer)")
     if profile.left_out:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,8 @@ GPU_MATRIX, CPU_MATRIX = 8192, 1024
 CPU_CONVOLUTION, GPU_CONVOLUTION = (8, 128, 28), (128, 512, 28)
 """Batch, channels, and rows of the image that is convolved."""
 TRIALS = 5
+SLOW = 3.0
+"""Seconds of trials after which there is no second time: half precision that a processor only emulates."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +138,14 @@ class CeilingMeter:
         )
         self._convolution_flop = 18.0 * batch * side**2 * channels**2
         self.ceilings = Ceilings(0.0, 0.0)
+        self._seconds = 0.0
 
     @torch.inference_mode()
     def try_again(self, trials: int = TRIALS) -> None:
         """A few more trials; the best count."""
+        if self._seconds > SLOW:
+            return
+        begun = time.monotonic()
         left, right = self._factors
         copied = fastest(lambda: self._target.copy_(self._source), self._stopwatch, trials)
         before = torch.get_float32_matmul_precision()
@@ -156,3 +163,4 @@ class CeilingMeter:
             max(self.ceilings.matmul_flop_per_s, 2 * self._side**3 / multiplied),
             max(self.ceilings.convolution_flop_per_s, self._convolution_flop / convolved),
         )
+        self._seconds = time.monotonic() - begun

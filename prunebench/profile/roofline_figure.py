@@ -10,6 +10,8 @@ from prunebench.profile.results import EAGER, Profile, shown_layers
 
 HOT, COLD = "#0072B2", "#D55E00"
 WIDTH = 460
+GAP = 17
+"""Pixels from one layer's number to the next; where that is too much for all, they stand in two rows."""
 
 
 def roofline_svg(profile: Profile) -> str | None:
@@ -25,8 +27,10 @@ def roofline_svg(profile: Profile) -> str | None:
     low_x, high_x = log_range([p.intensity for p in points] + [ridge / 2, ridge * 2], 20)
     rates = [rate for p in points for rate in (p.hot, p.cold)]
     low_y, high_y = log_range([*rates, peak, min(bandwidth * low_x, peak)], 10)
-    canvas = Canvas(WIDTH, 412 + 17 * len(points), "Roofline: dense layers")
-    x, y = LogScale(low_x, high_x, 62, WIDTH - 14), LogScale(low_y, high_y, 318, 66)
+    x = LogScale(low_x, high_x, 62, WIDTH - 14)
+    top = 66 if GAP * (len(points) - 1) <= x.end - x.start else 78
+    y = LogScale(low_y, high_y, top + 252, top)
+    canvas = Canvas(WIDTH, top + 346 + 17 * len(points), "Roofline: dense layers")
     unit, scale = ("TFLOP/s", 1e-3) if peak >= 1e4 else ("GFLOP/s", 1.0)
     canvas.text(10, 20, "Dense layers beneath the roofline", size=15, style="bold")
     canvas.text(
@@ -90,10 +94,13 @@ def _roof_points(
     canvas: Canvas, points: Sequence[RoofPoint], x: LogScale, y: LogScale, unit: str, scale: float
 ) -> None:
     """Hot and cold joined by a line; the layers' numbers stand above the plot, each with a line to its point."""
-    places = spread([x(p.intensity) for p in points], 17, x.start, x.end)
+    gap = min(GAP, (x.end - x.start) / max(len(points) - 1, 1))
+    places = spread([x(p.intensity) for p in points], gap, x.start, x.end)
+    ranks = {place: rank for rank, place in enumerate(sorted(places))}
     for index, (point, place) in enumerate(zip(points, places)):
         spots = [(x(point.intensity), y(rate)) for rate in (point.hot, point.cold)]
-        canvas.text(place, y.end - 12, f"{index + 1}", anchor="middle", size=11, style="bold")
+        row = 12 * (ranks[place] % 2) if gap < GAP else 0
+        canvas.text(place, y.end - 12 - row, f"{index + 1}", anchor="middle", size=11, style="bold")
         canvas.line(
             [(place, y.end - 8), (spots[0][0], y.end), (spots[0][0], min(s[1] for s in spots))],
             AXIS,

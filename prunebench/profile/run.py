@@ -164,7 +164,7 @@ class Profiler:
         auto, reason = (
             (choice.layout, choice.reason) if choice else (None, "the whole network was not measured")
         )
-        if auto == results.SHRUNK and entry.timing(results.SHRUNK) is None:
+        if auto == results.SHRUNK and entry.timing(results.SHRUNK) is None and free > 0:
             auto = "dense"  # only a neighbour's channels died
         return dataclasses.replace(entry, roof=self._roof(layer, blocks, free), auto=auto, auto_reason=reason)
 

@@ -183,8 +183,10 @@ def panel_canvas(panel: Panel) -> Canvas:
     _draw_ceilings(canvas, panel, x, y)
     for curve in panel.curves:
         _draw_curve(canvas, curve, panel.joined, x, y)
+    apart = (x.end - x.start) / max(len(places), 1)
     for place, speed in panel.taken:
-        canvas.marker("ring", (x(place), y(speed)), DARK, size=7.5, hint="taken by auto")
+        size = min(7.5, max(4.5, 0.48 * apart))
+        canvas.marker("ring", (x(place), y(speed)), DARK, size=size, hint="taken by auto")
     for family, sparsity, words in panel.break_evens:
         if sparsity is not None:
             spot = (x(position(sparsity)), y(1))
@@ -280,6 +282,7 @@ def legend(profile: Profile, pattern: str) -> list[tuple[str, str, str]]:
     entries.append(("line", DARK, f"1{TIMES}: {EAGER} channels_last, dense"))
     entries.append(("dash", AXIS, "ceiling: zero 64 x 64 blocks skipped"))
     entries.append(("dot", AXIS, "ceiling: every zero free"))
+    entries.append(("upright", SOFT, "p20 to p80, hot cache"))
     if joined:
         entries.append(("thin", SOFT, "dashed in colour: cold cache"))
         entries.append(("diamond", DARK, "break-even, hot cache"))
@@ -298,11 +301,11 @@ def speed_up_svg(profile: Profile, pattern: str) -> str:
     head.text(10, 22, f"Speed-up over sparsity: {pattern} zeros", size=15, style="bold")
     left, top = 18.0, 46.0
     for kind, colour, words in keys:
-        if left + 30 + LETTER * len(words) > width:
+        if left + 38 + LETTER * len(words) > width:
             left, top = 18.0, top + 19
         draw_key(head, kind, colour, (left, top))
         head.text(left + 18, top + 4, words)
-        left += 44 + LETTER * len(words)
+        left += 52 + LETTER * len(words)
     height = top + 22
     rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
     whole = Canvas(
@@ -322,5 +325,7 @@ def draw_key(canvas: Canvas, kind: str, colour: str, spot: Spot) -> None:
     dashes = {"line": "", "dash": "6 3", "dot": "1.5 3", "thin": "3 3"}
     if kind in dashes:
         canvas.line([(x - 11, y), (x + 12, y)], colour, width=1.6, dash=dashes[kind])
+    elif kind == "upright":
+        canvas.line([(x, y - 7), (x, y + 7)], colour, width=1.6)
     else:
         canvas.marker(kind, spot, colour, size=5, hollow=kind == "diamond")
