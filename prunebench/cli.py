@@ -139,7 +139,7 @@ def check(
 def profile(  # noqa: PLR0913
     model: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="A model (default: convnet on a CPU, resnet18 on a GPU)."),
+        typer.Option(help="A model (default: that of --run, else convnet on a CPU, resnet18 on a GPU)."),
     ] = None,
     image: Annotated[
         Optional[int],  # noqa: UP045

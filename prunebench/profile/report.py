@@ -203,7 +203,10 @@ def summary(profile: Profile) -> list[str]:
         lines.append(profile.note)
     load, cores = (profile.environment.get(name) for name in ("load_average", "cores"))
     if load is not None and cores is not None and load >= cores:
-        lines.append(f"busy machine: load average {load:g} on {cores} cores at the start; times say little")
+        hint = " (OMP_NUM_THREADS=1 suffers less)" if threads > 1 else ""
+        lines.append(
+            f"busy machine: load average {load:g} on {cores} cores at the start; times say little{hint}"
+        )
     if profile.machine:
         machine = profile.machine
         lines.append(
