@@ -137,6 +137,26 @@ def tune_uncertainty(models: int, classes: int, dtype: torch.dtype, context: Con
     return {"tuned": [tune(configurations.OPERATION, key, options, context)]}
 
 
+def tune_sample_masks(network: str, context: Context) -> Result:
+    """The program of mask sampling for all layers of a network, masked bfloat16 weights out."""
+    from prunebench_kernels import mask_sampling_triton as kernel
+    from prunebench_kernels.mask_sampling_rule import Draw
+
+    layers = cases.MASK_LAYERS[network]
+    numel = context.sizes(sum(torch.Size(shape).numel() for shape in layers), 4096)
+    logits, weights = random(context, numel), random(context, numel)
+    out = torch.empty(numel, device=context.device, dtype=_dtype(context))
+    draw = Draw(7, 0, 1.0, True)
+    options = {
+        str(chosen): (
+            {"block": chosen.block, "num_warps": chosen.num_warps},
+            lambda chosen=chosen: kernel.forward(logits, weights, out, draw, forced=chosen),
+        )
+        for chosen in kernel.TUNING_CANDIDATES[: None if context.cuda else 1]
+    }
+    return {"tuned": [tune("sample_masks", kernel.key(numel), options, context)]}
+
+
 def _dtype(context: Context) -> torch.dtype:
     return context.sizes(torch.bfloat16, torch.float32)
 
@@ -179,6 +199,8 @@ def items(context: Context) -> list[Item]:
                 lambda c, m=models, k=classes, d=DTYPES[name]: tune_uncertainty(m, k, d, c),  # type: ignore[misc]
                 8,
             )
+    for network in ("resnet18", "convnet") if context.cuda else ("convnet",):
+        add(f"sample_masks, {network}", lambda c, n=network: tune_sample_masks(n, c), 6)  # type: ignore[misc]
     for case in heavy if context.cuda else heavy[:1]:
         for layout, pattern, sparsity in SPARSE:
             add(

@@ -237,5 +237,13 @@ def time_kernels(call: Call, device: torch.device, *, rounds: int = 20) -> Timin
 
 
 def compiled(function: Callable[..., object], *, mode: str | None = None) -> Callable[..., object]:
-    """torch.compile of the function for its exact shapes: the baseline a kernel must beat, not a straw man."""
+    """torch.compile of the function for its exact shapes: the baseline a kernel must beat, not a straw man.
+
+    By default torch gives up after eight shapes of one function and runs it uncompiled, with no more than a log
+    line: a baseline over many layers would be eager from the ninth on.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = 1024
+    torch._dynamo.config.accumulated_recompile_limit = 4096
     return torch.compile(function, dynamic=False, mode=mode)
