@@ -30,7 +30,7 @@ from prunebench.profile.roofline import SLOW, CeilingMeter
 from prunebench.profile.roofline_figure import roofline_svg
 from prunebench.profile.run import Profiler
 from prunebench.profile.settings import ProfileSettings
-from prunebench.profile.speed_figure import panels
+from prunebench.profile.speed_figure import panels, speed_up_svg
 from prunebench.store import write_tensors
 
 CPU = torch.device("cpu")
@@ -215,6 +215,14 @@ def test_numbers_of_many_layers_stand_apart_in_the_roofline() -> None:
     for row in {y for _, y in placed}:
         places = sorted(float(x) for x, y in placed if y == row)
         assert min(after - before for before, after in itertools.pairwise(places)) > 14
+
+
+def test_labels_of_tiny_speed_ups_are_not_cut() -> None:
+    found = tuple(layer("a", "block", sparsity, block=0.002) for sparsity in (0.5, 0.9))
+    svg = speed_up_svg(made_up_profile(found), "block")
+    labels = re.findall(r'<text x="([0-9.]+)" y="[0-9.]+" text-anchor="end"[^>]*>([0-9.]+\u00d7)<', svg)
+    assert "0.001\u00d7" in {words for _, words in labels}
+    assert all(float(x) > 7.6 * len(words) for x, words in labels)  # 7.6: a digit of DejaVu Sans, the widest
 
 
 def test_slow_ceilings_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:

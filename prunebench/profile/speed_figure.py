@@ -165,7 +165,8 @@ def panel_canvas(panel: Panel) -> Canvas:
     low, high = log_range([*speeds, *roofs, 1.0], 4)
     places = [place for place, _ in panel.ticks]
     margin = 0.08 * (max(places) - min(places)) or 0.5
-    x = Scale(min(places) - margin, max(places) + margin, 46, PANEL_WIDTH - 10)
+    left = 8 + 1.2 * LETTER * max(len(f"{tick:g}{TIMES}") for tick in log_ticks(low, high))
+    x = Scale(min(places) - margin, max(places) + margin, max(46, left), PANEL_WIDTH - 10)
     y = LogScale(low, high, PANEL_HEIGHT - 44, 46)
     canvas.text(8, 17, panel.title, size=13, style="bold")
     canvas.text(8, 33, panel.subtitle, style="soft")
