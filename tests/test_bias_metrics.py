@@ -141,6 +141,26 @@ def test_directional_amplification_against_loops() -> None:
     assert result.attribute_to_task_pairs.shape == (3, 2)
 
 
+def test_exact_independence_has_no_direction() -> None:
+    """P(a) = 5 / 15, P(t) = 9 / 15, P(a, t) = 3 / 15: in floating point the product is not their product."""
+    train_attribute = np.array([1] * 5 + [0] * 10)[:, None]
+    train_task = np.array([[1, 1]] * 3 + [[0, 1]] * 2 + [[1, 1]] * 6 + [[0, 1]] * 4)
+    t, a = draw(0, 50, 2), draw(1, 50, 1)
+    result = directional_bias_amplification(
+        1 - t, t, 1 - a, a, train_task=train_task, train_attribute=train_attribute
+    )
+    assert (result.attribute_to_task, result.task_to_attribute) == (0, 0)
+
+
+def test_training_labels_that_are_all_zero_are_named() -> None:
+    labels = draw(0, 20, 2)
+    nothing = np.zeros((10, 2), dtype=np.int64)
+    with pytest.raises(MetricError, match=r"^train_task: no training sample"):
+        directional_bias_amplification(
+            *(labels, labels, labels, labels), train_task=nothing, train_attribute=nothing
+        )
+
+
 @given(seed=st.integers(0, 10_000), rows=st.integers(1, 30), rate=st.floats(0, 1))
 def test_thresholds_give_exactly_as_many_positives(seed: int, rows: int, rate: float) -> None:
     logits = np.random.default_rng(seed).standard_normal((rows, 3))
@@ -173,6 +193,20 @@ def test_calibration_error_by_hand() -> None:
     logits = torch.cat([torch.logit(probability), torch.tensor([1000.0])]).unsqueeze(1)
     label = torch.tensor([[0], [1], [1], [1]])
     assert expected_calibration_error(logits, label).tolist() == pytest.approx([(0.9 + 0.05) / 4])
+
+
+def test_no_bins_are_named() -> None:
+    with pytest.raises(MetricError, match=r"^bins: want at least one"):
+        expected_calibration_error(np.zeros((2, 1)), np.zeros((2, 1)), bins=0)
+
+
+def test_views_and_read_only_arrays_are_taken() -> None:
+    logits = np.random.default_rng(0).standard_normal((20, 3))
+    label = draw(1, 20, 3)
+    expected = area_under_curve(logits, label)
+    turned, fixed = logits[::-1], label[::-1].copy()
+    fixed.flags.writeable = False
+    torch.testing.assert_close(area_under_curve(turned, fixed), expected)
 
 
 def test_rare_values_by_hand() -> None:

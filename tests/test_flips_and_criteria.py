@@ -13,6 +13,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from prunebench.errors import MetricError
+from prunebench.metrics import flips
 from prunebench.metrics.criteria import (
     bias_variance,
     evaluate_susceptibility,
@@ -54,8 +55,22 @@ def test_one_dense_model_has_no_control() -> None:
 def test_exemplars_name_wrong_arguments() -> None:
     with pytest.raises(MetricError, match=r"^sparse_prediction: has 2 samples"):
         compression_identified_exemplars(np.zeros((2, 3), dtype=int), np.zeros((2, 2), dtype=int))
-    with pytest.raises(MetricError, match=r"^dense_prediction: want class indices"):
+    with pytest.raises(MetricError, match=r"^dense_prediction: want indices from 0, as integers"):
         compression_identified_exemplars(np.zeros((2, 3)), np.zeros((2, 3), dtype=int))
+
+
+def test_exemplars_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(3)
+    dense, sparse = generator.integers(0, 5, (4, 50)), generator.integers(0, 5, (3, 50))
+    whole = compression_identified_exemplars(dense, sparse)
+    monkeypatch.setattr(flips, "COUNTS_AT_A_TIME", 35)
+    pieces = compression_identified_exemplars(dense, sparse)
+    assert torch.equal(pieces.modal, whole.modal)
+    assert torch.equal(pieces.taxicab, whole.taxicab)
+    assert pieces.control_share == whole.control_share
+    shares = [(values[..., None] == np.arange(5)).mean(0) for values in (dense, sparse)]
+    assert whole.modal.tolist() == (shares[0].argmax(1) != shares[1].argmax(1)).tolist()
+    np.testing.assert_allclose(whole.taxicab, np.abs(shares[0] - shares[1]).sum(1), atol=1e-15)
 
 
 @given(seed=st.integers(0, 10_000))
@@ -85,6 +100,41 @@ def test_recall_change_against_scipy() -> None:
     relative = recall_change(dense, sparse, label)
     shift = (sparse == label).mean() - (dense == label).mean()
     assert (result.change - relative.change).tolist() == pytest.approx([shift] * 3)
+
+
+def test_recalls_that_differ_by_rounding_are_equal() -> None:
+    """Recall of class 0 less accuracy is (a - b) / 20 with a and b hits in the classes: 0.1 for all of them."""
+    label = np.array([0] * 10 + [1] * 10)
+
+    def model(hits: int) -> np.ndarray:
+        return np.array([0] * (hits + 2) + [1] * (8 - hits) + [1] * hits + [0] * (10 - hits))
+
+    dense, sparse = (np.stack([model(hits) for hits in counts]) for counts in ((3, 5, 6), (1, 4, 7)))
+    result = recall_change(dense, sparse, label)
+    assert result.change.abs().max() < 1e-15
+    assert result.p_value.tolist() == [1, 1]
+
+
+def test_recall_that_does_not_vary_on_one_side() -> None:
+    label = np.zeros(10, dtype=int)
+    dense = np.zeros((3, 10), dtype=int)
+    sparse = dense.copy()
+    sparse[0, :2], sparse[1, :5] = 1, 1
+    result = recall_change(dense, sparse, label, relative=False)
+    statistic = (1 - 2.3 / 3) / math.sqrt(np.var([0.8, 0.5, 1.0], ddof=1) / 3)
+    assert float(result.p_value[0]) == pytest.approx(2 * stats.t.sf(statistic, 2))
+
+
+def test_labels_that_are_no_indices_are_named() -> None:
+    two = np.zeros((2, 3), dtype=int)
+    with pytest.raises(MetricError, match=r"^label: want indices from 0"):
+        recall_change(two, two, np.array([0.0, 0.5, 1.0]))
+    with pytest.raises(MetricError, match=r"^label: want indices from 0"):
+        recall_change(two, two, np.array([0, -1, 1]))
+    with pytest.raises(MetricError, match=r"^group: want indices from 0"):
+        recall_change(two, two, two[0], np.array([0, -1, 1]))
+    with pytest.raises(MetricError, match=r"^label: want indices from 0"):
+        bias_variance(np.zeros((2, 3, 2)), np.array([0.0, 0.5, 1.0]))
 
 
 def test_recall_by_group_with_an_empty_group() -> None:

@@ -326,6 +326,13 @@ def test_extreme_scales_in_float64(scale: float) -> None:
     assert correlation(outputs).isnan().sum() == 7
 
 
+def test_a_constant_column_in_float64_takes_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = mixed((50, 4))
+    outputs[:, 2] = 0.1
+    monkeypatch.setattr(dependence_torch, "_scaled_to_one", None)
+    assert_correlation(correlation(outputs), outputs)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("value", [0.0, 0.1, 1.0, -2.5, 1e8, 12345679.0])
 def test_constant_column(value: float, backend: str) -> None:

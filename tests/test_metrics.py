@@ -131,6 +131,22 @@ def test_order_of_samples_does_not_matter(samples: list[tuple[int, int, int]], r
         assert torch.equal(one, other)
 
 
+def test_labels_as_bytes_do_not_wrap_around() -> None:
+    label = torch.arange(20).repeat(3)
+    bias = label.flip(0)
+    expected = group_accuracy(label, label, bias)
+    found = group_accuracy(label.to(torch.uint8), label.to(torch.uint8), bias.to(torch.uint8))
+    assert torch.equal(found.count, expected.count)
+    assert torch.equal(found.correct, expected.correct)
+
+
+def test_one_sample_is_named() -> None:
+    with pytest.raises(MetricError, match=r"^prediction: want at least two samples"):
+        interdependence(np.zeros((1, 3)))
+    with pytest.raises(MetricError, match=r"^logits: want at least two samples"):
+        output_correlation(np.zeros((1, 3)))
+
+
 def test_range_errors() -> None:
     one, pair = torch.tensor([1]), torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"label: values outside 0\.\.1"):

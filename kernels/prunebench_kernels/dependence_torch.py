@@ -71,13 +71,19 @@ def normalised(numerator: Tensor, constant: Tensor) -> Tensor:
     return matrix.masked_fill(constant.unsqueeze(-1) | constant.unsqueeze(-2), math.nan)
 
 
+def _is_extreme(own: Tensor, outputs: Tensor) -> bool:
+    """Whether a square sum `[M, K]` of a column that varies could leave float64."""
+    extreme = ~((own > 1 / EXTREME) & (own < EXTREME))
+    return bool(extreme.any()) and bool((extreme & (outputs != outputs[:, :1]).any(1)).any())
+
+
 def correlation(outputs: Tensor, name: str) -> Tensor:
     """Pearson correlation `[M, K, K]` of `[M, N, K]`. Raises ArgumentError, naming `name`, if not finite."""
     products, sums = shifted_sums(outputs)
     if not torch.isfinite(sums).all():
         check_finite(name, outputs)
     own = products.diagonal(dim1=-2, dim2=-1)
-    if outputs.dtype == torch.float64 and not ((own > 1 / EXTREME) & (own < EXTREME)).all():
+    if outputs.dtype == torch.float64 and _is_extreme(own, outputs):
         products, sums = shifted_sums(_scaled_to_one(outputs))
         own = products.diagonal(dim1=-2, dim2=-1)
     constant = own == 0

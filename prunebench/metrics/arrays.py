@@ -13,6 +13,10 @@ Array = Tensor | np.ndarray
 
 def as_tensor(name: str, values: Array, *, ndim: int) -> Tensor:
     """`values` as a CPU tensor of `ndim` dimensions. Raises MetricError naming the argument."""
+    if isinstance(
+        values, np.ndarray
+    ):  # torch takes no negative strides, and warns of arrays that are read only
+        values = np.require(values, requirements=["C", "W"])
     tensor = torch.as_tensor(values).detach().cpu()
     if tensor.ndim != ndim:
         raise MetricError(f"{name}: want {ndim} dimensions, got shape {tuple(tensor.shape)}")
@@ -35,6 +39,14 @@ def as_finite(name: str, values: Array, *, ndim: int) -> Tensor:
     if not torch.isfinite(tensor).all():
         raise MetricError(f"{name}: contains values that are not finite")
     return tensor
+
+
+def as_classes(name: str, values: Array, *, ndim: int) -> Tensor:
+    """Indices from 0 as int64. Raises MetricError on negative values and other dtypes."""
+    tensor = as_tensor(name, values, ndim=ndim)
+    if tensor.is_floating_point() or tensor.is_complex() or int(tensor.min()) < 0:
+        raise MetricError(f"{name}: want indices from 0, as integers")
+    return tensor.long()
 
 
 def check_rows(name: str, values: Tensor, other_name: str, other: Tensor) -> None:

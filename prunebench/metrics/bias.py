@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunebench.errors import MetricError
 from prunebench.metrics.arrays import Array, as_binary, check_columns, check_rows
 
 FEWEST_POSITIVES = 10
@@ -98,7 +99,8 @@ def directional_bias_amplification(
 ) -> DirectionalBiasAmplification:
     """Both directions of Wang & Russakovsky (ICML 2021).
 
-    sign_at = sign(P_train(a, t) - P_train(a) P_train(t)), over training samples with a task or attribute label.
+    sign_at = sign(P_train(a, t) - P_train(a) P_train(t)), over training samples with a task or attribute label;
+    from counts, so that independence is exactly 0.
     A -> T: mean over (a, t) of sign_at (P(That_t = 1 | A_a = 1) - P(T_t = 1 | A_a = 1)); T -> A: mean of
     sign_at (P(Ahat_a = 1 | T_t = 1) - P(A_a = 1 | T_t = 1)). Task arrays 0/1 `[N, T]`, attribute arrays `[N, A]`.
     Pairs without members in the test split are nan and left out of the means.
@@ -119,10 +121,10 @@ def directional_bias_amplification(
         check_columns(name, values, "attribute_label", other)
 
     labelled = (train_t.sum(1) + train_a.sum(1)) > 0
+    if not labelled.any():
+        raise MetricError("train_task: no training sample has a task or attribute label")
     train_t, train_a = train_t[labelled], train_a[labelled]
-    count = len(train_t)
-    together = train_a.T @ train_t / count
-    sign = torch.sign(together - torch.outer(train_a.mean(0), train_t.mean(0)))
+    sign = torch.sign(train_a.T @ train_t * len(train_t) - torch.outer(train_a.sum(0), train_t.sum(0)))
     a_to_t = sign * ((a.T @ t_hat) - (a.T @ t)) / a.sum(0).unsqueeze(1)
     t_to_a = sign * ((a_hat.T @ t) - (a.T @ t)) / t.sum(0).unsqueeze(0)
     return DirectionalBiasAmplification(float(a_to_t.nanmean()), float(t_to_a.nanmean()), a_to_t, t_to_a)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from prunebench.errors import MetricError
 from prunebench.metrics.arrays import Array, as_binary, as_finite, check_columns, check_rows
 
 
@@ -43,6 +44,8 @@ def expected_calibration_error(logits: Array, label: Array, *, bins: int = 10) -
 
     logits: `[N, K]`, label: 0/1 `[N, K]`. p = 1 falls into the last bin. Source: Iofinova et al., CVPR 2023.
     """
+    if bins < 1:
+        raise MetricError(f"bins: want at least one, got {bins}")
     logits, label = as_finite("logits", logits, ndim=2), as_binary("label", label, ndim=2)
     check_rows("label", label, "logits", logits)
     check_columns("label", label, "logits", logits)

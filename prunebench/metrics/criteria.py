@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunebench.errors import MetricError
-from prunebench.metrics.arrays import Array, as_binary, as_finite, as_tensor, check_rows
+from prunebench.metrics.arrays import Array, as_binary, as_classes, as_finite, as_tensor, check_rows
 
 
 def susceptibility(dense_logits: Array) -> Tensor:
@@ -78,7 +78,7 @@ def rank_correlation(
 ) -> RankCorrelation:
     """Spearman's rank correlation of `[K]` and `[K]`, with a percentile bootstrap over the pairs.
 
-    Pairs with a nan are left out and counted out; draws in which a side is constant are left out.
+    Pairs with a value that is not finite are left out; draws in which a side is constant too.
     """
     from scipy.stats import rankdata
 
@@ -123,12 +123,12 @@ def bias_variance(probabilities: Array, label: Array) -> BiasVariance:
     Raises MetricError with a single seed. Source: Yang et al., ICML 2020 (the squared-loss decomposition).
     """
     values = as_finite("probabilities", probabilities, ndim=3)
-    truth = as_tensor("label", label, ndim=1).long()
+    truth = as_classes("label", label, ndim=1)
     if len(values) < 2:
         raise MetricError("probabilities: want at least two seeds, got 1")
     if len(truth) != values.shape[1]:
         raise MetricError(f"label: has {len(truth)} samples, probabilities {values.shape[1]}")
-    if int(truth.min()) < 0 or int(truth.max()) >= values.shape[2]:
+    if int(truth.max()) >= values.shape[2]:
         raise MetricError(f"label: values outside 0..{values.shape[2] - 1}")
     target = torch.nn.functional.one_hot(truth, values.shape[2]).double()
     mean = values.mean(0)

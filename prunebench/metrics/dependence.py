@@ -8,6 +8,7 @@ import prunebench_kernels as kernels
 import torch
 from torch import Tensor
 
+from prunebench.errors import MetricError
 from prunebench.metrics.arrays import Array, as_binary, as_finite
 
 
@@ -18,12 +19,18 @@ def interdependence(prediction: Array) -> Tensor:
     columns of a multi-class task always sum to 1, so there it says nothing: use `output_correlation` of the
     logits. Source: Iofinova et al., CVPR 2023.
     """
-    return kernels.interdependence(as_binary("prediction", prediction, ndim=2))
+    return kernels.interdependence(_two_samples("prediction", as_binary("prediction", prediction, ndim=2)))
 
 
 def output_correlation(logits: Array) -> Tensor:
     """Pearson correlation `[K, K]` between the columns of logits `[N, K]`; nan where a column is constant."""
-    return kernels.correlation(as_finite("logits", logits, ndim=2))
+    return kernels.correlation(_two_samples("logits", as_finite("logits", logits, ndim=2)))
+
+
+def _two_samples(name: str, values: Tensor) -> Tensor:
+    if len(values) < 2:
+        raise MetricError(f"{name}: want at least two samples, got 1")
+    return values
 
 
 def mean_absolute_correlation(logits: Tensor) -> Tensor:

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from prunebench.errors import MetricError
-from prunebench.metrics.arrays import Array, as_tensor
+from prunebench.metrics.arrays import Array, as_classes
 
 SPLITS = 50
 """At most so many draws of equal populations are averaged."""
+COUNTS_AT_A_TIME = 1 << 22
+"""Samples times classes of a table of counts: 32 MiB."""
 
 
 @dataclass(frozen=True)
@@ -50,25 +52,21 @@ def compression_identified_exemplars(dense_prediction: Array, sparse_prediction:
     Raises MetricError on shapes that disagree or negative classes. Source: Hooker et al., 2019 (modal), and 2020
     (taxicab); the control is this project's.
     """
-    dense, sparse = (
-        _classes("dense_prediction", dense_prediction),
-        _classes("sparse_prediction", sparse_prediction),
-    )
+    dense = as_classes("dense_prediction", dense_prediction, ndim=2)
+    sparse = as_classes("sparse_prediction", sparse_prediction, ndim=2)
     if dense.shape[1] != sparse.shape[1]:
         raise MetricError(
             f"sparse_prediction: has {sparse.shape[1]} samples, dense_prediction {dense.shape[1]}"
         )
-    classes = int(max(dense.max(), sparse.max())) + 1
-    dense_votes, sparse_votes = (functional.one_hot(values, classes) for values in (dense, sparse))
-    modal, taxicab = _compare(dense_votes, sparse_votes)
+    modal, taxicab = _compare(dense, sparse)
     half = min(len(dense) // 2, len(sparse))
     if half == 0:
         return Exemplars(modal, taxicab, 0, *[math.nan] * 4)
     matched: list[tuple[float, float]] = []
     control: list[tuple[float, float]] = []
     for first, rest in _halves(len(dense), half):
-        for others, pool in ((matched, sparse_votes), (control, dense_votes[rest])):
-            flipped, distance = _compare(dense_votes[first], pool[:half])
+        for others, pool in ((matched, sparse), (control, dense[rest])):
+            flipped, distance = _compare(dense[first], pool[:half])
             others.append((float(flipped.double().mean()), float(distance.mean())))
     (matched_share, matched_taxicab), (control_share, control_taxicab) = (
         np.mean(values, axis=0).tolist() for values in (matched, control)
@@ -76,17 +74,23 @@ def compression_identified_exemplars(dense_prediction: Array, sparse_prediction:
     return Exemplars(modal, taxicab, half, matched_share, matched_taxicab, control_share, control_taxicab)
 
 
-def _classes(name: str, values: Array) -> Tensor:
-    tensor = as_tensor(name, values, ndim=2)
-    if tensor.is_floating_point() or int(tensor.min()) < 0:
-        raise MetricError(f"{name}: want class indices from 0, as integers")
-    return tensor.long()
-
-
 def _compare(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Modal flips and taxicab distances of two populations of one-hot votes `[R, N, C]`."""
-    shares = [votes.double().mean(0) for votes in (first, second)]
-    return shares[0].argmax(1) != shares[1].argmax(1), (shares[0] - shares[1]).abs().sum(1)
+    """Modal flips and taxicab distances of two populations of class indices `[R, N]`, some samples at a time."""
+    classes = int(max(first.max(), second.max())) + 1
+    samples = max(COUNTS_AT_A_TIME // classes, 1)
+    flipped, distance = [], []
+    for pair in zip(first.split(samples, dim=1), second.split(samples, dim=1)):
+        one, two = (_label_shares(part, classes) for part in pair)
+        flipped.append(one.argmax(1) != two.argmax(1))
+        distance.append((one - two).abs_().sum(1))
+    return torch.cat(flipped), torch.cat(distance)
+
+
+def _label_shares(prediction: Tensor, classes: int) -> Tensor:
+    """Share of the models `[R, N]` that predict each class, `[N, C]`; equal counts are equal numbers."""
+    one = torch.ones((), dtype=torch.float64).expand(prediction.T.shape)
+    counts = torch.zeros(prediction.shape[1], classes, dtype=torch.float64)
+    return counts.scatter_add_(1, prediction.T, one).div_(len(prediction))
 
 
 def _halves(total: int, half: int) -> list[tuple[list[int], list[int]]]:
@@ -123,40 +127,41 @@ def recall_change(
     all samples first (Hooker et al., 2019). Welch's t-test over models, corrected for the number of groups by
     Holm's method. Groups without samples are nan. Raises MetricError with fewer than two models on a side.
     """
-    from scipy.stats import ttest_ind
-
-    truth = as_tensor("label", label, ndim=1).long()
-    members = truth if group is None else as_tensor("group", group, ndim=1).long()
-    if int(members.min()) < 0:
-        raise MetricError("group: want indices from 0")
+    truth = as_classes("label", label, ndim=1)
+    members = truth if group is None else as_classes("group", group, ndim=1)
+    membership = functional.one_hot(members).double()
     recalls = []
     for name, prediction in (
         ("dense_prediction", dense_prediction),
         ("sparse_prediction", sparse_prediction),
     ):
-        values = _classes(name, prediction)
+        values = as_classes(name, prediction, ndim=2)
         if len(values) < 2:
             raise MetricError(f"{name}: want at least two models to test, got {len(values)}")
         for other, array in (("label", truth), ("group", members)):
             if len(array) != values.shape[1]:
                 raise MetricError(f"{other}: has {len(array)} samples, {name} {values.shape[1]}")
         hits = (values == truth).double()
-        membership = functional.one_hot(members).double()
         recall = hits @ membership / torch.where(membership.sum(0) > 0, membership.sum(0), math.nan)
-        recalls.append(recall - hits.mean(1, keepdim=True) if relative else recall)
+        recall = recall - hits.mean(1, keepdim=True) if relative else recall
+        recalls.append(recall.round(decimals=12))  # equal differences of shares are then equal numbers
     dense, sparse = recalls
-    change = sparse.mean(0) - dense.mean(0)
-    p_value = torch.full_like(change, math.nan)
-    for column in torch.nonzero(~torch.isnan(change)).flatten().tolist():
-        p_value[column] = _welch(ttest_ind, sparse[:, column], dense[:, column])
-    return RecallChange(change, p_value, holm(p_value))
+    p_value = _welch(sparse, dense)
+    return RecallChange(sparse.mean(0) - dense.mean(0), p_value, holm(p_value))
 
 
-def _welch(ttest_ind, first: Tensor, second: Tensor) -> float:  # type: ignore[no-untyped-def]
-    """Two-sided p; where neither side varies, 0 if the means differ and 1 if they do not."""
-    if float(first.std()) == 0 and float(second.std()) == 0:
-        return float(first.mean() == second.mean())
-    return float(ttest_ind(first.numpy(), second.numpy(), equal_var=False).pvalue)
+def _welch(first: Tensor, second: Tensor) -> Tensor:
+    """Two-sided p `[G]` of `[R, G]` and `[S, G]`; where neither side varies, 0 if the means differ, else 1."""
+    from scipy.special import stdtr
+
+    moved = [values - values[0] for values in (first, second)]  # exactly 0 where a side does not vary
+    mean = [values[0] + d.mean(0) for values, d in zip((first, second), moved)]
+    error = [d.var(0) / len(d) for d in moved]
+    total = error[0] + error[1]
+    freedom = total**2 / sum(e**2 / (len(d) - 1) for e, d in zip(error, moved))
+    statistic = (mean[0] - mean[1]).abs() / total.sqrt()
+    p_value = 2 * torch.from_numpy(stdtr(freedom.numpy(), -statistic.numpy()))
+    return torch.where(total == 0, (mean[0] == mean[1]).double(), p_value)
 
 
 def holm(p_values: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def group_tables(
         if len(values) and (int(values.min()) < 0 or int(values.max()) >= bound):
             raise ValueError(f"{name}: values outside 0..{bound - 1}")
     aligned_pair = aligned_pair.cpu()
-    group = label * aligned_pair.shape[1] + bias
+    group = label.long() * aligned_pair.shape[1] + bias  # bytes would wrap around
     count = torch.bincount(group.cpu(), minlength=aligned_pair.numel()).view(aligned_pair.shape)
     correct = _hits_by_group(predictions, label, group, aligned_pair.numel())
     return [GroupTable(count, hits.view(aligned_pair.shape), aligned_pair) for hits in correct]
