@@ -37,16 +37,7 @@ from prunebench_kernels.machine_code import count_instructions
 TABLE = Path(__file__).parents[1] / "bench" / "compiled.csv"
 FLOATS = frozenset({"fp32", "fp16", "bf16"})
 
-OTHER_DTYPES: dict[tuple[str, str], str] = {
-    (
-        "masked_weight_product_kernel",
-        "mask",
-    ): "float16 masks have no case yet; bool, float32 and bfloat16 have",
-    (
-        "masked_weight_gradients_kernel",
-        "mask",
-    ): "float16 masks have no case yet; bool, float32 and bfloat16 have",
-}
+OTHER_DTYPES: dict[tuple[str, str], str] = {}
 """(kernel, argument): why it does not take all three floats, although it takes half precision."""
 
 NO_FLOATS: dict[str, str] = {

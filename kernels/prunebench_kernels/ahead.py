@@ -132,8 +132,11 @@ def _compiled(case: CompileCase, capability: int) -> _Compiled:
         constexprs=dict(case.constexprs),
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in case.divisible_by_16},
     )
-    # Triton 3.10 turns the fusion of a * b + c off by default; the versions here have it on.
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True}
+    options = {
+        "num_warps": case.num_warps,
+        "num_stages": case.num_stages,
+        "enable_fp_fusion": case.fp_fusion,
+    }
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return _Compiled(
         case.name, kernel_name(case), triton.__version__, int(made.metadata.shared), made.asm["cubin"]

@@ -18,7 +18,8 @@ class CompileCase:
     `constexprs` gives the values of the latter. `divisible_by_16` names pointers and integers that may be
     assumed divisible by 16, as Triton's own launcher would find for aligned tensors. `expects` may hold
     `tensor-cores` (MMA instructions must appear: WGMMA on sm_90, HMMA on sm_80; leave it out for IEEE fp32)
-    and `vector-loads` (128-bit global loads or asynchronous copies must appear).
+    and `vector-loads` (128-bit global loads or asynchronous copies must appear). `fp_fusion` is what the launch
+    function gives as `enable_fp_fusion`: whether a * b + c may become one rounding.
     """
 
     name: str
@@ -29,3 +30,4 @@ class CompileCase:
     num_warps: int = 4
     num_stages: int = 2
     expects: frozenset[str] = frozenset()
+    fp_fusion: bool = True

@@ -161,6 +161,7 @@ def _finish_case(columns: int) -> CompileCase:
         divisible_by_16=(*pointers, "rows_per_split"),
         num_warps=4,
         num_stages=3,
+        fp_fusion=False,
     )
 
 

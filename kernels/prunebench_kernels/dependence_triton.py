@@ -309,6 +309,7 @@ def _sums_case(kernel: object, dtype: str, columns: int) -> CompileCase:
         num_warps=chosen.num_warps,
         num_stages=chosen.num_stages,
         expects=frozenset(expects),
+        fp_fusion=False,
     )
 
 

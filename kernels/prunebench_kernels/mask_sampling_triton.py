@@ -255,6 +255,7 @@ def _forward_case(out: str, weights: str | None, logits: str, squash: bool) -> C
         divisible_by_16=("logits", "weights", "out"),
         num_warps=chosen.num_warps,
         expects=frozenset({"vector-loads"}),
+        fp_fusion=False,
     )
 
 
@@ -286,6 +287,7 @@ def _backward_case(gradient: str, weights: str | None, both: bool, squash: bool)
         divisible_by_16=("gradient", "logits", "weights", "to_logits", "to_weights"),
         num_warps=chosen.num_warps,
         expects=frozenset({"vector-loads"}),
+        fp_fusion=False,
     )
 
 

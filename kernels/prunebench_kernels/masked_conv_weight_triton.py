@@ -255,6 +255,7 @@ def _cases() -> tuple[CompileCase, ...]:
             ("*fp32", "*u8", "*bf16"),
             ("*fp32", "*fp32", "*fp16"),
             ("*fp16", "*u8", "*fp16"),
+            ("*fp16", "*fp16", "*fp16"),
             ("*bf16", "*bf16", "*bf16"),
         ):
             product = {"weight": weight, "mask": mask, "out": out}
