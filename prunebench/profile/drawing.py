@@ -170,3 +170,15 @@ class Canvas:
             + "\n".join(self.parts)
             + "\n</svg>\n"
         )
+
+
+def draw_key(canvas: Canvas, kind: str, colour: str, spot: Spot) -> None:
+    """The sign of a legend's entry, about 24 pixels wide, centred on `spot`."""
+    x, y = spot
+    dashes = {"line": "", "dash": "6 3", "dot": "1.5 3", "thin": "3 3"}
+    if kind in dashes:
+        canvas.line([(x - 11, y), (x + 12, y)], colour, width=1.6, dash=dashes[kind])
+    elif kind == "upright":
+        canvas.line([(x, y - 7), (x, y + 7)], colour, width=1.6)
+    else:
+        canvas.marker(kind, spot, colour, size=5, hollow=kind == "diamond")

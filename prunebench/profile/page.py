@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from prunebench.profile import report
-from prunebench.profile.drawing import SOFT, Canvas
+from prunebench.profile.drawing import SOFT, Canvas, draw_key
 from prunebench.profile.results import Profile, shown_patterns
 from prunebench.profile.roofline_figure import roofline_svg
-from prunebench.profile.speed_figure import draw_key, has_sparse, legend, panel_canvas, panels
+from prunebench.profile.speed_figure import has_sparse, legend, panel_canvas, panels
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -18,6 +18,7 @@ from prunebench.profile.drawing import (
     LogScale,
     Scale,
     Spot,
+    draw_key,
     log_range,
     log_ticks,
 )
@@ -318,15 +319,3 @@ def speed_up_svg(profile: Profile, pattern: str) -> str:
             whole.put(picture, 6 + index * (PANEL_WIDTH + 20), height)
         height += max(picture.height for picture in row) + 12
     return whole.svg()
-
-
-def draw_key(canvas: Canvas, kind: str, colour: str, spot: Spot) -> None:
-    """The sign of a legend's entry, about 24 pixels wide, centred on `spot`."""
-    x, y = spot
-    dashes = {"line": "", "dash": "6 3", "dot": "1.5 3", "thin": "3 3"}
-    if kind in dashes:
-        canvas.line([(x - 11, y), (x + 12, y)], colour, width=1.6, dash=dashes[kind])
-    elif kind == "upright":
-        canvas.line([(x, y - 7), (x, y + 7)], colour, width=1.6)
-    else:
-        canvas.marker(kind, spot, colour, size=5, hollow=kind == "diamond")
