@@ -136,6 +136,16 @@ def finish_tile(columns: int) -> int:
     return min(128, max(16, triton.next_power_of_2(columns)))
 
 
+def finish_splits(columns: int) -> int:
+    """Splits read at once: 16 spill in Triton 3.6 where more than 32 columns do not fill a tile, or fill one of 128."""
+    return 16 if columns <= 32 or columns == 64 else 8
+
+
+def finish_warps(columns: int) -> int:
+    """Warps of a program."""
+    return 8 if finish_tile(columns) == 128 else 4
+
+
 def finish(
     products: Tensor, statistics: Tensor, matrix: Tensor, status: Tensor, *, samples: int, rows_per_split: int
 ) -> None:
@@ -143,7 +153,8 @@ def finish(
     models, splits, _, columns = products.shape
     correlation_finish_kernel[(models * columns, status.shape[1])](
         products, statistics, matrix, status, samples, rows_per_split, splits,
-        COLUMNS=columns, TILE=finish_tile(columns), SPLITS=16, num_warps=4, enable_fp_fusion=False,
+        COLUMNS=columns, TILE=finish_tile(columns), SPLITS=finish_splits(columns),
+        num_warps=finish_warps(columns), enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -151,7 +162,7 @@ _SIZES = {"samples": "i32", "rows_per_split": "i32", "splits": "i32"}
 
 
 def _finish_case(columns: int) -> CompileCase:
-    sizes = {"COLUMNS": columns, "TILE": finish_tile(columns), "SPLITS": 16}
+    sizes = {"COLUMNS": columns, "TILE": finish_tile(columns), "SPLITS": finish_splits(columns)}
     pointers = {"products": "*fp32", "statistics": "*fp32", "matrix": "*fp64", "status": "*i32"}
     return CompileCase(
         name=f"correlation finish, {columns} columns",
@@ -159,7 +170,7 @@ def _finish_case(columns: int) -> CompileCase:
         signature={**pointers, **_SIZES, **dict.fromkeys(sizes, "constexpr")},
         constexprs=sizes,
         divisible_by_16=(*pointers, "rows_per_split"),
-        num_warps=4,
+        num_warps=finish_warps(columns),
         num_stages=3,
         fp_fusion=False,
     )

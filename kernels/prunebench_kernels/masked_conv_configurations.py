@@ -45,6 +45,13 @@ def configuration(
         columns = 64
     # Where channels fill no vector, every element has its own pointer: 4 warps spill on sm_80.
     warps = 8 if tile_rows * columns >= 128 * 128 or channels % 4 else 4
+    # Triton 3.6 spills a few registers of the 4 warps of a strided 1x1 dgrad, but for TF32.
+    strided = geometry.stride != (1, 1)
+    if part == "dgrad" and geometry.kernel == (1, 1) and strided and name != "tf32":
+        warps = 8
+    if not geometry.channels_last and name != "float32":
+        # In NCHW every pixel has its own pointer: Triton 3.6 keeps them all in registers, and spills larger tiles.
+        columns, depth, warps = 64 if tile_rows > 64 else columns, min(depth, 32), 8
     return Configuration(tile_rows, columns, depth, warps, num_stages=2 if name == "float32" else 3)
 
 

@@ -40,13 +40,18 @@ def configuration(models: int, classes: int, dtype: torch.dtype) -> Configuratio
 
 
 def rule(models: int, classes: int) -> Configuration:
-    """About 2048 logits a step, of up to 8 models; a row of more than 4096 in a loop over its columns."""
+    """About 2048 logits a step, of up to 4 models; a row of more than 4096 in a loop over its columns.
+
+    More than 4 models of up to 16 classes take half of that: Triton 3.6 spills 8 models of 16 rows.
+    """
     columns = power_of_two(classes)
     if columns > WHOLE_ROW_UP_TO:
         return Configuration(1, 1, 2048, 8, whole_rows=False)
     if columns >= 2048:
         return Configuration(1, 1, columns, columns // 512)
     together = min(power_of_two(models), 8, max(1, 2048 // (16 * columns)))
+    if together == 8:
+        return Configuration(4, 1024 // (4 * columns), columns, 4)
     return Configuration(together, 2048 // (together * columns), columns, 4)
 
 
