@@ -550,6 +550,13 @@ def test_kernels_are_launched_on_the_gpu_of_the_input(monkeypatch: pytest.Monkey
     assert launched == ["covariance_sums_kernel", "correlation_finish_kernel", "cooccurrence_kernel"]
 
 
+def test_autocast_changes_no_count() -> None:
+    predictions = binary((999, 3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        counts = cooccurrence(predictions)
+    assert torch.equal(counts, oracle.cooccurrence(predictions))
+
+
 def test_results_carry_no_gradient() -> None:
     outputs = mixed((20, 3)).requires_grad_()
     assert not correlation(outputs).requires_grad

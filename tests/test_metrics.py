@@ -131,6 +131,13 @@ def test_order_of_samples_does_not_matter(samples: list[tuple[int, int, int]], r
         assert torch.equal(one, other)
 
 
+def test_autocast_changes_no_count() -> None:
+    label = torch.zeros(999, dtype=torch.int64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        table = group_accuracy(label, label, label)
+    assert table.correct.tolist() == [[999]]
+
+
 def test_labels_as_bytes_do_not_wrap_around() -> None:
     label = torch.arange(20).repeat(3)
     bias = label.flip(0)

@@ -113,7 +113,8 @@ def counts(predictions: Tensor) -> Tensor | None:
             wrong = piece > 1 if piece.dtype == torch.uint8 else (piece != 0) & (piece != 1)
             other |= wrong.any()
         piece = piece.to(torch.float32 if len(piece) == 1 and piece.shape[1] < 1 << 24 else torch.float64)
-        total[model] += piece.transpose(1, 2) @ piece
+        with torch.autocast(piece.device.type, enabled=False):  # bfloat16 counts to 256
+            total[model] += piece.transpose(1, 2) @ piece
     return None if other else total.to(torch.int64)
 
 

@@ -117,5 +117,6 @@ def _hits_by_group(predictions: Tensor, label: Tensor, group: Tensor, groups: in
         part = slice(start, start + rows)
         membership = torch.nn.functional.one_hot(group[part], groups).float()
         hits = (predictions[:, part] == label[part]).float()
-        total += (hits @ membership).round().long().cpu()
+        with torch.autocast(hits.device.type, enabled=False):  # bfloat16 counts to 256
+            total += (hits @ membership).round().long().cpu()
     return total
