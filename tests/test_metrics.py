@@ -131,6 +131,20 @@ def test_order_of_samples_does_not_matter(samples: list[tuple[int, int, int]], r
         assert torch.equal(one, other)
 
 
+def test_numpy_arrays_are_taken() -> None:
+    columns = np.array(SAMPLES).T
+    found = group_accuracy(columns[2], columns[0], columns[1])
+    assert found.summary() == table_of(SAMPLES).summary()
+
+
+def test_labels_that_are_no_integers_are_named() -> None:
+    whole, halves = torch.tensor([0, 1]), torch.tensor([0.0, 0.5])
+    with pytest.raises(MetricError, match=r"^label: want integers"):
+        group_accuracy(whole, halves, whole)
+    with pytest.raises(MetricError, match=r"^bias: want integers"):
+        group_accuracy(whole, whole, halves)
+
+
 def test_autocast_changes_no_count() -> None:
     label = torch.zeros(999, dtype=torch.int64)
     with torch.autocast("cpu", dtype=torch.bfloat16):

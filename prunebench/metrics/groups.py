@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunebench.errors import MetricError
+from prunebench.metrics.arrays import Array
+
 
 @dataclass(frozen=True)
 class GroupTable:
@@ -68,40 +71,44 @@ class GroupTable:
 
 
 def group_accuracy(
-    prediction: Tensor, label: Tensor, bias: Tensor, *, aligned_pair: Tensor | None = None
+    prediction: Array, label: Array, bias: Array, *, aligned_pair: Tensor | None = None
 ) -> GroupTable:
     """Count samples and hits by group.
 
-    prediction, label, bias: int64 `[N]`. aligned_pair: bool `[C, B]`, which (label, bias) pairs are aligned;
-    by default label == bias, with as many classes and biases as occur. Raises ValueError when shapes disagree or
+    prediction, label, bias: integers `[N]`. aligned_pair: bool `[C, B]`, which (label, bias) pairs are aligned;
+    by default label == bias, with as many classes and biases as occur. Raises MetricError when shapes disagree or
     a label or bias is outside its range.
     """
+    prediction = torch.as_tensor(prediction)
     if prediction.ndim != 1:
-        raise ValueError(f"prediction: want shape [N], got {tuple(prediction.shape)}")
+        raise MetricError(f"prediction: want shape [N], got {tuple(prediction.shape)}")
     return group_tables(prediction.unsqueeze(0), label, bias, aligned_pair=aligned_pair)[0]
 
 
 def group_tables(
-    predictions: Tensor, label: Tensor, bias: Tensor, *, aligned_pair: Tensor | None = None
+    predictions: Array, label: Array, bias: Array, *, aligned_pair: Tensor | None = None
 ) -> list[GroupTable]:
-    """`group_accuracy` of many models at once: predictions int64 `[M, N]`, label and bias `[N]`; a table a model.
+    """`group_accuracy` of many models at once: predictions `[M, N]`, label and bias `[N]`; a table a model.
 
     Hits are counted by one matrix product of hits `[M, N]` and group membership `[N, C B]`, exact in float32
     for the few million that are multiplied at a time.
     """
+    predictions, label, bias = (torch.as_tensor(values) for values in (predictions, label, bias))
     if predictions.ndim != 2:
-        raise ValueError(f"predictions: want shape [M, N], got {tuple(predictions.shape)}")
+        raise MetricError(f"predictions: want shape [M, N], got {tuple(predictions.shape)}")
     for name, values in (("label", label), ("bias", bias)):
         if values.ndim != 1 or values.shape != predictions.shape[1:]:
-            raise ValueError(f"{name}: want shape {tuple(predictions.shape[1:])}, got {tuple(values.shape)}")
+            raise MetricError(f"{name}: want shape {tuple(predictions.shape[1:])}, got {tuple(values.shape)}")
+        if values.is_floating_point():
+            raise MetricError(f"{name}: want integers, got {values.dtype}")
     if aligned_pair is None:
         size = 1 + max((int(values.max()) for values in (label, bias) if len(values)), default=0)
         aligned_pair = torch.eye(size, dtype=torch.bool)
     if aligned_pair.ndim != 2 or aligned_pair.dtype != torch.bool:
-        raise ValueError(f"aligned_pair: want bool [C, B], got {aligned_pair.dtype} {aligned_pair.shape}")
+        raise MetricError(f"aligned_pair: want bool [C, B], got {aligned_pair.dtype} {aligned_pair.shape}")
     for name, values, bound in (("label", label, len(aligned_pair)), ("bias", bias, aligned_pair.shape[1])):
         if len(values) and (int(values.min()) < 0 or int(values.max()) >= bound):
-            raise ValueError(f"{name}: values outside 0..{bound - 1}")
+            raise MetricError(f"{name}: values outside 0..{bound - 1}")
     aligned_pair = aligned_pair.cpu()
     group = label.long() * aligned_pair.shape[1] + bias  # bytes would wrap around
     count = torch.bincount(group.cpu(), minlength=aligned_pair.numel()).view(aligned_pair.shape)
