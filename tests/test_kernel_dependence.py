@@ -525,7 +525,7 @@ def test_kernels_are_launched_on_the_gpu_of_the_input(monkeypatch: pytest.Monkey
     launched: list[str] = []
 
     @contextlib.contextmanager
-    def device_of(tensor: Tensor) -> Iterator[None]:
+    def on_device(tensor: Tensor) -> Iterator[None]:
         entered.append(tensor)
         yield
         entered.clear()
@@ -538,7 +538,7 @@ def test_kernels_are_launched_on_the_gpu_of_the_input(monkeypatch: pytest.Monkey
             assert entered, self.name
             return lambda *arguments, **options: launched.append(self.name)
 
-    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(dependence_triton, "on_device", on_device)
     for module, name in (
         (dependence_triton, "covariance_sums_kernel"),
         (dependence_triton, "cooccurrence_kernel"),

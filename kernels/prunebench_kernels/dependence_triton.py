@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from prunebench_kernels.backend import on_device
 from prunebench_kernels.compile_cases import CompileCase
 from prunebench_kernels.correlation_finish_triton import FIELDS, finish, finish_tile
 
@@ -245,7 +246,7 @@ def correlation(
     chosen = forced or configuration(models, samples, columns)
     filled = buffers or correlation_buffers(outputs, chosen)
     splits, tiles = _splits(outputs, chosen)
-    with torch.cuda.device_of(outputs):  # Triton launches on the current GPU
+    with on_device(outputs):
         covariance_sums_kernel[(models * splits, tiles * tiles)](
             outputs, filled.partial, filled.statistics, samples, chosen.rows_per_split, splits,
             COLUMNS=columns, TILE=chosen.tile, ROWS=chosen.rows,
@@ -276,7 +277,7 @@ def cooccurrence(
     chosen = forced or configuration(models, samples, columns)
     counts, flags = buffers or cooccurrence_buffers(predictions, chosen)
     splits, tiles = _splits(predictions, chosen)
-    with torch.cuda.device_of(predictions):
+    with on_device(predictions):
         cooccurrence_kernel[(models * splits, tiles * tiles)](
             predictions, counts, flags, samples, chosen.rows_per_split, splits,
             COLUMNS=columns, TILE=chosen.tile, ROWS=chosen.rows,

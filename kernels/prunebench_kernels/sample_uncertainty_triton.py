@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from prunebench_kernels.backend import on_device
 from prunebench_kernels.compile_cases import CompileCase
 from prunebench_kernels.errors import ArgumentError
 from prunebench_kernels.sample_uncertainty_compile_cases import ONES, constants_of, signature
@@ -224,7 +225,7 @@ def launch(
         in_band_threshold(band, torch.float32),
     )
     options = {"num_warps": tile.num_warps, "num_stages": 1, "enable_fp_fusion": True}
-    with torch.cuda.device_of(logits):
+    with on_device(logits):
         if tile.whole_rows:
             constants |= {"MODELS": tile.models, "ROWS": tile.rows}
             _whole_rows_kernel[(triton.cdiv(samples, tile.rows),)](*arguments, *sizes, **constants, **options)
