@@ -263,7 +263,7 @@ def test_race_measures_every_candidate_and_checks_it() -> None:
     assert timings[COMPILED].not_measured == "left out (--no-compile)"
     assert timings[COMPILED].hot_ms is None
     assert {"direct", SHRUNK} <= set(timings)
-    assert timings[SHRUNK].settings == {"outputs": 2, "inputs": 3}
+    assert timings[SHRUNK].settings == {"outputs": 4, "inputs": 4}  # two and three, left in fours
     for name, timing in timings.items():
         if name != COMPILED:
             assert timing.not_measured is None, name

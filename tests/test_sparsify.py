@@ -12,6 +12,7 @@ import pytest
 import torch
 from prunebench_kernels.errors import ArgumentError, LayoutError
 from prunebench_kernels.sparse import module as module_file
+from prunebench_kernels.sparse import network as network_file
 from prunebench_kernels.sparse.channels import Channels, remove_dead_channels
 from prunebench_kernels.sparse.choices import Choices
 from prunebench_kernels.sparse.fold import TracingError, fold_batchnorm, trace
@@ -28,6 +29,12 @@ from prunebench.pruning.masks import prunable
 
 NETWORKS = {"convnet": 28, "convnet-small": 16, "resnet18": 16, "resnet18-imagenet": 32, "mobilenet": 16}
 SPARSITIES = (0.0, 0.5, 0.9, 0.98, 0.995)
+
+
+@pytest.fixture(autouse=True)
+def channels_are_counted_singly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nets made by hand have few channels: multiples of one, as the rules are."""
+    monkeypatch.setitem(network_file.MULTIPLES, "cpu", 1)
 
 
 def fake_timer(speeds: Mapping[str, float]) -> Callable[..., Samples]:
@@ -121,6 +128,18 @@ def _every_other(weight: Tensor) -> Tensor:
     mask = torch.zeros_like(weight)
     mask[::2] = 1
     return mask
+
+
+@pytest.mark.parametrize(("alive", "left"), [(7, 8), (4, 4), (3, 4), (1, 4)])
+def test_on_a_cpu_channels_are_left_in_fours(monkeypatch: pytest.MonkeyPatch, alive: int, left: int) -> None:
+    monkeypatch.setitem(network_file.MULTIPLES, "cpu", 4)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    with torch.no_grad():
+        model[0].weight[alive:] = 0
+    x = torch.randn(2, 3, 5, 5)
+    network = sparse(model, x)
+    assert [layer.channels.out_after for layer in network.report] == [left, 4]
+    assert_same(network, model, x)
 
 
 def test_the_model_is_left_as_it_is() -> None:
