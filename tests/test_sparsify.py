@@ -130,10 +130,12 @@ def _every_other(weight: Tensor) -> Tensor:
     return mask
 
 
-@pytest.mark.parametrize(("alive", "left"), [(7, 8), (4, 4), (3, 4), (1, 4)])
-def test_on_a_cpu_channels_are_left_in_fours(monkeypatch: pytest.MonkeyPatch, alive: int, left: int) -> None:
-    monkeypatch.setitem(network_file.MULTIPLES, "cpu", 4)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(8, 4, 1))
+@pytest.mark.parametrize(("alive", "left"), [(31, 32), (17, 32), (16, 16), (1, 16)])
+def test_on_a_cpu_channels_are_left_in_sixteens(
+    monkeypatch: pytest.MonkeyPatch, alive: int, left: int
+) -> None:
+    monkeypatch.undo()
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(32, 4, 1))
     with torch.no_grad():
         model[0].weight[alive:] = 0
     x = torch.randn(2, 3, 5, 5)
