@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 import prunebench
 import prunebench.errors
 from prunebench.cli import app, main
+from prunebench.store import Store
 
 
 def call(*words: str) -> Result:
@@ -70,6 +71,17 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_pruned_models_are_kept_unless_told_otherwise(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = call(
+        "run", "smoke", "--method", "magnitude", "--workers", "0", "--no-keep-models", "--out", str(out)
+    )
+    assert done.exit_code == 0, done.output
+    kept = [record.spec["method"] for record in Store(out).records()[0]
+            if (out / "runs" / record.run_id / "model.safetensors").exists()]  # fmt: skip
+    assert kept == ["dense"]
+
+
 def test_run_prints_groups_table_and_places(smoke: tuple[Path, str]) -> None:
     out, text = smoke
     for expected in (
@@ -85,7 +97,7 @@ def test_run_prints_groups_table_and_places(smoke: tuple[Path, str]) -> None:
     assert (out / "leaderboard" / "site" / "index.html").is_file()
     assert len(list((out / "runs").glob("*/record.json"))) == 3
     assert len(list((out / "runs").glob("*/outputs.safetensors"))) == 3
-    assert len(list((out / "runs").glob("*/model.safetensors"))) == 1, "dense models alone are kept"
+    assert len(list((out / "runs").glob("*/model.safetensors"))) == 3, "pruned models are kept too"
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
