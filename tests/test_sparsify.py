@@ -461,7 +461,7 @@ def test_a_memory_format_within_the_model() -> None:
 @pytest.mark.parametrize("affine", [True, False])
 def test_batchnorm_is_folded(affine: bool) -> None:
     """weight' = weight / sqrt(4 + eps), bias' = (1 - 3) / sqrt(4 + eps), then gamma and beta."""
-    model = nn.Sequential(conv(1, 1), nn.BatchNorm2d(1, eps=0, affine=affine))
+    model = nn.Sequential(conv(1, 1), nn.BatchNorm2d(1, eps=1e-30, affine=affine))
     with torch.no_grad():
         model[0].weight[:], model[0].bias[:] = 6, 1
         model[1].running_mean[:], model[1].running_var[:] = 3, 4

@@ -83,6 +83,6 @@ def _csr(tensors: Mapping[str, Tensor], column: Tensor, width: int) -> Tensor:
     columns, values = torch.empty_like(column), torch.empty_like(tensors["values"])
     columns[target], values[target] = column, tensors["values"]
     with warnings.catch_warnings():
-        # Once a process, torch warns that its CSR support is in beta.
-        warnings.filterwarnings("ignore", "Sparse CSR", UserWarning)
+        # Once a process, torch warns that its CSR support is in beta, and torch 2.11 that it checks nothing.
+        warnings.filterwarnings("ignore", "Sparse (CSR|invariant checks)", UserWarning)
         return torch.sparse_csr_tensor(starts, columns, values, (len(order), width), check_invariants=False)
