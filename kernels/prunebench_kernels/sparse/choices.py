@@ -61,8 +61,10 @@ class Choices:
         self._known[key] = entry
         if self.path is None:
             return
-        merged = {name: value for name, value in self._read().items() if name != key} | {key: entry}
-        self._known = {**self._known, **merged}
+        # What this process knows is written anew: another writer may have replaced the file without it.
+        merged = {**self._read(), **self._known}
+        merged[key] = merged.pop(key)
+        self._known = merged
         newest = list(merged.items())[-MAX_ENTRIES:]
         content = {"format": FORMAT, "choices": {name: value.to_json() for name, value in newest}}
         try:
