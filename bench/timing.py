@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+from prunebench_kernels.graphs import capture
 
 Call = Callable[[], object]
 Clock = Callable[[], float]
@@ -74,26 +75,6 @@ def flusher(device: torch.device, size: int | None = None) -> Call:
     """
     buffer = torch.zeros((size or FLUSH_BYTES[device.type]) // 4, dtype=torch.int32, device=device)
     return buffer.bitwise_not_
-
-
-def capture(call: Call, repeats: int = 1) -> torch.cuda.CUDAGraph | None:
-    """A CUDA graph of `repeats` calls, or None if the call cannot be captured (it synchronises, or allocates)."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            for _ in range(repeats):
-                call()
-    except RuntimeError:
-        torch.cuda.synchronize()
-        return None
-    return graph
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from prunebench_kernels import graphs
 from prunebench_kernels.errors import ArgumentError
 from prunebench_kernels.sparse import choices as choices_module
 from prunebench_kernels.sparse import measured
@@ -192,7 +193,8 @@ def test_a_gpu_is_timed_by_events_around_graphs_of_ten_calls(
 ) -> None:
     """What cannot be captured is timed all the same, call by call."""
     gpu = FakeGpu(refuse=refuse)
-    monkeypatch.setattr(measured, "torch", SimpleNamespace(cuda=gpu))
+    for module in (measured, graphs):
+        monkeypatch.setattr(module, "torch", SimpleNamespace(cuda=gpu))
 
     def work(ms: float) -> None:
         gpu.now += ms
@@ -217,7 +219,8 @@ def test_outputs_tell_where_a_call_ran(
 
 def test_what_waits_for_the_gpu_is_never_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = FakeGpu(refuse=False)
-    monkeypatch.setattr(measured, "torch", SimpleNamespace(cuda=gpu))
+    for module in (measured, graphs):
+        monkeypatch.setattr(module, "torch", SimpleNamespace(cuda=gpu))
 
     def waits() -> None:
         gpu.item()

@@ -6,17 +6,16 @@ JSON file per device.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
 import torch.fx
 
+from prunebench_kernels import graphs
 from prunebench_kernels.errors import ArgumentError
 
 Calls = Mapping[str, Callable[[], object]]
@@ -187,38 +186,15 @@ def _time_on_gpu(calls: Calls, repeats: int) -> Samples:
 
 
 def _captured(call: Callable[[], object]) -> Callable[[], None]:
+    graph = graphs.capture(call, RUNS_PER_GRAPH)
+    if graph is not None:
+        return graph.replay
+
     def eager() -> None:
         for _ in range(RUNS_PER_GRAPH):
             call()
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    try:
-        with torch.cuda.stream(stream), _waiting_raises():
-            call()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            eager()
-    except RuntimeError:
-        torch.cuda.synchronize()
-        return eager
-    return graph.replay
-
-
-@contextlib.contextmanager
-def _waiting_raises() -> Iterator[None]:
-    """What waits for the GPU raises RuntimeError here: in a capture it would leave the generator of random numbers
-    unusable for the rest of the process ("Offset increment outside graph capture")."""
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
-        # Once a process, torch warns that this mode is a prototype.
-        warnings.filterwarnings("ignore", "Synchronization debug mode", UserWarning)
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+    return eager
 
 
 def key_of(**facts: Any) -> str:
