@@ -1,7 +1,7 @@
 """`colored-digits`: scikit-learn's 1,797 real digits in the colours of LfF, 16 x 16. No download.
 
 Digit is the label, colour the bias. Train and val images are jittered copies; in test every digit appears
-once in each colour, so each class x colour is exactly equally likely.
+once in each colour, so each class x colour is exactly equally likely. The test split is the same for every seed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,14 @@ from prunebench.tasks.base import Split, Splits, Task
 from prunebench.tasks.coloring import colour
 
 TRAIN_DIGITS, VAL_DIGITS, COPIES = 1200, 200, 4
+TEST_SEED = 48_271
+
+
+def split_off_test(digits: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The digits that seeds divide into train and val, and those of the test split: the same for every seed."""
+    order = np.random.default_rng(TEST_SEED).permutation(digits)
+    rest, test = np.split(order, [TRAIN_DIGITS + VAL_DIGITS])
+    return rest, test
 
 
 def read_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -61,7 +69,7 @@ def mostly_aligned(
 
 
 class ColoredDigits(Task):
-    version = 1
+    version = 2
     title = "Colored digits"
     source = "scikit-learn digits (UCI, Alpaydin & Kaynak 1998), coloured as in LfF (Nam et al., 2020)"
     bias_name = "colour"
@@ -82,15 +90,18 @@ class ColoredDigits(Task):
 
     def draw(self, data_root: Path | None, seed: int) -> Splits:
         gray, label = read_digits()
+        rest, test = split_off_test(len(label))
         generator = np.random.default_rng([seed, 16_807])
-        order = generator.permutation(len(label))
-        train, val, test = np.split(order, [TRAIN_DIGITS, TRAIN_DIGITS + VAL_DIGITS])
+        train, val = np.split(generator.permutation(rest), [TRAIN_DIGITS])
 
         def biased(members: NDArray[np.int64]) -> Split:
             members = np.tile(members, COPIES)
-            return paint(members, mostly_aligned(label[members], self.conflicting_share, generator))
+            bias = mostly_aligned(label[members], self.conflicting_share, generator)
+            return paint(members, bias, generator)
 
-        def paint(members: NDArray[np.int64], bias: NDArray[np.int64]) -> Split:
+        def paint(
+            members: NDArray[np.int64], bias: NDArray[np.int64], generator: np.random.Generator
+        ) -> Split:
             images = colour(jitter(gray[members], generator), bias, generator)
             return Split(torch.from_numpy(images), torch.from_numpy(label[members]), torch.from_numpy(bias))
 
@@ -98,5 +109,7 @@ class ColoredDigits(Task):
         return Splits(
             train=biased(train),
             val=biased(val),
-            test=paint(every, np.tile(np.arange(self.num_biases), len(test))),
+            test=paint(
+                every, np.tile(np.arange(self.num_biases), len(test)), np.random.default_rng(TEST_SEED)
+            ),
         )

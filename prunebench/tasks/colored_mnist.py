@@ -1,7 +1,7 @@
 """`colored-mnist`: MNIST under the colour protocol of LfF (ten mean colours, severity 4).
 
 55,000 training and 5,000 validation images with the training bias (the sizes of the DisEnt release), and the
-10,000 test images with every colour equally likely.
+10,000 test images with every colour equally likely, the same for every seed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ FILES = (
     "t10k-labels-idx1-ubyte",
 )
 VAL_IMAGES = 5000
+TEST_SEED = 16_807
 
 
 def find_raw(data_root: Path | None) -> Path:
@@ -85,7 +86,7 @@ def read_mnist(data_root: Path | None) -> list[NDArray[np.uint8]]:
 
 
 class ColoredMnist(Task):
-    version = 1
+    version = 2
     title = "Colored MNIST"
     source = "MNIST (LeCun et al., 1998), coloured as in LfF (Nam et al., 2020)"
     bias_name = "colour"
@@ -111,7 +112,12 @@ class ColoredMnist(Task):
         generator = np.random.default_rng([seed, 48_271])
         order = generator.permutation(len(labels))
 
-        def paint(x: NDArray[np.uint8], y: NDArray[np.uint8], conflicting_share: float) -> Split:
+        def paint(
+            x: NDArray[np.uint8],
+            y: NDArray[np.uint8],
+            conflicting_share: float,
+            generator: np.random.Generator = generator,
+        ) -> Split:
             label = y.astype(np.int64)
             bias = assign_bias(label, conflicting_share)
             return Split(
@@ -122,5 +128,5 @@ class ColoredMnist(Task):
         return Splits(
             train=paint(images[train], labels[train], self.conflicting_share),
             val=paint(images[val], labels[val], self.conflicting_share),
-            test=paint(test_images, test_labels, 0.9),
+            test=paint(test_images, test_labels, 0.9, np.random.default_rng(TEST_SEED)),
         )
