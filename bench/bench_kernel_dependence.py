@@ -16,7 +16,7 @@ from prunebench_kernels import cooccurrence, correlation, interdependence
 from prunebench_kernels.reference import dependence as oracle
 from pytest_benchmark.fixture import BenchmarkFixture
 from sklearn.linear_model import LinearRegression
-from timing import compiled, synchronised, time_calls
+from timing import compiled, synchronised, threads, time_calls
 from torch import Tensor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -24,10 +24,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @pytest.fixture(autouse=True)
 def _two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with threads(2):
+        yield
 
 
 def real(case: LogitsCase) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from cases import MASK_LAYERS
 from prunebench_kernels.mask_sampling import sample_masks
 from pytest_benchmark.fixture import BenchmarkFixture
-from timing import compiled, synchronised
+from timing import compiled, synchronised, threads
 from torch import Tensor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -25,10 +25,8 @@ Sampler = Callable[[Tensor, Tensor | None], object]
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threads(1):
+        yield
 
 
 def formula(logits: Tensor, weights: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from cases import CONVNET, RESNET18_32, ConvCase
 from prunebench_kernels.masked_conv import masked_conv2d
 from pytest_benchmark.fixture import BenchmarkFixture
-from timing import Call, compiled, synchronised, time_calls
+from timing import Call, compiled, synchronised, threads, time_calls
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,10 +26,8 @@ Operation = Callable[[ConvCase, Tensor, Tensor, Tensor], Tensor]
 
 @pytest.fixture(autouse=True)
 def _two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with threads(2):
+        yield
 
 
 def ours(case: ConvCase, x: Tensor, weight: Tensor, mask: Tensor) -> Tensor:

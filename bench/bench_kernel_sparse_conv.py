@@ -9,9 +9,7 @@ batch 128, a CPU in float32 at batch 8. Compare times of one run only.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -19,9 +17,9 @@ import torch
 from cases import RESNET18_32, ConvCase
 from prunebench_kernels.sparse import formats
 from prunebench_kernels.sparse.conv import sparse_conv2d
-from prunebench_kernels.sparse.layouts import Geometry, PackedWeight, pack
+from prunebench_kernels.sparse.layouts import PackedWeight, pack
 from pytest_benchmark.fixture import BenchmarkFixture
-from timing import synchronised, time_calls
+from timing import chosen_clock, command_line, synchronised, time_calls
 from torch import Tensor
 from torch.nn import functional
 
@@ -43,18 +41,6 @@ MASKS = (
     ("unstructured", 0.98),
     ("unstructured", 0.99),
 )
-
-
-def geometry_of(case: ConvCase) -> Geometry:
-    return Geometry(
-        case.in_channels,
-        case.out_channels,
-        case.kernel,
-        case.stride,
-        case.padding,
-        case.dilation,
-        case.groups,
-    )
 
 
 def masked_weight(case: ConvCase, pattern: str, sparsity: float) -> Tensor:
@@ -85,7 +71,7 @@ def calls_of(case: ConvCase, pattern: str, sparsity: float) -> Iterator[tuple[st
     for name, (layout, settings) in LAYOUTS.items():
         if layout == "block" and pattern != "block":
             continue
-        packed = pack(weight, layout, geometry=geometry_of(case), **settings)
+        packed = pack(weight, layout, geometry=case.geometry, **settings)
         order = formats.format_of(layout, packed.settings)
         mine = (formats.arrange(x, order), formats.arrange(residual, order))
         yield name, lambda p=packed, t=mine: _run(p, t, bias)  # type: ignore[misc]
@@ -110,17 +96,11 @@ def test_sparse_conv(case: ConvCase, who: str, mask: tuple[str, float], benchmar
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = command_line(__doc__)
     parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="processor time instead of wall time: for a busy machine"
-    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    kind = "processor" if options.cpu_time else "wall"
+    kind, clock = chosen_clock(options)
     print(f"{DEVICE}, {DTYPE}, batch {options.batch}, {options.threads} threads, {kind} time, medians in ms")
     for case in layers(options.batch):
         for pattern, sparsity in MASKS:

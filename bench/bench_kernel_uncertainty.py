@@ -8,9 +8,7 @@ are cut to a tenth unless `--whole`. Compare times of one run only.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +17,7 @@ import torch
 from cases import LOGITS, LogitsCase
 from prunebench_kernels.sample_uncertainty import uncertainty
 from pytest_benchmark.fixture import BenchmarkFixture
-from timing import compiled, synchronised, time_calls
+from timing import chosen_clock, command_line, compiled, synchronised, time_calls
 from torch import Tensor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -88,21 +86,16 @@ def test_half_precision(case: LogitsCase, dtype: torch.dtype, benchmark: Benchma
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = command_line(__doc__)
     parser.add_argument("--whole", action="store_true", help="the shapes of the shared table as they are")
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="processor time instead of wall time: for a busy machine"
-    )
     parser.add_argument("--skip-compile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     functions = {
         name: f for name, f in FUNCTIONS.items() if name != "torch.compile" or not options.skip_compile
     }
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    print(f"{DEVICE}, {options.threads} threads, {'processor' if options.cpu_time else 'wall'} time, medians")
+    kind, clock = chosen_clock(options)
+    print(f"{DEVICE}, {options.threads} threads, {kind} time, medians")
     for case in LOGITS if options.whole else CASES:
         arguments = inputs(case)
         calls = {name: functools.partial(function, *arguments) for name, function in functions.items()}

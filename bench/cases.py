@@ -6,8 +6,10 @@ Small, odd ones prove correctness (in Triton's interpreter); large ones are time
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from prunebench_kernels.sparse.geometry import Geometry
 
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 PATTERNS = ("unstructured", "block", "2:4", "filter")
@@ -44,6 +46,21 @@ class ConvCase:
             for i, extent in enumerate((self.height, self.width))
         ]
         return (self.batch, self.out_channels, size[0], size[1])
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Stride, padding, dilation and groups, as keyword arguments of a convolution."""
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+        }
+
+    @property
+    def geometry(self) -> Geometry:
+        """The case as the sparse layouts' Geometry."""
+        return Geometry(self.in_channels, self.out_channels, self.kernel, **self.arguments)
 
     @property
     def flop(self) -> int:

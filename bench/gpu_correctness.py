@@ -16,7 +16,7 @@ import cases
 import torch
 from cases import ConvCase, LogitsCase
 from gpu_stages import Context, Item, Result
-from gpu_subjects import DTYPES, conv_arguments, geometry_of, operation, poison_memory, random, random_mask
+from gpu_subjects import DTYPES, operation, poison_memory, random, random_mask
 from torch import Tensor
 
 REPEATS = 5
@@ -112,7 +112,7 @@ def conv_checks(shapes: Sequence[ConvCase], dtype: str, backend: str, context: C
                 tensor if tensor.dtype == torch.bool else convert(tensor).detach().requires_grad_()
                 for tensor in tensors
             ]
-            y = function(*inputs, **conv_arguments(case), **options)
+            y = function(*inputs, **case.arguments, **options)
             y.backward(convert(gradient))
             names = ("x", "weight", "mask", "bias")
             gradients = {
@@ -220,7 +220,7 @@ def sparse_checks(dtype: str, context: Context) -> Iterator[Check]:
     large = cases.RESNET18_32[128] if context.cuda else ()
     odd = cases.ODD_CONVS if context.cuda else cases.ODD_CONVS[:3]
     for case in (*odd, *large):
-        geometry = geometry_of(case)
+        geometry = case.geometry
         x = random(context, *case.x_shape, dtype=DTYPES[dtype])
         bias = random(context, case.out_channels, dtype=DTYPES[dtype])
         residual = random(context, *case.y_shape, dtype=DTYPES[dtype])

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gpu_stages import Context, Item, Result
+from prunebench_kernels.sparse.choices import device_name
 from timing import time_calls
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,18 +27,6 @@ SMI_FIELDS = (
     "power.draw",
     "power.limit",
 )
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
 
 
 def source_hash() -> str:

@@ -10,7 +10,7 @@ import cases
 import torch
 from cases import ConvCase, LogitsCase
 from gpu_stages import Context, Item, Result
-from gpu_subjects import conv_arguments, operation, random, random_mask
+from gpu_subjects import operation, random, random_mask
 from timing import Call, compiled, time_calls, time_kernels
 from torch import Tensor
 from torch.nn import functional
@@ -266,7 +266,7 @@ def bench_masked_conv(case: ConvCase, backward: bool, context: Context) -> Resul
     mask = random_mask(context, case.weight_shape, "unstructured", 0.9)
     x.requires_grad_(backward)
     weight.requires_grad_(backward)
-    arguments = conv_arguments(case)
+    arguments = case.arguments
 
     def formula(x: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
         return functional.conv2d(x, (weight * mask).to(x.dtype), **arguments)

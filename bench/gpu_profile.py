@@ -13,7 +13,7 @@ from gpu_correctness import relative_error
 from gpu_networks import MaterialisedConv2d, conv_names, replace_convolutions, resnet18
 from gpu_operations import COMPILED, EAGER, OURS, compare, sampling_formula
 from gpu_stages import Context, Item, Result
-from gpu_subjects import conv_arguments, geometry_of, operation, random, random_mask
+from gpu_subjects import operation, random, random_mask
 from timing import Call, compiled
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -188,14 +188,14 @@ def layer_calls(case: ConvCase, weight: Tensor, x: Tensor, bias: Tensor, context
     from prunebench_kernels.sparse.module import label
 
     def dense(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return functional.conv2d(x, weight, bias, **conv_arguments(case)).relu()
+        return functional.conv2d(x, weight, bias, **case.arguments).relu()
 
     last = weight.contiguous(memory_format=torch.channels_last)
     yield EAGER, lambda: dense(x, last, bias)
     if context.compiles:
         fast = compiled(dense)
         yield COMPILED, lambda: fast(x, last, bias)
-    geometry = geometry_of(case)
+    geometry = case.geometry
     for layout, settings in candidates(weight, geometry, tuple(x.shape), x.device)[1:]:
         packed = pack(weight, layout, geometry=geometry, **settings)
         # In the order that a layer of the same layout before it gives: no copy is timed.

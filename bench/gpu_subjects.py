@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from cases import ConvCase
 from gpu_stages import Context
 from torch import Tensor
 
@@ -59,24 +58,6 @@ def _kept(context: Context, shape: tuple[int, ...], sparsity: float) -> Tensor:
     mask = torch.zeros(len(scores), dtype=torch.bool, device=context.device)
     mask[scores.topk(keep).indices] = True
     return mask.view(shape)
-
-
-def conv_arguments(case: ConvCase) -> dict[str, Any]:
-    """Stride, padding, dilation and groups, as keyword arguments of a convolution."""
-    return {
-        "stride": case.stride,
-        "padding": case.padding,
-        "dilation": case.dilation,
-        "groups": case.groups,
-    }
-
-
-def geometry_of(case: ConvCase) -> Any:
-    """The case as the sparse layouts' Geometry."""
-    from prunebench_kernels.sparse.geometry import Geometry
-
-    pairs = (case.kernel, case.stride, case.padding, case.dilation)
-    return Geometry(case.in_channels, case.out_channels, *pairs, case.groups)
 
 
 def poison_memory(context: Context) -> None:

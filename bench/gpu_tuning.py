@@ -18,7 +18,7 @@ import cases
 import torch
 from cases import ConvCase
 from gpu_stages import Context, Item, Result, write_json
-from gpu_subjects import DTYPES, geometry_of, random, random_mask
+from gpu_subjects import DTYPES, random, random_mask
 from timing import Call, Timing, time_calls
 
 PARTS = ("forward", "dgrad", "wgrad")
@@ -98,7 +98,7 @@ def tune_sparse(case: ConvCase, layout: str, pattern: str, sparsity: float, cont
     kernel = importlib.import_module(f"prunebench_kernels.sparse.{layout}_triton")
     if not context.cuda:
         case = ConvCase(case.name, 1, 64, 4, 4, 64, case.kernel, case.stride, case.padding)
-    dtype, geometry = _dtype(context), geometry_of(case)
+    dtype, geometry = _dtype(context), case.geometry
     mask = random_mask(context, case.weight_shape, pattern, sparsity)
     weight = random(context, *case.weight_shape, dtype=dtype, scale=0.1) * mask
     x, bias = random(context, *case.x_shape, dtype=dtype), random(context, case.out_channels, dtype=dtype)

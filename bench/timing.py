@@ -6,10 +6,12 @@ cannot launch them as fast as they run; `method` says what was done. Compare tim
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import gc
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -36,6 +38,12 @@ class Timing:
     method: str
     l2: str
 
+    @classmethod
+    def of(cls, samples: Sequence[float], method: str, l2: str) -> Timing:
+        """Percentiles of the samples, in milliseconds."""
+        marks = (quantile(samples, share) for share in (0.2, 0.5, 0.8))
+        return cls(*marks, len(samples), method, l2)
+
     def to_dict(self) -> dict[str, float | int | str]:
         return asdict(self)
 
@@ -49,6 +57,17 @@ def quantile(values: Sequence[float], share: float) -> float:
     low = math.floor(position)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Torch computes with `count` threads on a CPU here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def synchronise(device: torch.device) -> None:
@@ -158,17 +177,23 @@ def time_calls(
         if collecting:
             gc.enable()
     l2 = "cold" if cold else "hot"
-    return {
-        name: Timing(
-            quantile(values, 0.2),
-            quantile(values, 0.5),
-            quantile(values, 0.8),
-            len(values),
-            prepared[name].method,
-            l2,
-        )
-        for name, values in samples.items()
-    }
+    return {name: Timing.of(values, prepared[name].method, l2) for name, values in samples.items()}
+
+
+def command_line(description: str | None) -> argparse.ArgumentParser:
+    """The options of a benchmark that prints medians side by side: threads, rounds, and which clock."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="processor time instead of wall time: for a busy machine"
+    )
+    return parser
+
+
+def chosen_clock(options: argparse.Namespace) -> tuple[str, Clock]:
+    """What `--cpu-time` says: `processor` or `wall`, and that clock."""
+    return ("processor", time.process_time) if options.cpu_time else ("wall", time.perf_counter)
 
 
 FLUSH_KERNEL = "bitwise_not"
@@ -212,9 +237,7 @@ def time_kernels(call: Call, device: torch.device, *, rounds: int = 20) -> Timin
     values = kernel_sums(events)
     if len(values) != rounds or not all(values):
         return None
-    return Timing(
-        quantile(values, 0.2), quantile(values, 0.5), quantile(values, 0.8), rounds, "kernels", "cold"
-    )
+    return Timing.of(values, "kernels", "cold")
 
 
 def compiled(function: Callable[..., object], *, mode: str | None = None) -> Callable[..., object]:

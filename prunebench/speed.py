@@ -6,9 +6,8 @@ import contextlib
 import functools
 import resource
 import sys
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -81,34 +80,18 @@ def interleaved_latency(
     On a GPU the passes are replayed as CUDA graphs, as when layouts are chosen: launching small kernels one by one
     from Python takes longer than they run.
     """
+    from prunebench_kernels.sparse.measured import Timing, time_in_turns
+
     for model in models.values():
         model.eval()
     calls = {name: functools.partial(model, x) for name, model in models.items()}
     for _ in range(warmup):
         for call in calls.values():
             call()
-    samples = _time_on_gpu(calls, repeats) if x.device.type == "cuda" else _time_on_cpu(calls, repeats)
-    marks = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
     return {
-        name: Percentiles(*torch.quantile(torch.tensor(values, dtype=torch.float64), marks).tolist())
-        for name, values in samples.items()
+        name: Percentiles(**asdict(Timing.of(values)))
+        for name, values in time_in_turns(calls, repeats).items()
     }
-
-
-def _time_on_cpu(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            samples[name].append((time.perf_counter() - start) * 1e3)
-    return samples
-
-
-def _time_on_gpu(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    from prunebench_kernels.sparse.measured import time_in_turns
-
-    return time_in_turns(calls, repeats)
 
 
 @torch.inference_mode()

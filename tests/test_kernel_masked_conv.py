@@ -58,15 +58,6 @@ def inputs(
     return [tensor.requires_grad_() for tensor in made]
 
 
-def geometry_arguments(case: ConvCase) -> dict[str, Any]:
-    return {
-        "stride": case.stride,
-        "padding": case.padding,
-        "dilation": case.dilation,
-        "groups": case.groups,
-    }
-
-
 def geometry_of(case: ConvCase, layout: str = "nchw") -> Geometry:
     x, weight, _, _ = inputs(case, layout=layout)
     return Geometry.of(x, weight, list(case.stride), list(case.padding), list(case.dilation), case.groups)
@@ -80,13 +71,13 @@ def outgoing(case: ConvCase, dtype: torch.dtype) -> Tensor:
 def oracle(case: ConvCase, tensors: list[Tensor]) -> dict[str, Tensor]:
     """Output and gradients in float64, by autograd on the formula."""
     leaves = [tensor.detach().double().requires_grad_() for tensor in tensors]
-    y = reference.masked_conv2d(*leaves, **geometry_arguments(case))
+    y = reference.masked_conv2d(*leaves, **case.arguments)
     y.backward(outgoing(case, tensors[0].dtype).double())
     return dict(zip(NAMES, [y.detach(), *(leaf.grad for leaf in leaves)], strict=True))  # type: ignore[arg-type]
 
 
 def computed(case: ConvCase, tensors: list[Tensor], backend: str) -> dict[str, Tensor]:
-    y = masked_conv2d(*tensors, **geometry_arguments(case), backend=backend)
+    y = masked_conv2d(*tensors, **case.arguments, backend=backend)
     y.backward(outgoing(case, y.dtype))
     return dict(zip(NAMES, [y.detach(), *(tensor.grad for tensor in tensors)], strict=True))  # type: ignore[arg-type]
 
@@ -147,7 +138,7 @@ def test_integer_masks(dtype: torch.dtype, backend: str) -> None:
     x, weight, mask, bias = inputs(case)
     expected = oracle(case, [x, weight, mask, bias])
     del expected["dmask"]
-    y = masked_conv2d(x, weight, mask.to(dtype), bias, **geometry_arguments(case), backend=backend)
+    y = masked_conv2d(x, weight, mask.to(dtype), bias, **case.arguments, backend=backend)
     y.backward(outgoing(case, y.dtype))
     actual = {"y": y.detach(), "dx": x.grad, "dweight": weight.grad, "dbias": bias.grad}
     assert_close(actual, expected, torch.float32)  # type: ignore[arg-type]
@@ -162,7 +153,7 @@ def test_bias_of_any_stride(stretch: Callable[[Tensor], Tensor], backend: str) -
     x, weight, mask, bias = inputs(case)
     tensors = [x, weight, mask, stretch(bias.detach())]
     assert tensors[3].stride() != (1,)
-    y = masked_conv2d(*tensors, **geometry_arguments(case), backend=backend)
+    y = masked_conv2d(*tensors, **case.arguments, backend=backend)
     assert_close({"y": y.detach()}, oracle(case, tensors), torch.float32)
 
 
@@ -170,7 +161,7 @@ def test_bias_of_any_stride(stretch: Callable[[Tensor], Tensor], backend: str) -
 def test_shapes_of_meta_tensors(backend: str | None) -> None:
     case = BY_NAME["stride 2"]
     x, weight, mask, bias = (tensor.to("meta") for tensor in inputs(case, layout="nhwc"))
-    y = masked_conv2d(x, weight, mask, bias, **geometry_arguments(case), backend=backend)
+    y = masked_conv2d(x, weight, mask, bias, **case.arguments, backend=backend)
     assert (y.device.type, y.shape) == ("meta", case.y_shape)
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert [grad.shape for grad in torch.autograd.grad(y.sum(), (x, weight, mask, bias))] == [
@@ -256,7 +247,7 @@ def test_gradcheck(name: str) -> None:
     case = replace(BY_NAME[name], batch=1, height=5, width=5, padding=(3, 1))
     tensors = inputs(case, "float", torch.float64)
     assert torch.autograd.gradcheck(
-        lambda *args: masked_conv2d(*args, **geometry_arguments(case), backend="torch"), tensors
+        lambda *args: masked_conv2d(*args, **case.arguments, backend="torch"), tensors
     )
 
 
@@ -286,7 +277,7 @@ def test_compiles_whole() -> None:
     for tensor in tensors:
         tensor.grad = None
     whole = torch.compile(masked_conv2d, backend="aot_eager", fullgraph=True)
-    y = whole(*tensors, **geometry_arguments(case), backend="torch")
+    y = whole(*tensors, **case.arguments, backend="torch")
     y.backward(outgoing(case, y.dtype))
     for name, value in zip(NAMES, [y.detach(), *(tensor.grad for tensor in tensors)], strict=True):
         torch.testing.assert_close(value, expected[name], msg=name)

@@ -26,7 +26,7 @@ from prunebench_kernels.sparse.configurations import (
 )
 from prunebench_kernels.sparse.conv import sparse_conv2d
 from prunebench_kernels.sparse.layouts import LAYOUTS, Geometry, PackedWeight, pack
-from test_sparse_layouts import geometry_of, masked_weight, takes
+from test_sparse_layouts import masked_weight, takes
 from torch import Tensor
 
 KERNELS: tuple[tuple[str, dict[str, int]], ...] = (
@@ -93,7 +93,7 @@ def test_padding_beyond_the_kernels_reach(
     """The output is larger than the image with the zeros that rows share."""
     for stride in ((1, 1), (2, 1)):
         case = cases.ConvCase("overpadded", 3, 5, 4, 7, 6, kernel, stride, padding)
-        packed = pack(masked_weight(case, 0.4), layout, geometry=geometry_of(case))
+        packed = pack(masked_weight(case, 0.4), layout, geometry=case.geometry)
         x, epilogue = inputs(case, torch.float32, 7)
         want = oracle(x, packed, **epilogue)
         assert_near(sparse_conv2d(x, packed, **epilogue, backend="torch"), want)
@@ -111,7 +111,7 @@ def test_torch_path_equals_the_oracle(case: cases.ConvCase, layout: str, dtype: 
     for position, density in enumerate(DENSITIES):
         for turn in range(4):
             settings = every[turn % len(every)]
-            packed = pack(masked_weight(case, density, dtype), layout, geometry=geometry_of(case), **settings)
+            packed = pack(masked_weight(case, density, dtype), layout, geometry=case.geometry, **settings)
             x, epilogue = inputs(case, dtype, 4 * position + turn)
             y = sparse_conv2d(x, packed, **epilogue, backend="torch")
             assert y.dtype == dtype
@@ -127,7 +127,7 @@ def test_kernel_equals_the_oracle(case: cases.ConvCase, layout_settings: tuple[s
         pytest.skip("the layout takes one group; test_sparse_layouts checks the refusal")
     for position, density in enumerate(DENSITIES):
         dtype = (torch.float32, torch.float16)[(position + len(case.name)) % 2]
-        packed = pack(masked_weight(case, density, dtype), layout, geometry=geometry_of(case), **settings)
+        packed = pack(masked_weight(case, density, dtype), layout, geometry=case.geometry, **settings)
         x, epilogue = inputs(case, dtype, position + 3 * len(case.name) + len(settings))
         # The interpreter's time goes by steps: full weights walk all channels at once.
         chosen = Configuration(256, 4, channels=32) if layout == "direct" and density > 0.1 else None
@@ -152,7 +152,7 @@ def test_kernel_equals_the_oracle(case: cases.ConvCase, layout_settings: tuple[s
 def test_every_configuration_gives_the_same(
     layout: str, settings: dict[str, int], chosen: Configuration, dtype: torch.dtype
 ) -> None:
-    packed = pack(masked_weight(SAME, 0.05, dtype), layout, geometry=geometry_of(SAME), **settings)
+    packed = pack(masked_weight(SAME, 0.05, dtype), layout, geometry=SAME.geometry, **settings)
     x, epilogue = inputs(SAME, dtype, 7)
     assert_near(launch(x, packed, epilogue, chosen=chosen), oracle(x, packed, **epilogue))
 
@@ -160,7 +160,7 @@ def test_every_configuration_gives_the_same(
 @pytest.mark.parametrize("layout", ["direct", "compact"])
 def test_aligned_batches_use_whole_runs(layout: str) -> None:
     case = cases.ConvCase("batch of 32", 32, 5, 3, 4, 6, stride=(2, 1))
-    packed = pack(masked_weight(case, 0.3), layout, geometry=geometry_of(case), batch_innermost=1)
+    packed = pack(masked_weight(case, 0.3), layout, geometry=case.geometry, batch_innermost=1)
     x, epilogue = inputs(case, torch.float32, 7)
     assert_near(launch(x, packed, epilogue), oracle(x, packed, **epilogue))
 
@@ -171,7 +171,7 @@ def test_wide_addresses_give_the_same(
 ) -> None:
     monkeypatch.setattr(launching, "LARGEST_INT32", 1)
     layout, settings = layout_settings
-    packed = pack(masked_weight(SAME, 0.02), layout, geometry=geometry_of(SAME), **settings)
+    packed = pack(masked_weight(SAME, 0.02), layout, geometry=SAME.geometry, **settings)
     x, epilogue = inputs(SAME, torch.float32, 7)
     assert_near(launch(x, packed, epilogue), oracle(x, packed, **epilogue))
 
@@ -180,7 +180,7 @@ def test_wide_addresses_give_the_same(
 @pytest.mark.parametrize("layout", ["block", "direct", "compact"])
 def test_nan_of_the_input_is_not_hidden(layout: str, backend: str) -> None:
     case = cases.ODD_CONVS[0]
-    packed = pack(masked_weight(case, 1.0), layout, geometry=geometry_of(case))
+    packed = pack(masked_weight(case, 1.0), layout, geometry=case.geometry)
     x = torch.zeros(case.x_shape)
     x[1, :, 2, 3] = float("nan")
     y = sparse_conv2d(x, packed, relu=True, backend=backend)
@@ -192,7 +192,7 @@ def test_nan_of_the_input_is_not_hidden(layout: str, backend: str) -> None:
 @pytest.mark.parametrize("layout_settings", [("dense", {}), *KERNELS], ids=str)
 def test_operator_is_registered_cleanly(layout_settings: tuple[str, dict[str, int]], backend: str) -> None:
     layout, settings = layout_settings
-    packed = pack(masked_weight(SAME, 0.02), layout, geometry=geometry_of(SAME), **settings)
+    packed = pack(masked_weight(SAME, 0.02), layout, geometry=SAME.geometry, **settings)
     x, epilogue = inputs(SAME, torch.float32, 7)
     torch.library.opcheck(
         torch.ops.prunebench.sparse_conv2d.default,
@@ -212,7 +212,7 @@ def test_operator_is_registered_cleanly(layout_settings: tuple[str, dict[str, in
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_operator_compiles_into_one_graph(layout: str) -> None:
-    packed = pack(masked_weight(SAME, 0.3), layout, geometry=geometry_of(SAME))
+    packed = pack(masked_weight(SAME, 0.3), layout, geometry=SAME.geometry)
     x, epilogue = inputs(SAME, torch.float32, 7)
 
     def network(x: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def test_explain_says_what_runs_and_why() -> None:
     x = torch.randn(SAME.x_shape)
 
     def reason(layout: str, backend: str | None, dtype: torch.dtype = torch.float32) -> str:
-        packed = pack(masked_weight(SAME, 0.3, dtype), layout, geometry=geometry_of(SAME))
+        packed = pack(masked_weight(SAME, 0.3, dtype), layout, geometry=SAME.geometry)
         choice = explain(sparse_conv2d, x.to(dtype), packed, backend=backend)
         return f"{choice.backend}: {choice.reason}"
 
@@ -276,7 +276,7 @@ def test_kernels_are_launched_on_the_device_of_x(layout: str, monkeypatch: pytes
         yield
 
     monkeypatch.setattr(conv_module, "on_device", on_device)
-    packed = pack(masked_weight(SAME, 0.02), layout, geometry=geometry_of(SAME))
+    packed = pack(masked_weight(SAME, 0.02), layout, geometry=SAME.geometry)
     x, _ = inputs(SAME, torch.float32, 7)
     sparse_conv2d(x, packed, backend="triton")
     assert [tensor.shape for tensor in seen] == [x.shape]
@@ -292,7 +292,7 @@ def test_precision_follows_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_configurations_fit_and_can_be_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"batch_innermost": 1}
     for case in cases.RESNET18_32[128]:
-        call = (geometry_of(case), case.x_shape, torch.bfloat16)
+        call = (case.geometry, case.x_shape, torch.bfloat16)
         for layout, chosen in (
             ("block", {"block_out": 64, "block_in": 64}),
             ("direct", settings),

@@ -14,18 +14,6 @@ from prunebench_kernels.sparse.layouts import LAYOUTS, Geometry, PackedWeight, p
 from torch import Tensor, nn
 
 
-def geometry_of(case: cases.ConvCase) -> Geometry:
-    return Geometry(
-        case.in_channels,
-        case.out_channels,
-        case.kernel,
-        case.stride,
-        case.padding,
-        case.dilation,
-        case.groups,
-    )
-
-
 def masked_weight(case: cases.ConvCase, density: float, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(len(case.name))
     weight = torch.randn(case.weight_shape, generator=generator)
@@ -63,9 +51,9 @@ def test_unpack_is_the_exact_inverse_of_pack(case: cases.ConvCase, layout: str) 
             for settings in SETTINGS[layout]:
                 if not takes(layout, case):
                     with pytest.raises(LayoutError, match="one group"):
-                        pack(weight, layout, geometry=geometry_of(case), **settings)
+                        pack(weight, layout, geometry=case.geometry, **settings)
                     continue
-                packed = pack(weight, layout, geometry=geometry_of(case), **settings)
+                packed = pack(weight, layout, geometry=case.geometry, **settings)
                 assert torch.equal(packed.unpack(), weight)
                 assert packed.dtype == dtype
                 assert all(tensor.is_contiguous() for tensor in packed.tensors.values())
@@ -112,7 +100,7 @@ def test_blocks_of_zeros_are_not_stored() -> None:
 
 def test_direct_sorts_output_channels_by_their_weights() -> None:
     weight = masked_weight(cases.ODD_CONVS[1], 0.3)
-    packed = pack(weight, "direct", geometry=geometry_of(cases.ODD_CONVS[1]))
+    packed = pack(weight, "direct", geometry=cases.ODD_CONVS[1].geometry)
     counts = packed.tensors["pointers"].diff()
     assert counts.tolist() == sorted(counts.tolist(), reverse=True)
     assert counts.sum() == (weight != 0).sum()
@@ -151,7 +139,7 @@ def test_similar_masks_share_a_block_of_compact() -> None:
 
 
 def test_a_packed_weight_moves_to_another_device() -> None:
-    packed = pack(masked_weight(cases.ODD_CONVS[1], 0.3), "direct", geometry=geometry_of(cases.ODD_CONVS[1]))
+    packed = pack(masked_weight(cases.ODD_CONVS[1], 0.3), "direct", geometry=cases.ODD_CONVS[1].geometry)
     moved = packed.to("meta")
     assert moved.device.type == "meta"
     assert moved.nbytes == packed.nbytes

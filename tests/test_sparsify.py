@@ -144,6 +144,60 @@ def test_on_a_cpu_channels_are_left_in_sixteens(
     assert_same(network, model, x)
 
 
+def half_dead() -> nn.Sequential:
+    """Seventeen of 64 hidden channels are alive."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(64, 4, 1))
+    with torch.no_grad():
+        model[0].weight[17:] = 0
+    return model
+
+
+@pytest.mark.parametrize(
+    ("speeds", "left"),
+    [
+        ({"all": 1.0, "live": 0.5, "channels": 0.7}, 17),
+        ({"all": 1.0, "live": 0.8, "channels": 0.6}, 32),
+        ({"all": 1.0, "live": 1.2, "channels": 1.1}, 64),
+        ({"all": 1.0, "live": 0.98, "channels": 0.99}, 64),  # within the noise: nothing is removed
+    ],
+)
+def test_auto_removes_channels_only_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, speeds: dict[str, float], left: int
+) -> None:
+    monkeypatch.setitem(network_file.MULTIPLES, "cpu", 16)
+    model, x = half_dead(), torch.randn(2, 3, 5, 5)
+    network = sparsify(model, example=x, measuring=measuring(**speeds))
+    assert [layer.channels.out_after for layer in network.report] == [left, 4]
+    assert {"all channels", "live channels", "channels in multiples of 16"} <= set(
+        network.report.whole_timings
+    )
+    assert "all channels" in network.report.whole
+    assert_same(network, model, x)
+
+
+def test_nothing_is_timed_where_no_channel_is_dead() -> None:
+    model = half_dead()
+    with torch.no_grad():
+        model[0].weight.fill_(1)
+    network = sparsify(model, example=torch.randn(2, 3, 5, 5), measuring=measuring(live=0.1, channels=0.1))
+    assert [layer.channels.out_after for layer in network.report] == [64, 4]
+    assert not network.report.whole_timings
+
+
+def test_the_choice_of_channels_is_remembered() -> None:
+    model, x, asked = half_dead(), torch.randn(2, 3, 5, 5), measuring(all=1.0, live=0.5, channels=0.9)
+    first = sparsify(model, example=x, measuring=asked)
+    again = sparsify(
+        model, example=x, measuring=Measuring(QUICK, asked.choices, fake_timer({"all": 0.1, "live": 9}))
+    )
+    assert (
+        [layer.channels.out_after for layer in again.report]
+        == [layer.channels.out_after for layer in first.report]
+        == [17, 4]
+    )
+
+
 def test_the_model_is_left_as_it_is() -> None:
     model = build_model("convnet-small", 3, seed=0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -702,7 +756,7 @@ def test_a_saved_network_computes_bit_for_bit(name: str, tmp_path: Path) -> None
         model,
         example=x,
         masks=random_masks(model, 0.97),
-        measuring=measuring(direct=0.5, compact=0.6, auto=0.5),
+        measuring=measuring(direct=0.5, compact=0.6, auto=0.5, channels=0.4),
     )
     assert set(network.report.layouts) & {"direct", "compact"}
     save_sparse(network, tmp_path / "net.safetensors")

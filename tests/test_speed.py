@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import run_inline, tiny_suite
+from prunebench_kernels.sparse import measured
+from prunebench_kernels.sparse.whole import WHOLE
 from torch import Tensor, nn
 
 from prunebench import speed
@@ -121,7 +123,7 @@ def test_latency_percentiles_by_a_fake_clock(monkeypatch: pytest.MonkeyPatch) ->
     """The slow model is ten times slower; the warm-up, slower still, does not count."""
     now = [0.0]
     durations = {"fast": iter([9.0, 5e-3, 1e-3, 4e-3, 2e-3, 3e-3]), "slow": iter([9.0, *[2e-2] * 5])}
-    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(measured, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     class Sleeper(nn.Module):
         def __init__(self, name: str) -> None:
@@ -142,8 +144,6 @@ def test_latency_percentiles_by_a_fake_clock(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_latency_on_a_gpu_is_of_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the layouts are chosen: both networks are warm, then timed by the same timer in the same turns."""
-    from prunebench_kernels.sparse import measured
-
     seen: list[tuple[str, bool]] = []
 
     def timer(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -165,7 +165,16 @@ def emptied_net() -> nn.Module:
     return net
 
 
-def test_networks_are_made_ready_for_inference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("with_all_ms", "removed"), [(1.0, 16 / (32 + 64 + 128)), (0.51, 0.0)])
+def test_networks_are_made_ready_for_inference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_all_ms: float, removed: float
+) -> None:
+    """With a timer by which the network without its dead channels takes half a millisecond."""
+    monkeypatch.setattr(
+        measured,
+        "time_in_turns",
+        lambda calls, repeats: {n: [with_all_ms if n == WHOLE else 0.5] * repeats for n in calls},
+    )
     monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path / "choices"))
     dense, pruned, x = build_model("convnet-small", 3, seed=1), emptied_net(), torch.randn(4, 3, 16, 16)
     state = torch.random.get_rng_state()
@@ -173,7 +182,7 @@ def test_networks_are_made_ready_for_inference(tmp_path: Path, monkeypatch: pyte
     ready = ready_for_inference(dense, pruned, x)
     assert ready.path == "sparsify: auto"
     assert sum(ready.layouts.values()) == 3
-    assert ready.removed_channels == 16 / (32 + 64 + 128)
+    assert ready.removed_channels == removed
     with torch.inference_mode():
         for made, plain in ((ready.dense, dense.eval()), (ready.pruned, pruned)):
             assert not [module for module in made.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -22,14 +22,17 @@ BLOCK = 1024
 
 @triton.jit
 def _offset(  # noqa: PLR0913 - strides
-    index, stride_k, stride_r, stride_s, stride_c, KERNEL_H, KERNEL_W, CHANNELS
+    index, stride_k, stride_r, stride_s, stride_c, KERNEL_H, KERNEL_W, CHANNELS, FLAT: tl.constexpr
 ):
-    """Where element `index` of [K, R, S, C] lies."""
-    c = index % CHANNELS
-    s = index // CHANNELS % KERNEL_W
-    r = index // (CHANNELS * KERNEL_W) % KERNEL_H
-    k = index // (CHANNELS * KERNEL_W * KERNEL_H)
-    return k * stride_k + r * stride_r + s * stride_s + c * stride_c
+    """Where element `index` of [K, R, S, C] lies; FLAT: there."""
+    at = index
+    if not FLAT:
+        c = index % CHANNELS
+        s = index // CHANNELS % KERNEL_W
+        r = index // (CHANNELS * KERNEL_W) % KERNEL_H
+        k = index // (CHANNELS * KERNEL_W * KERNEL_H)
+        at = k * stride_k + r * stride_r + s * stride_s + c * stride_c
+    return at
 
 
 @triton.jit
@@ -38,14 +41,14 @@ def masked_weight_product_kernel(  # noqa: PLR0913 - strides of three tensors
     mask,
     out,
     count,
-    weight_stride_k,
-    weight_stride_r,
-    weight_stride_s,
-    weight_stride_c,
-    mask_stride_k,
-    mask_stride_r,
-    mask_stride_s,
-    mask_stride_c,
+    w_stride_k,
+    w_stride_r,
+    w_stride_s,
+    w_stride_c,
+    m_stride_k,
+    m_stride_r,
+    m_stride_s,
+    m_stride_c,
     out_stride_k,
     out_stride_r,
     out_stride_s,
@@ -59,24 +62,11 @@ def masked_weight_product_kernel(  # noqa: PLR0913 - strides of three tensors
     """out = weight * mask; FLAT: all three have the same dense strides, else elements run over [K, R, S, C]."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = at < count
-    w_at, m_at, out_at = at, at, at
-    if not FLAT:
-        w_at = _offset(
-            at,
-            weight_stride_k,
-            weight_stride_r,
-            weight_stride_s,
-            weight_stride_c,
-            KERNEL_H,
-            KERNEL_W,
-            CHANNELS,
-        )
-        m_at = _offset(
-            at, mask_stride_k, mask_stride_r, mask_stride_s, mask_stride_c, KERNEL_H, KERNEL_W, CHANNELS
-        )
-        out_at = _offset(
-            at, out_stride_k, out_stride_r, out_stride_s, out_stride_c, KERNEL_H, KERNEL_W, CHANNELS
-        )
+    w_at = _offset(at, w_stride_k, w_stride_r, w_stride_s, w_stride_c, KERNEL_H, KERNEL_W, CHANNELS, FLAT)
+    m_at = _offset(at, m_stride_k, m_stride_r, m_stride_s, m_stride_c, KERNEL_H, KERNEL_W, CHANNELS, FLAT)
+    out_at = _offset(
+        at, out_stride_k, out_stride_r, out_stride_s, out_stride_c, KERNEL_H, KERNEL_W, CHANNELS, FLAT
+    )
     w = tl.load(weight + w_at, mask=valid).to(tl.float32)
     m = tl.load(mask + m_at, mask=valid).to(tl.float32)
     tl.store(out + out_at, (w * m).to(out.dtype.element_ty), mask=valid)
@@ -91,18 +81,18 @@ def masked_weight_gradients_kernel(  # noqa: PLR0913 - strides of three tensors
     grad_mask,
     count,
     splits,
-    gradient_stride_k,
-    gradient_stride_r,
-    gradient_stride_s,
-    gradient_stride_c,
-    weight_stride_k,
-    weight_stride_r,
-    weight_stride_s,
-    weight_stride_c,
-    mask_stride_k,
-    mask_stride_r,
-    mask_stride_s,
-    mask_stride_c,
+    g_stride_k,
+    g_stride_r,
+    g_stride_s,
+    g_stride_c,
+    w_stride_k,
+    w_stride_r,
+    w_stride_s,
+    w_stride_c,
+    m_stride_k,
+    m_stride_r,
+    m_stride_s,
+    m_stride_c,
     KERNEL_H: tl.constexpr,
     KERNEL_W: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -114,31 +104,9 @@ def masked_weight_gradients_kernel(  # noqa: PLR0913 - strides of three tensors
     """grad_weight = mask * G and grad_mask = weight * G, those needed; G's splits lie `count` elements apart."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = at < count
-    g_at, w_at, m_at = at, at, at
-    if not FLAT:
-        g_at = _offset(
-            at,
-            gradient_stride_k,
-            gradient_stride_r,
-            gradient_stride_s,
-            gradient_stride_c,
-            KERNEL_H,
-            KERNEL_W,
-            CHANNELS,
-        )
-        w_at = _offset(
-            at,
-            weight_stride_k,
-            weight_stride_r,
-            weight_stride_s,
-            weight_stride_c,
-            KERNEL_H,
-            KERNEL_W,
-            CHANNELS,
-        )
-        m_at = _offset(
-            at, mask_stride_k, mask_stride_r, mask_stride_s, mask_stride_c, KERNEL_H, KERNEL_W, CHANNELS
-        )
+    g_at = _offset(at, g_stride_k, g_stride_r, g_stride_s, g_stride_c, KERNEL_H, KERNEL_W, CHANNELS, FLAT)
+    w_at = _offset(at, w_stride_k, w_stride_r, w_stride_s, w_stride_c, KERNEL_H, KERNEL_W, CHANNELS, FLAT)
+    m_at = _offset(at, m_stride_k, m_stride_r, m_stride_s, m_stride_c, KERNEL_H, KERNEL_W, CHANNELS, FLAT)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for _ in range(splits):
         total += tl.load(gradient + g_at, mask=valid).to(tl.float32)

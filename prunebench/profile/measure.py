@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from prunebench_kernels.sparse.measured import Timing
 
 from prunebench.profile.results import Times
 
@@ -112,9 +113,8 @@ def interleaved(
 
 def percentiles(values: Sequence[float]) -> Times:
     """The 20th, 50th and 80th percentile, between values linearly."""
-    marks = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-    low, middle, high = torch.quantile(torch.tensor(values, dtype=torch.float64), marks).tolist()
-    return Times(low, middle, high, len(values))
+    timing = Timing.of(list(values))
+    return Times(timing.p20, timing.p50, timing.p80, len(values))
 
 
 def fastest(call: Call, stopwatch: Stopwatch, trials: int, patience: float = 0.5) -> float:

@@ -113,7 +113,7 @@ class Networks:
 
         if not self._wants_compiled:
             return "left out (--no-compile)"
-        folded, _ = build(masked, self.example, None, None, cut=False)  # plain layers: the compiler may fuse
+        folded, _ = build(masked, self.example, None, None, multiple=0)  # plain layers: the compiler may fuse
         folded.eval()
         if self._compiled is None:
             begun = time.monotonic()

@@ -11,25 +11,17 @@ step loads the next one's index: 4 and 3 (by the shared memory of the compiled k
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from prunebench_kernels.compile_cases import CompileCase
-from prunebench_kernels.sparse.configurations import Configuration, configuration
+from prunebench_kernels.sparse.configurations import Configuration
 from prunebench_kernels.sparse.geometry import Geometry
-from prunebench_kernels.sparse.launching import (
-    TRITON_TYPES,
-    compile_case,
-    epilogue_constants,
-    ieee_or_tf32,
-    only_taken,
-    output_like,
-    shape_constants,
-)
-from prunebench_kernels.sparse.layouts import PackedWeight
+from prunebench_kernels.sparse.launching import TRITON_TYPES, PixelKernel, ieee_or_tf32
 from prunebench_kernels.sparse.tile_pixels import finish, pixel_place
 
 
@@ -124,47 +116,20 @@ def block_convolution_kernel(  # noqa: PLR0913 - pointers, and constants of the 
     finish(total, bias, residual, y, channel[:, None], at, valid, HAS_BIAS, HAS_RESIDUAL, RELU)
 
 
-def _constants(
-    x_shape: tuple[int, ...], geometry: Geometry, settings: dict[str, int], chosen: Configuration
+def _sizes(
+    x_shape: Sequence[int],
+    geometry: Geometry,
+    dtype: torch.dtype,
+    settings: Mapping[str, int],
+    chosen: Configuration,
 ) -> dict[str, Any]:
     sizes = {"PIXELS": chosen.pixels, "STAGES": chosen.stages, "PRECISION": ieee_or_tf32()}
     sizes |= {"BLOCK_OUT": settings["block_out"], "BLOCK_IN": settings["block_in"]}
-    sizes["PIXELS_FIRST"] = settings["block_out"] < 64
-    return shape_constants(x_shape, geometry, "block", settings) | sizes
+    return sizes | {"PIXELS_FIRST": settings["block_out"] < 64}
 
 
-def launch(
-    x: Tensor,
-    packed: PackedWeight,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    relu: bool,
-    *,
-    chosen: Configuration | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    """The convolution of x (channels_last, as is the result); `out`, if given, is written instead of a new tensor."""
-    geometry, settings = packed.geometry, packed.settings
-    chosen = chosen or configuration("block", geometry, x.shape, x.dtype, settings)
-    y = output_like(x, packed) if out is None else out
-    constants = _constants(tuple(x.shape), geometry, settings, chosen)
-    constants |= epilogue_constants(bias, residual, relu)
-    pixels = y.numel() // geometry.out_channels
-    rows = -(-geometry.out_channels // settings["block_out"])
-    block_convolution_kernel[(-(-pixels // chosen.pixels) * rows,)](
-        x,
-        packed.tensors["values"],
-        packed.tensors["pointers"],
-        packed.tensors["columns"],
-        bias,
-        residual,
-        y,
-        **only_taken(block_convolution_kernel, constants),
-        num_warps=chosen.warps,
-        num_stages=chosen.stages,
-        enable_fp_fusion=True,
-    )
-    return y
+_KERNEL = PixelKernel("block", block_convolution_kernel, _sizes, one_block=True)
+launch = _KERNEL.launch
 
 
 def _compile_cases() -> tuple[CompileCase, ...]:
@@ -178,19 +143,9 @@ def _compile_cases() -> tuple[CompileCase, ...]:
         ("16x16", Geometry(128, 128, padding=(1, 1)), (128, 128, 16, 16), 16, 16),
     ):
         settings = {"block_out": block_out, "block_in": block_in}
-        for dtype, short in TRITON_TYPES.items():
-            chosen = configuration("block", geometry, shape, dtype, settings)
-            expects = {"vector-loads"} | ({"tensor-cores"} if short != "fp32" else set())
-            cases.append(
-                compile_case(
-                    f"sparse block {name} {short}",
-                    block_convolution_kernel,
-                    short,
-                    _constants(shape, geometry, settings, chosen),
-                    chosen,
-                    expects,
-                )
-            )
+        for dtype in TRITON_TYPES:
+            expects = {"vector-loads"} | ({"tensor-cores"} if dtype != torch.float32 else set())
+            cases.append(_KERNEL.compile_case(name, geometry, shape, dtype, settings, expects))
     return tuple(cases)
 
 

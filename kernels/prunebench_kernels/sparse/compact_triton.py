@@ -9,25 +9,17 @@ the other.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from prunebench_kernels.compile_cases import CompileCase
-from prunebench_kernels.sparse.configurations import Configuration, configuration
+from prunebench_kernels.sparse.configurations import Configuration
 from prunebench_kernels.sparse.geometry import Geometry
-from prunebench_kernels.sparse.launching import (
-    TRITON_TYPES,
-    compile_case,
-    epilogue_constants,
-    ieee_or_tf32,
-    only_taken,
-    output_like,
-    shape_constants,
-)
-from prunebench_kernels.sparse.layouts import PackedWeight
+from prunebench_kernels.sparse.launching import TRITON_TYPES, PixelKernel, ieee_or_tf32
 from prunebench_kernels.sparse.tile_pixels import finish, pixel_place, taps_outside
 
 
@@ -122,46 +114,20 @@ def compact_convolution_kernel(  # noqa: PLR0913 - pointers, and constants of th
         finish(total, bias, residual, y, output, at, inside & used[None, :], HAS_BIAS, HAS_RESIDUAL, RELU)
 
 
-def _constants(
-    x_shape: tuple[int, ...], geometry: Geometry, settings: dict[str, int], chosen: Configuration
+def _sizes(
+    x_shape: Sequence[int],
+    geometry: Geometry,
+    dtype: torch.dtype,
+    settings: Mapping[str, int],
+    chosen: Configuration,
 ) -> dict[str, Any]:
     sizes = {"PIXELS": chosen.pixels, "STAGES": chosen.stages, "SPLITS": chosen.splits}
     sizes |= {"BLOCK_OUT": settings["block_out"], "BLOCK_ROWS": settings["block_rows"]}
-    return shape_constants(x_shape, geometry, "compact", settings) | sizes | {"PRECISION": ieee_or_tf32()}
+    return sizes | {"PRECISION": ieee_or_tf32()}
 
 
-def launch(
-    x: Tensor,
-    packed: PackedWeight,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    relu: bool,
-    *,
-    chosen: Configuration | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    """The convolution of x in the layout's format; `out`, if given, is written instead of a new tensor."""
-    geometry, settings = packed.geometry, packed.settings
-    chosen = chosen or configuration("compact", geometry, x.shape, x.dtype, settings)
-    y = output_like(x, packed) if out is None else out
-    constants = _constants(tuple(x.shape), geometry, settings, chosen)
-    constants |= epilogue_constants(bias, residual, relu)
-    pixels = y.numel() // geometry.out_channels
-    compact_convolution_kernel[(-(-pixels // chosen.pixels), chosen.splits)](
-        x,
-        packed.tensors["values"],
-        packed.tensors["pointers"],
-        packed.tensors["codes"],
-        packed.tensors["order"],
-        bias,
-        residual,
-        y,
-        **only_taken(compact_convolution_kernel, constants),
-        num_warps=chosen.warps,
-        num_stages=chosen.stages,
-        enable_fp_fusion=True,
-    )
-    return y
+_KERNEL = PixelKernel("compact", compact_convolution_kernel, _sizes)
+launch = _KERNEL.launch
 
 
 def _compile_cases() -> tuple[CompileCase, ...]:
@@ -174,21 +140,10 @@ def _compile_cases() -> tuple[CompileCase, ...]:
         ("1x1 batch innermost", Geometry(256, 64, (1, 1)), (128, 256, 8, 8), 1),
     ):
         settings = {"block_out": 16, "block_rows": 32, "sorted": 1, "batch_innermost": inner}
-        for dtype, short in TRITON_TYPES.items():
-            chosen = configuration("compact", geometry, shape, dtype, settings)
-            expects = ({"vector-loads"} if inner else set()) | (
-                {"tensor-cores"} if short != "fp32" else set()
-            )
-            cases.append(
-                compile_case(
-                    f"sparse compact {name} {short}",
-                    compact_convolution_kernel,
-                    short,
-                    _constants(shape, geometry, settings, chosen),
-                    chosen,
-                    expects,
-                )
-            )
+        for dtype in TRITON_TYPES:
+            expects = {"tensor-cores"} if dtype != torch.float32 else set()
+            expects |= {"vector-loads"} if inner else set()
+            cases.append(_KERNEL.compile_case(name, geometry, shape, dtype, settings, expects))
     return tuple(cases)
 
 

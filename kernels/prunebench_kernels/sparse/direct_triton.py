@@ -15,25 +15,17 @@ issues 128 a clock, so the latter comes to the 32 multiply-adds a clock that its
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from prunebench_kernels.compile_cases import CompileCase
-from prunebench_kernels.sparse.configurations import Configuration, configuration, run_length
+from prunebench_kernels.sparse.configurations import Configuration, run_length
 from prunebench_kernels.sparse.geometry import Geometry
-from prunebench_kernels.sparse.launching import (
-    TRITON_TYPES,
-    compile_case,
-    epilogue_constants,
-    only_taken,
-    output_like,
-    shape_constants,
-)
-from prunebench_kernels.sparse.layouts import PackedWeight
+from prunebench_kernels.sparse.launching import TRITON_TYPES, PixelKernel
 from prunebench_kernels.sparse.tile_pixels import finish, pixel_place, taps_outside
 
 
@@ -134,52 +126,20 @@ def direct_convolution_kernel(  # noqa: PLR0913 - pointers, and constants of the
         finish(total, bias, residual, y, output, at, inside & used, HAS_BIAS, HAS_RESIDUAL, RELU)
 
 
-def _constants(
-    x_shape: tuple[int, ...],
+def _sizes(
+    x_shape: Sequence[int],
     geometry: Geometry,
     dtype: torch.dtype,
-    settings: dict[str, int],
+    settings: Mapping[str, int],
     chosen: Configuration,
 ) -> dict[str, Any]:
     run = run_length(geometry, x_shape, dtype, settings)
     sizes = {"SPLITS": chosen.splits, "CHANNELS": chosen.channels, "UNROLL": chosen.unroll}
-    sizes |= {"RUN": run, "CHUNKS": chosen.pixels // run}
-    return shape_constants(x_shape, geometry, "direct", settings) | sizes
+    return sizes | {"RUN": run, "CHUNKS": chosen.pixels // run}
 
 
-def launch(
-    x: Tensor,
-    packed: PackedWeight,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    relu: bool,
-    *,
-    chosen: Configuration | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    """The convolution of x in the layout's format; `out`, if given, is written instead of a new tensor."""
-    geometry, settings = packed.geometry, packed.settings
-    chosen = chosen or configuration("direct", geometry, x.shape, x.dtype, settings)
-    y = output_like(x, packed) if out is None else out
-    constants = _constants(tuple(x.shape), geometry, x.dtype, settings, chosen)
-    constants |= epilogue_constants(bias, residual, relu)
-    pixels = y.numel() // geometry.out_channels
-    tensors = packed.tensors
-    direct_convolution_kernel[(-(-pixels // chosen.pixels), chosen.splits)](
-        x,
-        tensors["values"],
-        tensors["pointers"],
-        tensors["codes"],
-        tensors["order"],
-        bias,
-        residual,
-        y,
-        **only_taken(direct_convolution_kernel, constants),
-        num_warps=chosen.warps,
-        num_stages=chosen.stages,
-        enable_fp_fusion=True,
-    )
-    return y
+_KERNEL = PixelKernel("direct", direct_convolution_kernel, _sizes)
+launch = _KERNEL.launch
 
 
 def _compile_cases() -> tuple[CompileCase, ...]:
@@ -193,19 +153,10 @@ def _compile_cases() -> tuple[CompileCase, ...]:
         ("3x3 batch innermost, many pixels", Geometry(64, 64, padding=(1, 1)), (128, 64, 32, 32), 1),
         ("1x1 batch innermost", Geometry(256, 64, (1, 1)), (128, 256, 8, 8), 1),
     ):
-        for dtype, short in TRITON_TYPES.items():
-            settings = {"batch_innermost": inner}
-            chosen = configuration("direct", geometry, shape, dtype, settings)
-            cases.append(
-                compile_case(
-                    f"sparse direct {name} {short}",
-                    direct_convolution_kernel,
-                    short,
-                    _constants(shape, geometry, dtype, settings, chosen),
-                    chosen,
-                    {"vector-loads"} if inner else set(),
-                )
-            )
+        settings = {"batch_innermost": inner}
+        for dtype in TRITON_TYPES:
+            expects = {"vector-loads"} if inner else set()
+            cases.append(_KERNEL.compile_case(name, geometry, shape, dtype, settings, expects))
     return tuple(cases)
 
 

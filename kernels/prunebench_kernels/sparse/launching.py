@@ -1,15 +1,16 @@
-"""What the launch functions share: the constants of a call, as the kernels' compile-time arguments."""
+"""How the sparse convolution kernels are called: arguments, compile-time constants, grid."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from prunebench_kernels.compile_cases import CompileCase
-from prunebench_kernels.sparse.configurations import Configuration
+from prunebench_kernels.sparse.configurations import Configuration, configuration
 from prunebench_kernels.sparse.formats import empty, format_of
 from prunebench_kernels.sparse.geometry import Geometry
 from prunebench_kernels.sparse.layouts import PackedWeight
@@ -73,16 +74,6 @@ def shape_constants(
     return constants
 
 
-def epilogue_constants(bias: Tensor | None, residual: Tensor | None, relu: bool) -> dict[str, bool]:
-    """Which parts of the epilogue are compiled in."""
-    return {"HAS_BIAS": bias is not None, "HAS_RESIDUAL": residual is not None, "RELU": relu}
-
-
-def only_taken(kernel: Any, constants: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the constants that the kernel has as arguments."""
-    return {name: value for name, value in constants.items() if name in kernel.arg_names}
-
-
 def ieee_or_tf32() -> str:
     """Precision of float32 products: IEEE, unless torch was asked for less in matrix products.
 
@@ -92,26 +83,93 @@ def ieee_or_tf32() -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"  # type: ignore[attr-defined]
 
 
-def compile_case(
-    name: str,
-    kernel: Any,
-    short: str,
-    constants: Mapping[str, Any],
-    chosen: Configuration,
-    expects: set[str],
-) -> CompileCase:
-    """A case with bias, residual and ReLU, all pointers aligned; `short` is Triton's name of the dtype of x."""
-    pointers = {argument: "*i32" if argument in INDICES else f"*{short}" for argument in kernel.arg_names}
-    signature = {name: "constexpr" if name.isupper() else pointers[name] for name in kernel.arg_names}
-    every = {**constants, "HAS_BIAS": True, "HAS_RESIDUAL": True, "RELU": True}
-    aligned = tuple(name for name in kernel.arg_names if not name.isupper())
-    return CompileCase(
-        name,
-        kernel,
-        signature,
-        only_taken(kernel, every),
-        aligned,
-        chosen.warps,
-        chosen.stages,
-        frozenset(expects),
-    )
+Sizes = Callable[[Sequence[int], Geometry, torch.dtype, Mapping[str, int], Configuration], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class PixelKernel:
+    """A layout's kernel, each program of which takes a tile of output pixels.
+
+    Its arguments are x, the layout's tensors by their names, bias, residual, y, and constants, in capitals. `sizes`
+    gives those constants that are the layout's own, of (x's shape, geometry, dtype, settings, configuration).
+    `one_block`: a program takes one block of output channels; else a tile's `splits` programs share them all.
+    """
+
+    layout: str
+    kernel: Any
+    sizes: Sizes
+    one_block: bool = False
+
+    def launch(
+        self,
+        x: Tensor,
+        packed: PackedWeight,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        relu: bool,
+        *,
+        chosen: Configuration | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """The convolution of x in the layout's format; `out`, if given, is written instead of a new tensor."""
+        geometry, settings, tensors = packed.geometry, packed.settings, packed.tensors
+        chosen = chosen or configuration(self.layout, geometry, x.shape, x.dtype, settings)
+        y = output_like(x, packed) if out is None else out
+        epilogue = {"HAS_BIAS": bias is not None, "HAS_RESIDUAL": residual is not None, "RELU": relu}
+        constants = self._constants(tuple(x.shape), geometry, x.dtype, settings, chosen)
+        pixels = y.numel() // geometry.out_channels
+        tiles = -(-pixels // chosen.pixels)
+        blocks = -(-geometry.out_channels // settings["block_out"]) if self.one_block else 1
+        self.kernel[tiles * blocks, chosen.splits](
+            x,
+            *(tensors[name] for name in self.kernel.arg_names if name in tensors),
+            bias,
+            residual,
+            y,
+            **constants,
+            **epilogue,
+            num_warps=chosen.warps,
+            num_stages=chosen.stages,
+            enable_fp_fusion=True,
+        )
+        return y
+
+    def compile_case(
+        self,
+        name: str,
+        geometry: Geometry,
+        x_shape: Sequence[int],
+        dtype: torch.dtype,
+        settings: Mapping[str, int],
+        expects: set[str],
+    ) -> CompileCase:
+        """A case of the call's configuration with bias, residual and ReLU, all pointers aligned."""
+        chosen = configuration(self.layout, geometry, x_shape, dtype, settings)
+        short = TRITON_TYPES[dtype]
+        names = self.kernel.arg_names
+        aligned = tuple(argument for argument in names if not argument.isupper())
+        types = {argument: "*i32" if argument in INDICES else f"*{short}" for argument in aligned}
+        epilogue = {"HAS_BIAS": True, "HAS_RESIDUAL": True, "RELU": True}
+        return CompileCase(
+            f"sparse {self.layout} {name} {short}",
+            self.kernel,
+            {argument: types.get(argument, "constexpr") for argument in names},
+            {**self._constants(x_shape, geometry, dtype, settings, chosen), **epilogue},
+            aligned,
+            chosen.warps,
+            chosen.stages,
+            frozenset(expects),
+        )
+
+    def _constants(
+        self,
+        x_shape: Sequence[int],
+        geometry: Geometry,
+        dtype: torch.dtype,
+        settings: Mapping[str, int],
+        chosen: Configuration,
+    ) -> dict[str, Any]:
+        """The kernel's constants but for the epilogue's."""
+        every = shape_constants(x_shape, geometry, self.layout, settings)
+        every |= self.sizes(x_shape, geometry, dtype, settings, chosen)
+        return {name: value for name, value in every.items() if name in self.kernel.arg_names}

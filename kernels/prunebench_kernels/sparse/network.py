@@ -17,13 +17,12 @@ from prunebench_kernels.sparse.fold import fold_batchnorm, module_of, replace_mo
 from prunebench_kernels.sparse.layouts import LAYOUTS
 from prunebench_kernels.sparse.measured import Decision, Timing
 from prunebench_kernels.sparse.module import AUTO, Measuring, SparseConv2d
-from prunebench_kernels.sparse.whole import choose_layouts
+from prunebench_kernels.sparse.whole import WHOLE, choose_channels
 
 RELUS = (functional.relu, torch.relu)
 MULTIPLES = {"cuda": 8, "cpu": 16}
-"""Channels are left in multiples of this. On a GPU tensor cores want runs of 16 bytes, eight bf16 numbers in NHWC. On a
-CPU 127 of 128 channels were 17 % slower than all 128, and 60 as slow as 64; multiples of 16 were never slower than
-the whole network, at some loss where very few channels are left (AVX-512, convnet-small, fp32)."""
+"""Numbers of channels that the device's libraries like: tensor cores want runs of 16 bytes, eight bf16 numbers in NHWC;
+on a CPU with AVX-512 127 of 128 channels were 17 % slower than all 128 (convnet-small, fp32)."""
 
 
 @dataclass(frozen=True)
@@ -151,28 +150,38 @@ def sparsify(
     """The model for sparse inference; it computes the same, and the model itself is left as it is.
 
     `example` is an input `[N, C, H, W]` as will run: layouts are measured on it. `masks` by weight name (None: the
-    zeros of the weights). A layout other than `auto` is used wherever it can be, dense elsewhere. With `dtype` the
-    network computes in it and wants input in it. If the network with the measured layouts is not clearly faster than
-    with dense ones, all are dense. Raises TracingError naming the module that torch.fx cannot trace, ArgumentError on
+    zeros of the weights). A layout other than `auto` is used wherever it can be, dense elsewhere, and dead channels
+    are removed down to a multiple that the device likes. With `dtype` the network computes in it and wants input in
+    it. `auto` keeps what is not clearly slower: dense layouts, and all channels; removing all dead ones, or down to
+    the multiple, is measured. Raises TracingError naming the module that torch.fx cannot trace, ArgumentError on
     masks, an example or a layout that do not fit.
     """
     if layout not in (AUTO, *LAYOUTS):
         raise ArgumentError(f"layout: want auto or one of {', '.join(LAYOUTS)}, got {layout!r}")
     measuring = measuring or Measuring()
+    multiple = MULTIPLES.get(example.device.type, 1) if isinstance(example, Tensor) else 1
+    made: dict[str, SparseNetwork] = {}
     with torch.inference_mode(False):
-        network, x = build(model, example, masks, dtype, cut=True)
-        fuse(network, layout, backend, measuring)
-    network.eval()
-    if layout == AUTO:
-        choose_layouts(network, x, measuring)
-    return network
+        for name, cut in (WHOLE, 0), (f"channels in multiples of {multiple}", multiple), ("live channels", 1):
+            if layout != AUTO and cut != multiple:
+                continue
+            network, x = build(model, example, masks, dtype, multiple=cut)
+            if not any(network.facts == other.facts for other in made.values()):
+                made[name] = network
+        for name, network in made.items():
+            is_guard = layout == AUTO and name == WHOLE and len(made) > 1
+            fuse(network, "dense" if is_guard else layout, backend, measuring)
+            network.eval()
+    if layout != AUTO:
+        return network
+    return choose_channels(made, x, measuring)
 
 
 @torch.no_grad()
 def fold_dense(model: nn.Module, example: Tensor, *, dtype: torch.dtype | None = None) -> SparseNetwork:
     """The fair dense baseline: BatchNorm folded, bias, ReLU and residual fused alike; dense layouts, all channels."""
     with torch.inference_mode(False):
-        network, _ = build(model, example, None, dtype, cut=False)
+        network, _ = build(model, example, None, dtype, multiple=0)
         fuse(network, "dense", None, Measuring())
     return network.eval()  # type: ignore[return-value]
 
@@ -183,9 +192,12 @@ def build(
     masks: Mapping[str, Tensor] | None,
     dtype: torch.dtype | None,
     *,
-    cut: bool,
+    multiple: int,
 ) -> tuple[SparseNetwork, Tensor]:
-    """The traced, folded and cut network with plain layers, and the example in its dtype."""
+    """The traced and folded network with plain layers, and the example in its dtype.
+
+    Of its channels the live ones are left, filled up to a multiple by dead ones; 0 leaves all.
+    """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model: want a torch module, got {type(model).__name__}")
     if dtype is not None and dtype not in FLOATS:
@@ -201,13 +213,13 @@ def build(
     }
     plain = {name: _channels(module) for name, module in graph.named_modules() if name in densities}
     fold_batchnorm(graph)
-    changes = remove_dead_channels(graph, MULTIPLES.get(example.device.type, 1)) if cut else {}
+    changes = remove_dead_channels(graph, multiple) if multiple else {}
     if dtype is not None:
         graph.to(dtype)
     facts = {name: LayerFacts(changes.get(name, plain[name]), density) for name, density in densities.items()}
     example = example.to(dtype or example.dtype)
     network = SparseNetwork(graph, facts, example)
-    network.cut_channels = cut
+    network.cut_channels = bool(multiple)
     return network, example
 
 

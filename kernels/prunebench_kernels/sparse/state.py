@@ -72,7 +72,11 @@ def load_sparse(model: nn.Module, path: Path | str, *, device: torch.device | st
     first = next(model.parameters(), example)
     with torch.inference_mode(False), torch.no_grad():
         network, _ = build(
-            model, example.to(first.device, first.dtype), None, example.dtype, cut=facts["cut_channels"]
+            model,
+            example.to(first.device, first.dtype),
+            None,
+            example.dtype,
+            multiple=int(facts["cut_channels"]),
         )
         fuse(network, "dense", None, Measuring())
         if _structure(network) != facts["structure"]:

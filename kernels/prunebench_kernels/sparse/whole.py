@@ -1,4 +1,5 @@
-"""The layouts of a network as a whole: what won layer by layer is timed against dense, and against one memory format.
+"""The layouts of a network as a whole: what won layer by layer is timed against dense, and against one memory format;
+and its channels: what is left of them is timed against all.
 
 Layer by layer each convolution pays for copying its input out of the format of the layer before it, so a format that
 pays only when all layers have it would never be found: where layouts offer batch_innermost, the network is also
@@ -7,7 +8,9 @@ prepared with layouts of that format alone, and with NCHW alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +26,50 @@ if TYPE_CHECKING:
 
 Plan = Mapping[str, tuple[PackedWeight, Decision]]
 """For every convolution by name: the packed weight, and why."""
+
+
+WHOLE = "all channels"
+
+
+def choose_channels(made: Mapping[str, SparseNetwork], x: Tensor, measuring: Measuring) -> SparseNetwork:
+    """Choose the layouts of every network, then the network that is fastest on x.
+
+    All compute the same; they differ in how many dead channels were removed. The first one stays unless another
+    clearly beats it: fewer channels can be slower, where the library has no kernel for their number.
+    """
+    for network in made.values():
+        if not all(conv.is_prepared for conv in network.convolutions.values()):
+            choose_layouts(network, x, measuring)
+    if len(made) == 1:
+        return next(iter(made.values()))
+    key = key_of(
+        operation="channels",
+        networks={
+            name: [network.graph.code, hash_of(network.convolutions), *_described(network)]
+            for name, network in made.items()
+        },
+        versions=versions(),
+    )
+    calls = {name: functools.partial(_inferred, network, x) for name, network in made.items()}
+    decision = measuring.decide(key, calls, x.device)
+    network = made[decision.winner]
+    before = network.whole
+    reasons = [*filter(None, [before.reason]), f"{decision.winner}: {decision.reason}"]
+    network.whole = replace(before, reason="; ".join(reasons), timings={**before.timings, **decision.timings})
+    return network
+
+
+@torch.inference_mode()
+def _inferred(network: SparseNetwork, x: Tensor) -> Tensor:
+    return network(x)
+
+
+def _described(network: SparseNetwork) -> list[str]:
+    """Layout and shape of every convolution."""
+    return [
+        f"{label(conv.layout, conv.settings)} {conv.geometry.numbers}"
+        for conv in network.convolutions.values()
+    ]
 
 
 def choose_layouts(network: SparseNetwork, x: Tensor, measuring: Measuring) -> None:
