@@ -56,9 +56,10 @@ def expand(suite: Suite, data_root: Path | None) -> list[Cell]:
         raise UsageError("two of the tasks share one name; rename a folder or run them into different --out")
     cells: list[Cell] = []
     for name, task in tasks.items():
+        _check_labels(task, methods)
         base = _dense_spec(suite, task, data_root)
         cells += _cells_of_task(name, base, methods, suite)
-        net = build_model(base.model, task.num_classes, seed=0, data_root=data_root)
+        net = build_model(base.model, task.num_outputs, seed=0, data_root=data_root)
         sizes = {layer: weight.numel() for layer, weight in prunable(net).items()}
         for sparsity in suite.sparsities:
             check_feasible(sizes, sparsity)
@@ -83,6 +84,16 @@ def choose_methods(suite: Suite) -> dict[str, Method]:
         except (TypeError, ValueError) as error:
             raise UsageError(f"settings of {method.name}: {error}") from error
     return methods
+
+
+def _check_labels(task: Task, methods: Mapping[str, Method]) -> None:
+    """Raise UsageError for a method that needs class labels where the task has attributes."""
+    unfit = [method.name for method in methods.values() if not method.multi_label]
+    if task.attributes is not None and unfit:
+        raise UsageError(
+            f"{task.name} is multi-label, but {', '.join(unfit)} need{'s' * (len(unfit) == 1)} class labels: leave "
+            "them out, or declare multi_label=True in @method(...) if y `[N, K]` is handled"
+        )
 
 
 def _dense_spec(suite: Suite, task: Task, data_root: Path | None) -> RunSpec:

@@ -96,8 +96,9 @@ def print_groups(task_name: str, data_root: Path | None, seed: int = 0) -> None:
     )
     for name in ("train", "val", "test"):
         split = getattr(splits, name)
-        aligned = int(task.aligned(split.y, split.bias).sum())
-        counts = (split.y * task.num_biases + split.bias).bincount()
+        label = task.group_label(split.y)
+        aligned = int(task.aligned(label, split.bias).sum())
+        counts = (label * task.num_biases + split.bias).bincount()
         present = counts[counts > 0]
         share = (len(split) - aligned) / len(split)
         table.add_row(

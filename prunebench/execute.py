@@ -102,7 +102,7 @@ def _fit_and_measure(cell: Cell, place: Workplace, data: TaskData, progress: Pro
     with _timed(seconds, "fit"), data_withheld():
         experiment = Experiment(
             spec,
-            data.task.num_classes,
+            data.task.num_outputs,
             data.visible("train", method.supervision),
             data.visible("val", method.supervision),
             Surroundings(store, functools.partial(_dense_state, store, cell), place.data_root, progress),

@@ -21,7 +21,7 @@ from prunebench.registry import Criterion
 from prunebench.spec import Recipe, RunSpec, hash_of
 from prunebench.training.data import Images, draw_batches
 from prunebench.training.loop import LoopSettings, Objective, evaluate, resolve_precision, train
-from prunebench.training.objectives import cross_entropy
+from prunebench.training.objectives import cross_entropy, task_loss
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Surroundings:
 class Experiment:
     """One fit. `seed`, `recipe`, `num_classes`, `conflicting_share` (nominal, or None) and `device` are public.
 
-    `train_split` and `val_split` are `VisibleSplit`s; there is no test split here.
+    In a multi-label task `num_classes` is the number of attributes, and labels are `[N, K]`. `train_split` and `val_split` are `VisibleSplit`s; there is no test split here.
     """
 
     def __init__(
@@ -217,6 +217,10 @@ class Experiment:
         """Logits `[N, C]` of the training images, in evaluation mode, on the device."""
         return evaluate(model, self.train_split.images).to(self.device)
 
+    def predict_validation(self, model: Classifier) -> Tensor:
+        """Logits `[N, C]` of the validation images, in evaluation mode, on the device."""
+        return evaluate(model, self.val_split.images).to(self.device)
+
     def scores(self, criterion: Criterion, model: Classifier) -> dict[str, Tensor]:
         """Scores of every prunable weight of `model`."""
         return compute_scores(
@@ -224,7 +228,7 @@ class Experiment:
         )
 
     def gradients(self, model: Classifier, *, batches: int = 8) -> dict[str, Tensor]:
-        """Gradients of the mean cross-entropy over some batches, in training mode; the model is unchanged."""
+        """Gradients of the mean loss over some batches, in training mode; the model is unchanged."""
         net = copy.deepcopy(model).train()
         index = draw_batches(
             len(self.train_split),
@@ -234,7 +238,7 @@ class Experiment:
         ).to(self.device)
         for row in index:
             logits = net(self.train_split.images.batch(row))
-            (nn.functional.cross_entropy(logits, self.train_split.y[row]) / batches).backward()
+            (task_loss(logits, self.train_split.y[row]) / batches).backward()
         self.cost.own_steps += batches
         return {name: weight.grad for name, weight in prunable(net).items() if weight.grad is not None}
 

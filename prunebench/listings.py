@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from prunebench.console import console, errors, print_groups, read_results, run_table, sparsity_text
 from prunebench.errors import UsageError
+
+if TYPE_CHECKING:
+    from prunebench.tasks import Task
 
 
 def list_tasks(data_root: Path | None) -> None:
@@ -22,7 +26,7 @@ def list_tasks(data_root: Path | None) -> None:
         recipe = task.recipe
         table.add_row(
             task.name,
-            f"{task.num_classes} classes / {task.num_biases} {task.bias_name}s",
+            _what_is_predicted(task),
             task.model,
             f"{recipe.steps} + {recipe.finetune_steps} ({recipe.optimizer}, lr {recipe.lr:g})",
             str(recipe.batch_size),
@@ -37,6 +41,13 @@ def list_tasks(data_root: Path | None) -> None:
             print_groups(name, data_root)
         except DataError as error:
             console.print(f"{name}: {error}")
+
+
+def _what_is_predicted(task: Task) -> str:
+    what = f"{task.num_classes} classes"
+    if task.attributes is not None:
+        what = f"{len(task.attributes)} attributes, groups by {task.attributes.target}"
+    return f"{what} / {task.num_biases} {task.bias_name}s"
 
 
 def list_methods() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunebench.experiment import VisibleSplit
 from prunebench.metrics.groups import GroupTable
-from prunebench.metrics.summary import summarize_runs
+from prunebench.metrics.summary import AttributeTruth, summarize_attribute_run, summarize_runs
 from prunebench.record import CostReport, GroupRow, Mining
 from prunebench.speed import (
     count_macs,
@@ -51,10 +51,18 @@ class TaskData:
         needs = "train-groups" if name == "train" else "val-groups"
         return VisibleSplit(self.images[name], self.y[name].clone(), bias, name=name, needs=needs)
 
-    def summary(self, logits: Tensor, name: str) -> tuple[GroupTable, dict[str, float]]:
-        """Group table and metrics of logits `[N, C]` on a split."""
-        label, bias = self.y[name], self.bias[name]
-        return summarize_runs(logits.unsqueeze(0), label, bias, aligned_pair=self.aligned_pair())[0]
+    def summary(
+        self, logits: Tensor, name: str, validation: Tensor | None = None
+    ) -> tuple[GroupTable, dict[str, float]]:
+        """Group table and metrics of logits `[N, C]` on a split; thresholds from validation logits `[N', C]`."""
+        label, bias, pairs = self.y[name], self.bias[name], self.aligned_pair()
+        attributes = self.task.attributes
+        if attributes is None:
+            return summarize_runs(logits.unsqueeze(0), label, bias, aligned_pair=pairs)[0]
+        columns = attributes.target_index, attributes.identity_indices
+        truth = AttributeTruth(label, bias, self.y["train"], pairs, *columns)
+        calibration = None if validation is None else (validation, self.y["val"])
+        return summarize_attribute_run(logits, truth, validation=calibration)
 
     def aligned_pair(self) -> Tensor:
         """Which (label, bias) pairs are aligned, bool `[C, B]`."""
@@ -76,7 +84,9 @@ def measure_outputs(
     outputs = {f"{name}_logits": evaluate(model, data.images[name]).half() for name in ("val", "test")}
     summaries: dict[str, Summary] = {}
     for name in ("val", "test"):
-        table, metrics = data.summary(outputs[f"{name}_logits"].float(), name)
+        table, metrics = data.summary(
+            outputs[f"{name}_logits"].float(), name, validation=outputs["val_logits"].float()
+        )
         summaries[name] = {**metrics}
     return outputs, group_rows(table), summaries["test"], summaries["val"]
 
@@ -95,7 +105,7 @@ def measure_mining(mined: Tensor | None, data: TaskData) -> Mining | None:
     """Precision and recall of the mined samples against the withheld bias labels."""
     if mined is None:
         return None
-    truth = ~data.task.aligned(data.y["train"], data.bias["train"])
+    truth = ~data.task.aligned(data.task.group_label(data.y["train"]), data.bias["train"])
     hits, found, total = int((mined & truth).sum()), int(mined.sum()), int(truth.sum())
     return Mining(found, total, hits / found if found else math.nan, hits / total if total else math.nan)
 

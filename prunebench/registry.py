@@ -33,7 +33,8 @@ class Method:
     """A named way to a pruned model.
 
     `build(**params)` makes the procedure; `params` are the settings that matter, all part of the run's identity.
-    `native` methods choose their sparsity themselves; `dense` marks the unpruned baseline.
+    `native` methods choose their sparsity themselves; `dense` marks the unpruned baseline; `multi_label` ones also
+    take tasks whose labels are attributes `[N, K]`.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Method:
     dense: bool = False
     relevant: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
     """Which of the settings matter, given the others."""
+    multi_label: bool = False
 
     def __post_init__(self) -> None:
         if self.supervision not in SUPERVISION:
@@ -106,7 +108,7 @@ def criterion(
     return lambda score: Criterion(name, cite, score, at, frozenset(needs), str(version))
 
 
-def method(
+def method(  # noqa: PLR0913 - what a method declares
     name: str,
     *,
     cite: str,
@@ -114,13 +116,24 @@ def method(
     version: int = 1,
     native: bool = False,
     dense: bool = False,
+    multi_label: bool = False,
 ) -> Callable[[type], Method]:
     """Make a class with `fit(experiment, sparsity)` a method; dataclass fields are its settings."""
 
     def wrap(cls: type) -> Method:
         if not callable(getattr(cls, "fit", None)):
             raise UsageError(f"method {name!r}: the class needs fit(self, experiment, sparsity)")
-        return Method(name, cite, supervision, str(version), cls, defaults_of(cls), native, dense)
+        return Method(
+            name,
+            cite,
+            supervision,
+            str(version),
+            cls,
+            defaults_of(cls),
+            native,
+            dense,
+            multi_label=multi_label,
+        )
 
     return wrap
 

@@ -70,7 +70,7 @@ def _measured(record: RunRecord, store: Store, data: TaskData, data_root: Path |
     if data.splits_hash != record.splits_hash:
         raise StoreError("its task draws other data here")
     dense, pruned = (
-        build_model(spec.model, data.task.num_classes, seed=spec.seed, data_root=data_root).to(data.device)
+        build_model(spec.model, data.task.num_outputs, seed=spec.seed, data_root=data_root).to(data.device)
         for _ in range(2)
     )
     pruned.load_state_dict(store.read_tensors(record.run_id, "model"))

@@ -9,7 +9,7 @@ from prunebench.pruning.masks import prunable
 from prunebench.registry import method
 
 
-@method("dense", cite="the baseline: empirical risk minimisation, no pruning", dense=True)
+@method("dense", cite="the baseline: empirical risk minimisation, no pruning", dense=True, multi_label=True)
 class Dense:
     def fit(self, experiment: Experiment, sparsity: float) -> Pruned:
         model = experiment.new_model()

@@ -18,7 +18,11 @@ from prunebench.pruning.masks import Masks, apply_masks, make_masks, prunable
 from prunebench.registry import method
 
 
-@method("imp", cite="Frankle & Carbin, 2019; rewinding: Frankle et al., 2020 (Linear mode connectivity)")
+@method(
+    "imp",
+    cite="Frankle & Carbin, 2019; rewinding: Frankle et al., 2020 (Linear mode connectivity)",
+    multi_label=True,
+)
 @dataclass(frozen=True)
 class IterativeMagnitude:
     rate: float = 0.2

@@ -91,7 +91,14 @@ def prune_by(criterion: Criterion, name: str = "", *, cite: str = "", **settings
     build = functools.partial(Prune, criterion=criterion)
     cite = cite or criterion.cite
     entry = Method(
-        name or criterion.name, cite, "none", criterion.version, build, defaults, relevant=relevant
+        name or criterion.name,
+        cite,
+        "none",
+        criterion.version,
+        build,
+        defaults,
+        relevant=relevant,
+        multi_label=True,
     )
     entry = entry.with_params(settings)
     entry.build(**entry.params)

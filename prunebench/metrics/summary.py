@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
+from prunebench.metrics.attributes import attribute_table
+from prunebench.metrics.calibration import calibrated_thresholds
 from prunebench.metrics.dependence import mean_absolute_correlation
-from prunebench.metrics.groups import GroupTable, group_tables
+from prunebench.metrics.groups import GroupTable, group_accuracy, group_tables
 from prunebench.metrics.uncertainty import uncertainty_summaries
 
 ELEMENTS_AT_A_TIME = 1 << 24
 
+Summary = tuple[GroupTable, dict[str, float]]
+
 
 def summarize_runs(
     logits: Tensor, label: Tensor, bias: Tensor, *, aligned_pair: Tensor | None = None
-) -> list[tuple[GroupTable, dict[str, float]]]:
+) -> list[Summary]:
     """Group table and metrics of each run: logits `[M, N, C]` (floating), label and bias int64 `[N]`.
 
     Metrics: the accuracies of `GroupTable.summary`, the means of `uncertainty_summaries`, and
@@ -35,3 +42,53 @@ def summarize_runs(
             for table, means, value in zip(tables, sure, together)
         ]
     return found
+
+
+@dataclass(frozen=True)
+class AttributeTruth:
+    """What a multi-label run is judged by: label 0/1 `[N, K]`, bias int64 `[N]`, train_label 0/1 `[N', K]`.
+
+    `target` is the column of the group table, aligned_pair `[2, B]`; `identities` are columns.
+    """
+
+    label: Tensor
+    bias: Tensor
+    train_label: Tensor
+    aligned_pair: Tensor
+    target: int
+    identities: tuple[int, ...]
+
+
+def summarize_attribute_run(
+    logits: Tensor, truth: AttributeTruth, *, validation: tuple[Tensor, Tensor] | None = None
+) -> Summary:
+    """Group table of the target attribute, and metrics of all attributes: logits `[N, K]` of one multi-label run.
+
+    validation: logits and labels that the thresholds are calibrated on. Metrics: the accuracies of
+    `GroupTable.summary`, the means of `AttributeTable.means`, logit_correlation, and over all outputs: entropy (as a
+    share of log 2), confidence, margin, and negative_log_likelihood in nats.
+    """
+    label = truth.label
+    predicted, true = (logits[:, truth.target] > 0).long(), label[:, truth.target].long()
+    table = group_accuracy(predicted, true, truth.bias, aligned_pair=truth.aligned_pair)
+    thresholds = None if validation is None else calibrated_thresholds(*validation)
+    attributes = attribute_table(
+        logits, label, train_label=truth.train_label, identities=truth.identities, thresholds=thresholds
+    )
+    together = (
+        float(mean_absolute_correlation(logits.float().unsqueeze(0))[0]) if len(logits) > 1 else math.nan
+    )
+    metrics = {**table.summary(), **attributes.means(), **_binary_uncertainty(logits.double(), label)}
+    return table, {**metrics, "logit_correlation": together}
+
+
+def _binary_uncertainty(logits: Tensor, label: Tensor) -> dict[str, float]:
+    """Means over samples and attributes of what `uncertainty_summaries` gives for classes."""
+    loss = functional.binary_cross_entropy_with_logits
+    probability = torch.sigmoid(logits)
+    return {
+        "entropy": float(loss(logits, probability)) / math.log(2),
+        "confidence": float(torch.sigmoid(logits.abs()).mean()),
+        "margin": float((2 * probability - 1).abs().mean()),
+        "negative_log_likelihood": float(loss(logits, label.double())),
+    }

@@ -19,7 +19,10 @@ from prunebench.spec import Recipe
 
 @dataclass(frozen=True)
 class Split:
-    """Images and their labels: x uint8 `[N, C, H, W]`, y int64 `[N]`, bias int64 `[N]`."""
+    """Images and their labels: x uint8 `[N, C, H, W]`, bias int64 `[N]`, y class indices int64 `[N]`.
+
+    In a multi-label task y holds K binary attributes instead: uint8 `[N, K]`.
+    """
 
     x: Tensor
     y: Tensor
@@ -28,7 +31,9 @@ class Split:
     def __post_init__(self) -> None:
         if self.x.dtype != torch.uint8 or self.x.ndim != 4:
             raise ValueError(f"x: want uint8 [N, C, H, W], got {self.x.dtype} {tuple(self.x.shape)}")
-        for name in ("y", "bias"):
+        if self.y.ndim == 2 and (self.y.dtype != torch.uint8 or len(self.y) != len(self.x)):
+            raise ValueError(f"y: want uint8 [{len(self.x)}, K], got {self.y.dtype} {tuple(self.y.shape)}")
+        for name in ("bias",) if self.y.ndim == 2 else ("y", "bias"):
             values = getattr(self, name)
             if values.dtype != torch.int64 or values.shape != self.x.shape[:1]:
                 raise ValueError(
@@ -48,12 +53,42 @@ class Splits:
     test: Split
 
 
+@dataclass(frozen=True)
+class Attributes:
+    """What a multi-label task predicts: K binary attributes, in the order of the columns of y.
+
+    `target` is the attribute whose value is the label of the group table; `identities` are those that bias
+    amplification is measured against.
+    """
+
+    names: tuple[str, ...]
+    target: str
+    identities: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name in (self.target, *self.identities):
+            if name not in self.names:
+                raise ValueError(f"attribute {name!r} is not among {', '.join(self.names)}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def target_index(self) -> int:
+        return self.names.index(self.target)
+
+    @property
+    def identity_indices(self) -> tuple[int, ...]:
+        return tuple(self.names.index(name) for name in self.identities)
+
+
 class Task(ABC):
     """A biased data set, its default model and its pinned budget.
 
     Attributes: `name` (canonical, parameter included), `version` (raise it when the data change), `title`,
     `source`, `num_classes`, `num_biases`, `conflicting_share` (nominal share of bias-conflicting training
-    images, or None), `model`, `recipe`, `mean` and `std` per channel (0-1 scale), `bias_name`.
+    images, or None), `model`, `recipe`, `mean` and `std` per channel (0-1 scale), `bias_name`. A multi-label task
+    has `attributes`; its group table is of one of them, so its `num_classes` is 2.
     """
 
     name: str
@@ -68,6 +103,22 @@ class Task(ABC):
     recipe: Recipe
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    attributes: Attributes | None = None
+
+    @property
+    def num_outputs(self) -> int:
+        """Logits of an image: one a class, or one an attribute."""
+        return self.num_classes if self.attributes is None else len(self.attributes)
+
+    def group_label(self, y: Tensor) -> Tensor:
+        """The label of the group table, int64 `[N]`: y itself, or the target attribute of y `[N, K]`."""
+        return y if self.attributes is None else y[:, self.attributes.target_index].long()
+
+    def group_prediction(self, logits: Tensor) -> Tensor:
+        """What logits `[..., outputs]` say of that label: the largest class, or whether the target's logit > 0."""
+        if self.attributes is None:
+            return logits.argmax(-1)
+        return (logits[..., self.attributes.target_index] > 0).long()
 
     @abstractmethod
     def fingerprint(self, data_root: Path | None) -> str:
@@ -90,6 +141,10 @@ class Task(ABC):
             split = getattr(splits, name)
             if len(split) == 0:
                 raise DataError(f"{self.name}: the {name} split is empty")
+            columns = split.y.shape[1] if split.y.ndim == 2 else None
+            wanted = None if self.attributes is None else len(self.attributes)
+            if columns != wanted:
+                raise DataError(f"{self.name}: {name}.y has {columns} columns, the task {wanted} attributes")
             for field, bound in (("y", self.num_classes), ("bias", self.num_biases)):
                 values = getattr(split, field)
                 if int(values.min()) < 0 or int(values.max()) >= bound:
@@ -97,7 +152,7 @@ class Task(ABC):
         return splits
 
     def aligned(self, y: Tensor, bias: Tensor) -> Tensor:
-        """Which (y, bias) pairs are bias-aligned: bool, the shape of `y`."""
+        """Which (group label, bias) pairs are bias-aligned: bool, the shape of `y`."""
         return y == bias
 
 

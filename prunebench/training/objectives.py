@@ -9,9 +9,16 @@ from torch.nn import functional
 from prunebench.training.loop import Batch
 
 
+def task_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy of class labels y `[B]`, or mean binary cross-entropy of attributes y `[B, K]`."""
+    if y.ndim == 2:
+        return functional.binary_cross_entropy_with_logits(logits.float(), y.float())
+    return functional.cross_entropy(logits.float(), y)
+
+
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy of the batch."""
-    return functional.cross_entropy(model(batch.x).float(), batch.y)
+    """The mean loss of the batch: see `task_loss`."""
+    return task_loss(model(batch.x), batch.y)
 
 
 def generalised_cross_entropy(logits: Tensor, y: Tensor, q: float = 0.7) -> Tensor:
