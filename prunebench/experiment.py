@@ -92,7 +92,8 @@ class Surroundings:
 class Experiment:
     """One fit. `seed`, `recipe`, `num_classes`, `conflicting_share` (nominal, or None) and `device` are public.
 
-    In a multi-label task `num_classes` is the number of attributes, and labels are `[N, K]`. `train_split` and `val_split` are `VisibleSplit`s; there is no test split here.
+    In a multi-label task `num_classes` is the number of attributes, and labels are `[N, K]`. `train_split` and
+    `val_split` are `VisibleSplit`s; there is no test split here.
     """
 
     def __init__(

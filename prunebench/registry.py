@@ -108,7 +108,7 @@ def criterion(
     return lambda score: Criterion(name, cite, score, at, frozenset(needs), str(version))
 
 
-def method(  # noqa: PLR0913 - what a method declares
+def method(
     name: str,
     *,
     cite: str,
