@@ -1,9 +1,9 @@
-"""Task names: `family@parameter`, or `disent:PATH` for a folder of one's own."""
+"""Task names: `family@parameter`, a family alone where it takes none, or `disent:PATH` for one's own folder."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from prunebench.errors import UsageError, unknown
@@ -12,15 +12,59 @@ from prunebench.tasks.colored_digits import ColoredDigits
 from prunebench.tasks.colored_mnist import ColoredMnist
 
 SHARES = ("0.5pct", "1pct", "2pct", "5pct")
-FAMILIES: dict[str, Callable[[float], Task]] = {
-    "colored-digits": ColoredDigits,
-    "colored-mnist": ColoredMnist,
-}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Tasks whose names begin alike. `open(name, parameter, data_root)` gives one of them.
+
+    `name` is the whole name as it was given and `parameter` what stands behind the separator, empty if nothing
+    does; `open` raises UsageError, with a suggestion, for a parameter that it cannot read. `examples` are whole
+    names, listed by `prunebench ls tasks`; `pattern` stands for them in hints where only a user can name one.
+    """
+
+    name: str
+    open: Callable[[str, str, Path | None], Task]
+    examples: tuple[str, ...] = ()
+    pattern: str = ""
+    separator: str = "@"
+
+    @property
+    def hints(self) -> tuple[str, ...]:
+        """Names that an error may suggest."""
+        return self.examples or (self.pattern,)
+
+
+def _colored(family: str, task: Callable[[float], Task]) -> Family:
+    """A family whose parameter is the share of bias-conflicting images, one of SHARES."""
+    examples = tuple(f"{family}@{share}" for share in SHARES)
+
+    def open_share(name: str, parameter: str, _: Path | None) -> Task:
+        if not parameter:
+            raise UsageError(f"task {name!r} needs its share of bias-conflicting images: {family}@2pct")
+        if parameter not in SHARES:
+            raise unknown("task", name, examples)
+        return task(float(parameter.removesuffix("pct")) / 100)
+
+    return Family(family, open_share, examples)
+
+
+def _open_disent(_: str, parameter: str, data_root: Path | None) -> Task:
+    from prunebench.tasks.disent import open_disent
+
+    return open_disent(parameter, data_root)
+
+
+FAMILIES: tuple[Family, ...] = (
+    _colored("colored-digits", ColoredDigits),
+    _colored("colored-mnist", ColoredMnist),
+    Family("disent", _open_disent, pattern="disent:PATH", separator=":"),
+)
 
 
 def describe_families() -> list[str]:
     """Every task name that needs no path."""
-    return [f"{family}@{share}" for family in FAMILIES for share in SHARES]
+    return [example for family in FAMILIES for example in family.examples]
 
 
 def resolve_task(name: str, data_root: Path | None = None) -> Task:
@@ -28,15 +72,8 @@ def resolve_task(name: str, data_root: Path | None = None) -> Task:
 
     The PATH of `disent:PATH` is looked for from here, then under `data_root`.
     """
-    if name.startswith("disent:"):
-        from prunebench.tasks.disent import open_disent
-
-        return open_disent(name.removeprefix("disent:"), data_root)
-    family, _, share = name.partition("@")
-    if family not in FAMILIES:
-        raise unknown("task", name, [*describe_families(), "disent:PATH"])
-    if not share:
-        raise UsageError(f"task {name!r} needs its share of bias-conflicting images: {family}@2pct")
-    if share not in SHARES or not re.fullmatch(r"[0-9.]+pct", share):
-        raise unknown("task", name, [f"{family}@{value}" for value in SHARES])
-    return FAMILIES[family](float(share.removesuffix("pct")) / 100)
+    for family in FAMILIES:
+        head, separator, parameter = name.partition(family.separator)
+        if head == family.name and (separator or not family.pattern):
+            return family.open(name, parameter, data_root)
+    raise unknown("task", name, [hint for family in FAMILIES for hint in family.hints])
