@@ -125,14 +125,15 @@ class RunRecord:
 
 def to_json(record: RunRecord) -> str:
     """Canonical JSON text of a record: sorted keys, nan as null, a newline at the end."""
-    return json.dumps(_without_nan(dataclasses.asdict(record)), sort_keys=True, indent=1) + "\n"
+    return json.dumps(without_nan(dataclasses.asdict(record)), sort_keys=True, indent=1) + "\n"
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """The value with every nan or infinite number as None, for JSON."""
     if isinstance(value, Mapping):
-        return {key: _without_nan(entry) for key, entry in value.items()}
+        return {key: without_nan(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(entry) for entry in value]
+        return [without_nan(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "prunebench"
 
 ROWS = {
-    "cli": 9, "listings": 8.5, "console": 8, "api": 7, "leaderboard": 6, "submission": 6, "launch": 5,
+    "cli": 9, "listings": 8.5, "console": 8, "api": 7, "analysis": 6.5, "leaderboard": 6, "submission": 6, "launch": 5,
     "timing": 4.7, "execute": 4.5, "cells": 4, "profile": 4,
     "methods": 3.5, "measure": 3.5, "experiment": 3, "environment": 3,
     "pruning": 2, "training": 2, "tasks": 2, "models": 2, "metrics": 2, "stats": 2, "speed": 2,

@@ -1,0 +1,1 @@
+"""What pruning did to uncertainty, dependence and bias: stored logits in, numbers and pages out."""
