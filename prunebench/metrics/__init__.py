@@ -1,6 +1,82 @@
-"""Pure functions of predictions, labels and groups."""
+"""Pure functions of predictions, labels and groups.
 
+N samples, K binary attributes, C classes, M models; arrays are torch tensors or NumPy. Undefined values are nan,
+wrong arguments raise MetricError. Where labels are an argument, class indices `[N]` with class logits `[N, C]` stand
+for one-vs-rest columns; where they are not, give `one_vs_rest(logits)` and `one_hot(labels, C)`.
+"""
+
+from prunebench.metrics.attributes import AttributeTable, attribute_table
+from prunebench.metrics.bias import (
+    BiasAmplification,
+    DirectionalBiasAmplification,
+    bias_amplification,
+    directional_bias_amplification,
+)
+from prunebench.metrics.calibration import (
+    area_under_curve,
+    calibrated_thresholds,
+    expected_calibration_error,
+    rare_value_underprediction,
+)
+from prunebench.metrics.classes import one_hot, one_vs_rest
+from prunebench.metrics.criteria import (
+    BiasVariance,
+    Foretelling,
+    RankCorrelation,
+    bias_variance,
+    evaluate_susceptibility,
+    rank_correlation,
+    susceptibility,
+)
+from prunebench.metrics.dependence import interdependence, mean_absolute_correlation, output_correlation
+from prunebench.metrics.flips import (
+    Exemplars,
+    RecallChange,
+    compression_identified_exemplars,
+    holm,
+    recall_change,
+)
 from prunebench.metrics.groups import GroupTable, group_accuracy, group_tables
+from prunebench.metrics.risk import bias_risk, bias_risks
 from prunebench.metrics.summary import summarize_runs
+from prunebench.metrics.uncertainty import entropy, margin, uncertain_share, uncertainty_summaries
 
-__all__ = ["GroupTable", "group_accuracy", "group_tables", "summarize_runs"]
+__all__ = [
+    "AttributeTable",
+    "BiasAmplification",
+    "BiasVariance",
+    "DirectionalBiasAmplification",
+    "Exemplars",
+    "Foretelling",
+    "GroupTable",
+    "RankCorrelation",
+    "RecallChange",
+    "area_under_curve",
+    "attribute_table",
+    "bias_amplification",
+    "bias_risk",
+    "bias_risks",
+    "bias_variance",
+    "calibrated_thresholds",
+    "compression_identified_exemplars",
+    "directional_bias_amplification",
+    "entropy",
+    "evaluate_susceptibility",
+    "expected_calibration_error",
+    "group_accuracy",
+    "group_tables",
+    "holm",
+    "interdependence",
+    "margin",
+    "mean_absolute_correlation",
+    "one_hot",
+    "one_vs_rest",
+    "output_correlation",
+    "rank_correlation",
+    "rare_value_underprediction",
+    "recall_change",
+    "summarize_runs",
+    "susceptibility",
+    "uncertain_share",
+    "uncertainty_summaries",
+]

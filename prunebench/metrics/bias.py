@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunebench.errors import MetricError
 from prunebench.metrics.arrays import Array, as_binary, check_columns, check_rows
+from prunebench.metrics.classes import binary_columns
 
 FEWEST_POSITIVES = 10
 LEAST_IMBALANCE = 0.1
@@ -32,39 +33,33 @@ def bias_amplification(
     P_train(y_j = 1 | g = 1) > P_train(y_j = 1 | g = 0), else {g = 0}: the direction comes from the training
     labels, the base rate from the test labels, membership from the true identity.
 
-    prediction, label: 0/1 `[N, K]`; identity `[N]`; train_label `[N', K]`; train_identity `[N']`. Undefined (nan)
-    where the attribute is the identity itself, where a group has fewer than 10 test positives, where the two
-    groups' rates of positives in training differ by less than 10 % of the smaller one, and where nothing is
-    predicted positive. Raises MetricError on shapes that disagree or values other than 0 and 1.
+    prediction, label: 0/1 `[N, K]`; identity `[N]`; train_label `[N', K]`; train_identity `[N']`. A multi-class task
+    gives class indices `[N]`, `[N]` and `[N']` instead: each class against the rest, for the classes 0 to the
+    highest that occurs. The identities may be `[N, K]` and `[N', K]`: one for each attribute, as "has the colour of
+    class c". Undefined (nan) where the attribute is the identity itself, where a group has fewer than 10 test
+    positives, where the two groups' rates of positives in training differ by less than 10 % of the smaller one, and
+    where nothing is predicted positive. Raises MetricError on shapes that disagree or values other than those.
     Source: Iofinova et al., CVPR 2023, and its released code.
     """
-    prediction, label = as_binary("prediction", prediction, ndim=2), as_binary("label", label, ndim=2)
-    identity = as_binary("identity", identity, ndim=1)
-    train_label = as_binary("train_label", train_label, ndim=2)
-    train_identity = as_binary("train_identity", train_identity, ndim=1)
+    prediction, label, train_label = binary_columns(
+        {"prediction": prediction, "label": label, "train_label": train_label}
+    )
     check_rows("label", label, "prediction", prediction)
-    check_rows("identity", identity, "prediction", prediction)
-    check_rows("train_identity", train_identity, "train_label", train_label)
-    for name, values in (("label", label), ("train_label", train_label)):
-        check_columns(name, values, "prediction", prediction)
+    test = IdentityCounts.of("identity", identity, "label", label)
+    train = IdentityCounts.of("train_identity", train_identity, "train_label", train_label)
+    guessed = IdentityCounts.of("identity", identity, "prediction", prediction)
 
-    rate_one = train_identity @ train_label / train_identity.sum()  # nan without members
-    rate_zero = (1 - train_identity) @ train_label / (1 - train_identity).sum()
-    towards_one = rate_one > rate_zero
-    predicted = torch.where(towards_one, identity @ prediction, (1 - identity) @ prediction)
-    true = torch.where(towards_one, identity @ label, (1 - identity) @ label)
+    towards_one = train.rate_one > train.rate_zero
+    predicted = torch.where(towards_one, guessed.positives_one, guessed.positives_zero)
+    true = torch.where(towards_one, test.positives_one, test.positives_zero)
     value = predicted / prediction.sum(0) - true / label.sum(0)
 
-    positives = torch.stack([identity @ label, (1 - identity) @ label]).amin(0)
-    imbalance = (rate_one - rate_zero).abs() / torch.minimum(rate_one, rate_zero)
-    same = (label == identity.unsqueeze(1)).all(0) & (train_label == train_identity.unsqueeze(1)).all(0)
+    fewest = torch.minimum(test.positives_one, test.positives_zero)
+    imbalance = train.gap / torch.minimum(train.rate_one, train.rate_zero)
     rules = (
-        (same, "the attribute is the identity itself"),
-        (
-            torch.isnan(rate_one) | torch.isnan(rate_zero),
-            "the training split lacks one of the two identity groups",
-        ),
-        (positives < FEWEST_POSITIVES, f"a group has fewer than {FEWEST_POSITIVES} test positives"),
+        (test.is_label & train.is_label, "the attribute is the identity itself"),
+        (torch.isnan(train.gap), "the training split lacks one of the two identity groups"),
+        (fewest < FEWEST_POSITIVES, f"a group has fewer than {FEWEST_POSITIVES} test positives"),
         (
             torch.isnan(imbalance) | (imbalance < LEAST_IMBALANCE),
             f"the groups' rates of positives in training differ by less than {LEAST_IMBALANCE:.0%}",
@@ -76,6 +71,38 @@ def bias_amplification(
     )
     undefined = torch.tensor([reason is not None for reason in reasons])
     return BiasAmplification(value.masked_fill(undefined, math.nan), reasons)
+
+
+@dataclass(frozen=True)
+class IdentityCounts:
+    """Positives of each column among g = 1 and among g = 0, and their rates; float64 `[K]`.
+
+    A rate is nan for a group without members. `is_label`: whether the column is the identity itself.
+    """
+
+    positives_one: Tensor
+    positives_zero: Tensor
+    rate_one: Tensor
+    rate_zero: Tensor
+    is_label: Tensor
+
+    @property
+    def gap(self) -> Tensor:
+        """|P(y = 1 | g = 1) - P(y = 1 | g = 0)|, nan where a group has no members."""
+        return (self.rate_one - self.rate_zero).abs()
+
+    @classmethod
+    def of(cls, name: str, identity: Array, label_name: str, label: Tensor) -> IdentityCounts:
+        """Count 0/1 columns `[N, K]` by an identity `[N]`, or `[N, K]` with one for each column."""
+        member = as_binary(name, identity, ndim=(1, 2))
+        check_rows(name, member, label_name, label)
+        if member.ndim == 2:
+            check_columns(name, member, label_name, label)
+        else:
+            member = member.unsqueeze(1)
+        one, size = (member * label).sum(0), member.sum(0)
+        zero = label.sum(0) - one
+        return cls(one, zero, one / size, zero / (len(label) - size), (label == member).all(0))
 
 
 @dataclass(frozen=True)
@@ -91,7 +118,7 @@ class DirectionalBiasAmplification:
 def directional_bias_amplification(
     task_prediction: Array,
     task_label: Array,
-    attribute_prediction: Array,
+    attribute_prediction: Array | None,
     attribute_label: Array,
     *,
     train_task: Array,
@@ -102,29 +129,32 @@ def directional_bias_amplification(
     sign_at = sign(P_train(a, t) - P_train(a) P_train(t)), over training samples with a task or attribute label;
     from counts, so that independence is exactly 0.
     A -> T: mean over (a, t) of sign_at (P(That_t = 1 | A_a = 1) - P(T_t = 1 | A_a = 1)); T -> A: mean of
-    sign_at (P(Ahat_a = 1 | T_t = 1) - P(A_a = 1 | T_t = 1)). Task arrays 0/1 `[N, T]`, attribute arrays `[N, A]`.
-    Pairs without members in the test split are nan and left out of the means.
+    sign_at (P(Ahat_a = 1 | T_t = 1) - P(A_a = 1 | T_t = 1)).
+
+    Task arrays 0/1 `[N, T]`, attribute arrays `[N, A]`, training arrays `[N', T]` and `[N', A]`; either kind may be
+    class indices `[N]` and `[N']` instead, which become one column a class. attribute_prediction may be None where
+    the model predicts no attribute: then T -> A is nan. Pairs without members in the test split are nan and left
+    out of the means. Raises MetricError on shapes that disagree, other values, and training samples without labels.
     """
-    names = ("task_prediction", "task_label", "attribute_prediction", "attribute_label")
-    given = (task_prediction, task_label, attribute_prediction, attribute_label)
-    t_hat, t, a_hat, a = (as_binary(name, values, ndim=2) for name, values in zip(names, given))
-    train_t, train_a = (
-        as_binary("train_task", train_task, ndim=2),
-        as_binary("train_attribute", train_attribute, ndim=2),
-    )
-    for name, values in zip(names[1:], (t, a_hat, a)):
-        check_rows(name, values, "task_prediction", t_hat)
+    tasks = {"task_prediction": task_prediction, "task_label": task_label, "train_task": train_task}
+    t_hat, t, train_t = binary_columns(tasks)
+    attributes = {"attribute_label": attribute_label, "train_attribute": train_attribute}
+    if attribute_prediction is not None:
+        attributes["attribute_prediction"] = attribute_prediction
+    a, train_a, *predicted = binary_columns(attributes)
+    check_rows("task_label", t, "task_prediction", t_hat)
+    check_rows("attribute_label", a, "task_prediction", t_hat)
     check_rows("train_attribute", train_a, "train_task", train_t)
-    for name, values, other in (("task_prediction", t_hat, t), ("train_task", train_t, t)):
-        check_columns(name, values, "task_label", other)
-    for name, values, other in (("attribute_prediction", a_hat, a), ("train_attribute", train_a, a)):
-        check_columns(name, values, "attribute_label", other)
 
     labelled = (train_t.sum(1) + train_a.sum(1)) > 0
     if not labelled.any():
         raise MetricError("train_task: no training sample has a task or attribute label")
     train_t, train_a = train_t[labelled], train_a[labelled]
     sign = torch.sign(train_a.T @ train_t * len(train_t) - torch.outer(train_a.sum(0), train_t.sum(0)))
-    a_to_t = sign * ((a.T @ t_hat) - (a.T @ t)) / a.sum(0).unsqueeze(1)
-    t_to_a = sign * ((a_hat.T @ t) - (a.T @ t)) / t.sum(0).unsqueeze(0)
+    together = a.T @ t
+    a_to_t = sign * (a.T @ t_hat - together) / a.sum(0).unsqueeze(1)
+    t_to_a = torch.full_like(a_to_t, math.nan)
+    for a_hat in predicted:
+        check_rows("attribute_prediction", a_hat, "task_prediction", t_hat)
+        t_to_a = sign * (a_hat.T @ t - together) / t.sum(0).unsqueeze(0)
     return DirectionalBiasAmplification(float(a_to_t.nanmean()), float(t_to_a.nanmean()), a_to_t, t_to_a)

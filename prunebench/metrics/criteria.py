@@ -11,22 +11,22 @@ from torch import Tensor
 
 from prunebench.errors import MetricError
 from prunebench.metrics.arrays import Array, as_binary, as_classes, as_finite, as_tensor, check_rows
+from prunebench.metrics.uncertainty import margin
 
 
-def susceptibility(dense_logits: Array) -> Tensor:
+def susceptibility(dense_logits: Array, *, multi_label: bool = False) -> Tensor:
     """How unsure the dense model is of each sample: 1 - (p_(1) - p_(2)), float64 `[N]` in 0..1.
 
-    dense_logits: class logits `[N, C]`, or binary logits `[N]`, for which this is 1 - 2 |p - 1/2|. A hypothesis
-    (after Iofinova et al., 2023): the samples that the dense model is unsure of are those that pruning changes.
+    dense_logits: class logits `[N, C]`, or binary logits `[N]` or `[N, 1]`, for which this is 1 - 2 |p - 1/2|. The
+    shape alone does not tell K binary attributes from C classes: with `multi_label=True` logits `[N, K]` are those
+    of attributes, and the score is the mean of 1 - 2 |p - 1/2| over them (the highest would be near 1 for every
+    sample with many attributes); for one attribute give its column `[N]`. A hypothesis (after Iofinova et al.,
+    2023): the samples that the dense model is unsure of are those that pruning changes. Raises MetricError on other
+    shapes, no sample, and values that are not finite.
     """
-    ndim = torch.as_tensor(dense_logits).ndim
-    logits = as_finite("dense_logits", dense_logits, ndim=1 if ndim == 1 else 2)
-    if logits.ndim == 1:
-        return 1 - 2 * (torch.sigmoid(logits) - 0.5).abs()
-    if logits.shape[1] < 2:
-        raise MetricError("dense_logits: want at least two classes, or binary logits of shape [N]")
-    top = torch.softmax(logits, dim=1).topk(2, dim=1).values
-    return 1 - (top[:, 0] - top[:, 1])
+    logits = as_finite("dense_logits", dense_logits, ndim=2 if multi_label else (1, 2))
+    unsure = 1 - margin(logits, multi_label=multi_label)
+    return unsure.mean(1) if multi_label else unsure
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def evaluate_susceptibility(score: Array, happened: Array) -> Foretelling:
     """AUROC, average precision, and the share of what happened among the 5 % of samples with the highest score.
 
     score: float `[N]`; happened: 0/1 `[N]`, e.g. modal exemplars, flips or new errors. Samples that tie at the
-    border of the 5 % (rounded up) count by their share of the places left.
+    border of the 5 % (rounded up) count by their share of the places left. Raises MetricError on shapes that
+    disagree, no sample, and other values.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -78,9 +79,16 @@ def rank_correlation(
 ) -> RankCorrelation:
     """Spearman's rank correlation of `[K]` and `[K]`, with a percentile bootstrap over the pairs.
 
-    Pairs with a value that is not finite are left out; draws in which a side is constant too.
+    Pairs with a value that is not finite are left out (`pairs` counts the others), and so are draws in which a side
+    is constant. All is nan with fewer than three pairs or a constant side. Raises MetricError on lengths that
+    disagree, no value, no draw, and a confidence outside 0..1.
     """
     from scipy.stats import rankdata
+
+    if draws < 1:
+        raise MetricError(f"draws: want at least one, got {draws}")
+    if not 0 < confidence < 1:
+        raise MetricError(f"confidence: want a share between 0 and 1, got {confidence}")
 
     one, two = (
         as_tensor(name, values, ndim=1).double().numpy()
@@ -102,7 +110,8 @@ def rank_correlation(
     if math.isnan(rho[0]):
         return RankCorrelation(math.nan, math.nan, math.nan, len(one))
     tail = (1 - confidence) / 2
-    low, high = np.nanquantile(rho[1:], [tail, 1 - tail])
+    drawn = rho[1:][~np.isnan(rho[1:])]
+    low, high = np.quantile(drawn, [tail, 1 - tail]) if len(drawn) else (math.nan, math.nan)
     return RankCorrelation(float(rho[0]), float(low), float(high), len(one))
 
 
@@ -120,12 +129,15 @@ def bias_variance(probabilities: Array, label: Array) -> BiasVariance:
 
     probabilities: `[R, N, C]`, label: class indices `[N]`. With p-bar the mean over R seeds and e the one-hot label:
     bias^2 = mean_n sum_c (p-bar - e)^2, variance = mean_n mean_r sum_c (p - p-bar)^2, loss = their sum exactly.
-    Raises MetricError with a single seed. Source: Yang et al., ICML 2020 (the squared-loss decomposition).
+    Raises MetricError with a single seed, shapes that disagree, labels outside 0..C-1, and values outside 0..1
+    (logits are no probabilities). Source: Yang et al., ICML 2020 (the squared-loss decomposition).
     """
     values = as_finite("probabilities", probabilities, ndim=3)
     truth = as_classes("label", label, ndim=1)
     if len(values) < 2:
         raise MetricError("probabilities: want at least two seeds, got 1")
+    if ((values < 0) | (values > 1 + 1e-6)).any():
+        raise MetricError("probabilities: found values outside 0..1; want the softmax of the logits")
     if len(truth) != values.shape[1]:
         raise MetricError(f"label: has {len(truth)} samples, probabilities {values.shape[1]}")
     if int(truth.max()) >= values.shape[2]:

@@ -9,26 +9,36 @@ import torch
 from torch import Tensor
 
 from prunebench.errors import MetricError
-from prunebench.metrics.arrays import Array, as_binary, as_finite
+from prunebench.metrics.arrays import Array, as_finite, as_tensor
 
 
 def interdependence(prediction: Array) -> Tensor:
     """R2 `[K]` of a least-squares fit of each 0/1 prediction column on the others, fitted and scored on them.
 
-    prediction: 0/1 `[N, K]`. nan for a constant column; 1 for a column that others determine. The one-vs-rest
-    columns of a multi-class task always sum to 1, so there it says nothing: use `output_correlation` of the
-    logits. Source: Iofinova et al., CVPR 2023.
+    prediction: 0/1 `[N, K]`, or `[M, N, K]` of M models for `[M, K]`. nan for a constant column; 1 for a column that
+    others determine; 0 for a column alone. The one-vs-rest columns of a multi-class task always sum to 1, so there
+    it says nothing: use `output_correlation` of the logits. Raises MetricError on fewer than two samples, other
+    shapes, and values other than 0 and 1. Source: Iofinova et al., CVPR 2023.
     """
-    return kernels.interdependence(_two_samples("prediction", as_binary("prediction", prediction, ndim=2)))
+    columns = _two_samples("prediction", as_tensor("prediction", prediction, ndim=(2, 3)))
+    if columns.dtype != torch.bool and not ((columns == 0) | (columns == 1)).all():
+        raise MetricError("prediction: want 0 and 1 only")
+    return kernels.interdependence(columns.bool())  # as bytes: a third of the time of float64
 
 
 def output_correlation(logits: Array) -> Tensor:
-    """Pearson correlation `[K, K]` between the columns of logits `[N, K]`; nan where a column is constant."""
-    return kernels.correlation(_two_samples("logits", as_finite("logits", logits, ndim=2)))
+    """Pearson correlation `[K, K]` between the columns of logits `[N, K]`; nan where a column is constant.
+
+    `[M, N, K]` of M models gives `[M, K, K]`. Class logits are taken as they are: one-vs-rest logits of two classes
+    are each other's negative. Raises MetricError on fewer than two samples, other shapes and values that are not
+    finite.
+    """
+    columns = _two_samples("logits", as_finite("logits", logits, ndim=(2, 3)))
+    return kernels.correlation(columns)
 
 
 def _two_samples(name: str, values: Tensor) -> Tensor:
-    if len(values) < 2:
+    if values.shape[-2] < 2:
         raise MetricError(f"{name}: want at least two samples, got 1")
     return values
 

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from prunebench.errors import MetricError
-from prunebench.metrics.arrays import Array
+from prunebench.metrics.arrays import Array, as_finite
 
 
 @dataclass(frozen=True)
 class GroupTable:
     """Counts by (label, bias), each `[C, B]`: samples, correct predictions, and which pairs are aligned.
 
-    Accuracies are nan where no group has samples. "Mean over groups" skips empty groups.
+    Accuracies are nan where no group has samples. "Mean over groups" skips empty groups; `plain` is the share of
+    correct samples, `unbiased` the mean over groups, `train_weighted` the mean at the training split's mixture.
     """
 
     count: Tensor
@@ -60,6 +61,22 @@ class GroupTable:
         """Aligned minus conflicting accuracy: 0 for a model that does not use the bias."""
         return self.aligned - self.conflicting
 
+    def train_weighted(self, train_count: Array) -> float:
+        """Mean over groups weighted by their share of the training split, as papers on Waterbirds report.
+
+        sum_g n_g acc_g / sum_g n_g with n_g the training samples of group g: the accuracy on a test split with the
+        training split's mixture. train_count: `[C, B]`, at least 0. nan if a training group has no test samples, or
+        none has training samples. Raises MetricError on another shape and negative or infinite counts.
+        Source: Sagawa et al., ICLR 2020 ("adjusted" average accuracy).
+        """
+        weight = as_finite("train_count", train_count, ndim=2)
+        if weight.shape != self.count.shape:
+            wanted = tuple(self.count.shape)
+            raise MetricError(f"train_count: want shape {wanted}, got {tuple(weight.shape)}")
+        if (weight < 0).any():
+            raise MetricError("train_count: want counts of samples, found a negative one")
+        return float((weight * self.accuracy)[weight > 0].sum() / weight.sum())
+
     def _mean(self, chosen: Tensor) -> float:
         present = self.accuracy[chosen & (self.count > 0)]
         return float(present.mean()) if len(present) else math.nan
@@ -76,12 +93,14 @@ def group_accuracy(
     """Count samples and hits by group.
 
     prediction, label, bias: integers `[N]`. aligned_pair: bool `[C, B]`, which (label, bias) pairs are aligned;
-    by default label == bias, with as many classes and biases as occur. Raises MetricError when shapes disagree or
-    a label or bias is outside its range.
+    by default label == bias, with as many classes and biases as occur. A prediction outside the classes is a miss.
+    Raises MetricError when shapes disagree, a label or bias is outside its range, or anything is not an integer.
     """
     prediction = torch.as_tensor(prediction)
     if prediction.ndim != 1:
         raise MetricError(f"prediction: want shape [N], got {tuple(prediction.shape)}")
+    if prediction.is_floating_point():
+        raise MetricError(f"prediction: want integers, got {prediction.dtype}")
     return group_tables(prediction.unsqueeze(0), label, bias, aligned_pair=aligned_pair)[0]
 
 
@@ -96,6 +115,8 @@ def group_tables(
     predictions, label, bias = (torch.as_tensor(values) for values in (predictions, label, bias))
     if predictions.ndim != 2:
         raise MetricError(f"predictions: want shape [M, N], got {tuple(predictions.shape)}")
+    if predictions.is_floating_point():
+        raise MetricError(f"predictions: want integers, got {predictions.dtype}")
     for name, values in (("label", label), ("bias", bias)):
         if values.ndim != 1 or values.shape != predictions.shape[1:]:
             raise MetricError(f"{name}: want shape {tuple(predictions.shape[1:])}, got {tuple(values.shape)}")

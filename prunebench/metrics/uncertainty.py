@@ -7,20 +7,56 @@ import math
 import torch
 from prunebench_kernels import uncertainty
 from torch import Tensor
+from torch.nn import functional
 
 from prunebench.errors import MetricError
 from prunebench.metrics.arrays import Array, as_finite
 
 
 def uncertain_share(logits: Array, band: float = 0.4) -> Tensor:
-    """Share `[K]` of the N outputs with |sigmoid(z) - 0.5| < band, strictly: logits `[N, K]` of binary attributes.
+    """Share `[K]` of the N outputs with |sigmoid(z) - 0.5| < band, strictly.
 
+    logits: `[N, K]` of binary attributes, or `[M, N, K]` of M models for `[M, K]`. For class logits `[N, C]` give
+    `one_vs_rest(logits)`: the shape alone does not tell classes from attributes. Raises MetricError on a band that
+    is not between 0 and 0.5, other shapes, no sample, and values that are not finite.
     Source: Iofinova et al., CVPR 2023 (band 0.4: probabilities in (0.1, 0.9)).
     """
     if not 0 < band < 0.5:
         raise MetricError(f"band: want a number between 0 and 0.5, got {band}")
     border = math.log((0.5 + band) / (0.5 - band))
-    return (as_finite("logits", logits, ndim=2).abs() < border).double().mean(0)
+    return (as_finite("logits", logits, ndim=(2, 3)).abs() < border).double().mean(-2)
+
+
+def entropy(logits: Array, *, multi_label: bool = False) -> Tensor:
+    """Entropy of each output as a share of the highest possible, in 0..1, float64.
+
+    Class logits `[N, C]`: -sum_c p_c log p_c / log C of p = softmax(z), `[N]`. Binary logits `[N]` (or `[N, 1]`):
+    the same with C = 2 and p = sigmoid(z), `[N]`. `multi_label=True`: K binary attributes `[N, K]`, each by itself,
+    `[N, K]`: `.mean(0)` is by attribute, `.mean(1)` by sample. Raises MetricError on other shapes and values that
+    are not finite.
+    """
+    binary, values = _binary_or_classes(logits, multi_label)
+    if not binary:
+        return uncertainty(values).entropy / math.log(values.shape[1])
+    size = values.abs()
+    return (functional.softplus(-size) + size * torch.sigmoid(-size)) / math.log(2)
+
+
+def margin(logits: Array, *, multi_label: bool = False) -> Tensor:
+    """How far the likeliest answer is ahead of the second: p_(1) - p_(2), in 0..1, float64; 0 is undecided.
+
+    Shapes, `multi_label` and errors as in `entropy`; for a binary output this is |2 p - 1|.
+    """
+    binary, values = _binary_or_classes(logits, multi_label)
+    return torch.tanh(values.abs() / 2) if binary else uncertainty(values).margin
+
+
+def _binary_or_classes(logits: Array, multi_label: bool) -> tuple[bool, Tensor]:
+    """Whether each number is the logit of a yes or no; and the logits, `[N]`, `[N, K]` or `[N, C]`."""
+    values = as_finite("logits", logits, ndim=2 if multi_label else (1, 2))
+    if values.ndim == 2 and values.shape[1] == 1 and not multi_label:
+        values = values[:, 0]
+    return multi_label or values.ndim == 1, values
 
 
 def uncertainty_summaries(logits: Tensor, label: Tensor) -> list[dict[str, float]]:
