@@ -176,12 +176,13 @@ class Experiment:
             generator=self.rng(f"batches/{name}"),
             sample_weight=sample_weight,
         )[:stop_after]
-        report = self._around.progress
+        images, report = self.train_split.images, self._around.progress
         train(
             model,
-            self.train_split.images,
+            images,
             self.train_split.y,
             batches,
+            crops=images.draw_crops(batches.shape, self.rng(f"crops/{name}")),
             objective=objective,
             settings=replace(loop, **settings),
             masks=masks,

@@ -21,14 +21,14 @@ from prunebench.speed import (
     ready_for_inference,
 )
 from prunebench.tasks import Task, splits_hash
-from prunebench.training.data import Images
+from prunebench.training.data import Images, StreamedImages
 from prunebench.training.loop import evaluate
 
 LATENCY_BATCH = 64
 
 
 class TaskData:
-    """One data draw on the device: images once as bytes, labels and bias on the CPU."""
+    """One data draw: images once as bytes, on the device or in a mapped file; labels and bias on the CPU."""
 
     def __init__(self, task: Task, data_root: Path | None, seed: int, device: torch.device) -> None:
         start = time.perf_counter()
@@ -41,7 +41,8 @@ class TaskData:
         for name in ("train", "val", "test"):
             split = getattr(splits, name)
             self.y[name], self.bias[name] = split.y, split.bias
-            self.images[name] = Images(split.x, mean=task.mean, std=task.std, device=device)
+            kind = Images if split.digest is None else StreamedImages
+            self.images[name] = kind(split.x, mean=task.mean, std=task.std, device=device, view=task.view)
         self.seconds = round(time.perf_counter() - start, 3)
 
     def visible(self, name: str, supervision: str) -> VisibleSplit:

@@ -30,7 +30,7 @@ class Recipe:
     momentum: float = 0.9
     """Of `sgd`; Adam's betas are (0.9, 0.999)."""
     schedule: str = "constant"
-    """`constant` or `cosine` (half a period over the steps)."""
+    """`constant`, `cosine` (half a period over the steps) or `warmup-cosine` (linear over the first 5 %, then so)."""
     precision: str = "auto"
     """`fp32`, `bf16` (autocast) or `auto`: bf16 where the device multiplies it natively."""
 
@@ -45,7 +45,7 @@ class Recipe:
                 raise ValueError(f"recipe: {field} must be a number of at least 0, got {value!r}")
         choices: dict[str, tuple[str, ...]] = {
             "optimizer": ("adam", "sgd"),
-            "schedule": ("constant", "cosine"),
+            "schedule": ("constant", "cosine", "warmup-cosine"),
         }
         choices["precision"] = ("auto", "fp32", "bf16")
         for field, allowed in choices.items():
@@ -59,6 +59,34 @@ class Recipe:
             if name not in known:
                 raise ValueError(f"recipe: unknown field {name!r}; known: {', '.join(sorted(known))}")
         return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class View:
+    """What a network sees of an image: its short side scaled to `resize`, then `crop` x `crop` pixels of it.
+
+    In training the crop lies anywhere and, with `flip`, every other image is mirrored; in evaluation it lies in the
+    middle. A task's view is part of its `version`. Semantics: torchvision's Resize, RandomCrop,
+    RandomHorizontalFlip and CenterCrop.
+    """
+
+    resize: int
+    crop: int
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.crop <= self.resize:
+            raise ValueError(f"view: want 1 <= crop <= resize, got crop {self.crop} and resize {self.resize}")
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after scaling; the long side is rounded down."""
+        if height <= width:
+            return self.resize, self.resize * width // height
+        return self.resize * height // width, self.resize
+
+    def center(self, height: int, width: int) -> tuple[int, int]:
+        """First row and column of the crop in the middle of a scaled image; halves are rounded to even."""
+        return round((height - self.crop) / 2), round((width - self.crop) / 2)
 
 
 @dataclass(frozen=True)

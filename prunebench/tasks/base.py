@@ -14,19 +14,21 @@ import torch
 from torch import Tensor
 
 from prunebench.errors import DataError, SupervisionError
-from prunebench.spec import Recipe
+from prunebench.spec import Recipe, View
 
 
 @dataclass(frozen=True)
 class Split:
     """Images and their labels: x uint8 `[N, C, H, W]`, bias int64 `[N]`, y class indices int64 `[N]`.
 
-    In a multi-label task y holds K binary attributes instead: uint8 `[N, K]`.
+    In a multi-label task y holds K binary attributes instead: uint8 `[N, K]`. `digest`, a hash of x, is given where
+    x is a file mapped into memory: such images are streamed to the device, and their bytes not hashed at every run.
     """
 
     x: Tensor
     y: Tensor
     bias: Tensor
+    digest: str | None = None
 
     def __post_init__(self) -> None:
         if self.x.dtype != torch.uint8 or self.x.ndim != 4:
@@ -88,7 +90,8 @@ class Task(ABC):
     Attributes: `name` (canonical, parameter included), `version` (raise it when the data change), `title`,
     `source`, `num_classes`, `num_biases`, `conflicting_share` (nominal share of bias-conflicting training
     images, or None), `model`, `recipe`, `mean` and `std` per channel (0-1 scale), `bias_name`. A multi-label task
-    has `attributes`; its group table is of one of them, so its `num_classes` is 2.
+    has `attributes`; its group table is of one of them, so its `num_classes` is 2. With a `view` the network sees
+    crops of the images.
     """
 
     name: str
@@ -104,6 +107,7 @@ class Task(ABC):
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     attributes: Attributes | None = None
+    view: View | None = None
 
     @property
     def num_outputs(self) -> int:
@@ -192,10 +196,14 @@ def data_withheld() -> Iterator[None]:
 
 
 def splits_hash(splits: Splits) -> str:
-    """Sixteen hex digits over all tensors as loaded: tells when a generator drifted."""
+    """Sixteen hex digits over all tensors as loaded: tells when a generator drifted.
+
+    A split's own `digest` stands for the bytes of its images.
+    """
     digest = hashlib.sha256()
     for split in (splits.train, splits.val, splits.test):
         for values in (split.x, split.y, split.bias):
             digest.update(repr(tuple(values.shape)).encode())
-            digest.update(values.contiguous().numpy().tobytes())
+            known = split.digest if values is split.x else None
+            digest.update(known.encode() if known else values.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

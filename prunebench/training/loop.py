@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from prunebench.training.data import Images
 
 CHECK_EVERY = 100
 """Steps between two looks at the loss: the only points where the loop waits for an accelerator."""
+
+WARMUP_SHARE = 0.05
+"""Of the steps, with `warmup-cosine`: 5 epochs of 100."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,17 @@ def make_optimizer(parameters: list[nn.Parameter], settings: LoopSettings) -> to
 
 
 def learning_rate(settings: LoopSettings, step: int) -> float:
-    """The learning rate of a step: constant, `cosine` to zero, or `step` (a tenth at each 30 %)."""
+    """The learning rate of a step: constant, `cosine` to zero, or `step` (a tenth at each 30 %).
+
+    `warmup-cosine` rises linearly over the first 5 % of the steps, then follows a cosine to zero over the rest.
+    """
     progress = step / settings.total_steps
-    if settings.schedule == "cosine":
+    if settings.schedule == "warmup-cosine":
+        warmup = round(WARMUP_SHARE * settings.total_steps)
+        if step < warmup:
+            return settings.lr * (step + 1) / warmup
+        progress = (step - warmup) / (settings.total_steps - warmup)
+    if settings.schedule in ("cosine", "warmup-cosine"):
         return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
     if settings.schedule == "step":
         return settings.lr * 0.1 ** int(progress / 0.3)
@@ -110,15 +122,17 @@ def train(  # noqa: PLR0913
     parameters: list[nn.Parameter] | None = None,
     after_step: Callable[[int], Mapping[str, Tensor] | None] | None = None,
     progress: Callable[[int, float], None] | None = None,
+    crops: Tensor | None = None,
 ) -> None:
     """Train `model` in place for `len(batches)` steps.
 
-    batches: sample indices `[steps, batch]`. masks: name of weight to mask; those weights are zero after every
-    step. parameters: what is optimised (default: all). `after_step(step)` may return new masks (gradual
-    pruning). `progress(step, loss)` is called at every check. Raises FloatingPointError when the loss is not
-    finite.
+    batches: sample indices `[steps, batch]`. crops: where each image is cut (see `Images.draw_crops`). masks: name
+    of weight to mask; those weights are zero after every step. parameters: what is optimised (default: all).
+    `after_step(step)` may return new masks (gradual pruning). `progress(step, loss)` is called at every check.
+    Raises FloatingPointError when the loss is not finite.
     """
     device = images.device
+    feed = images.feed(batches, crops)
     batches, y = batches.to(device), y.to(device)
     optimizer = make_optimizer(list(model.parameters()) if parameters is None else parameters, settings)
     hold = MaskHold(model, masks)
@@ -127,29 +141,30 @@ def train(  # noqa: PLR0913
     steps = len(batches)
     finite = torch.ones((), dtype=torch.bool, device=device)
     model.train()
-    for step in range(steps):
-        if not constant:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(settings, step)
-        index = batches[step]
-        batch = Batch(images.batch(index), y[index], index, step)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
-            loss = objective(model, batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        hold.apply()
-        if after_step is not None:
-            hold.update(after_step(step + 1))
-        finite &= torch.isfinite(loss.detach())
-        if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
-            if not finite:
-                raise FloatingPointError(
-                    f"the loss was nan or infinite at or before step {step + 1} of {steps}; "
-                    "lower the learning rate of the recipe"
-                )
-            if progress is not None:
-                progress(step + 1, float(loss.detach()))
+    with contextlib.closing(feed):
+        for step, x in enumerate(feed):
+            if not constant:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(settings, step)
+            index = batches[step]
+            batch = Batch(x, y[index], index, step)
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
+                loss = objective(model, batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            hold.apply()
+            if after_step is not None:
+                hold.update(after_step(step + 1))
+            finite &= torch.isfinite(loss.detach())
+            if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
+                if not finite:
+                    raise FloatingPointError(
+                        f"the loss was nan or infinite at or before step {step + 1} of {steps}; "
+                        "lower the learning rate of the recipe"
+                    )
+                if progress is not None:
+                    progress(step + 1, float(loss.detach()))
 
 
 class MaskHold:
@@ -184,11 +199,11 @@ def memory_format_of(weight: Tensor) -> torch.memory_format:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Images, *, batch_size: int = 512) -> Tensor:
+def evaluate(model: nn.Module, images: Images, *, batch_size: int | None = None) -> Tensor:
     """Logits `[N, C]` of all images in evaluation mode, float32, on the CPU."""
     model.eval()
-    pieces = [
-        model(images.batch(slice(start, start + batch_size))).float()
-        for start in range(0, len(images), batch_size)
-    ]
-    return torch.cat(pieces).cpu()
+    size = batch_size or images.evaluation_batch
+    with contextlib.closing(
+        images.feed([slice(at, at + size) for at in range(0, len(images), size)])
+    ) as feed:
+        return torch.cat([model(x).float() for x in feed]).cpu()
