@@ -89,15 +89,12 @@ class Board:
 def build_board(records: Iterable[RunRecord]) -> Board:
     """The board of these records, whatever their order."""
     given = list(records)
-    kept = _without_duplicates(given)
-    by_section: dict[str, list[RunRecord]] = {}
-    for record in kept:
-        by_section.setdefault(json.dumps(_identity(record), sort_keys=True), []).append(record)
-    groups = sorted(by_section.values(), key=lambda runs: _section_order(runs[0]))
-    slugs = _unique_slugs([runs[0].spec["task"] for runs in groups])
+    by_section = split_sections(given)
+    groups = list(by_section.values())
+    kept = sorted((run for runs in groups for run in runs), key=lambda run: run.run_id)
     finished = [record for record in kept if record.status == "ok"]
     return Board(
-        sections=tuple(_section(runs, slug, groups) for runs, slug in zip(groups, slugs, strict=True)),
+        sections=tuple(_section(runs, slug, groups) for slug, runs in by_section.items()),
         runs=len(kept),
         ok=len(finished),
         duplicates=len(given) - len(kept),
@@ -106,6 +103,15 @@ def build_board(records: Iterable[RunRecord]) -> Board:
         environments=_counted(_describe_environment(record) for record in finished),
         commits=_counted(_describe_code(record) for record in finished),
     )
+
+
+def split_sections(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Records that may be compared, by the section's slug: one task version, data, model and recipe; none twice."""
+    by_section: dict[str, list[RunRecord]] = {}
+    for record in _without_duplicates(records):
+        by_section.setdefault(json.dumps(_identity(record), sort_keys=True), []).append(record)
+    groups = sorted(by_section.values(), key=lambda runs: _section_order(runs[0]))
+    return dict(zip(_unique_slugs([runs[0].spec["task"] for runs in groups]), groups, strict=True))
 
 
 def _without_duplicates(records: Iterable[RunRecord]) -> list[RunRecord]:

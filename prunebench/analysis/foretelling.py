@@ -1,0 +1,249 @@
+"""Which outputs pruning changed, against what another seed changes, and whether the dense models told it before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prunebench.analysis.cells import Cells, defined, dense_runs, estimate
+from prunebench.analysis.measures import Measured
+from prunebench.analysis.outputs import Outputs
+from prunebench.analysis.values import (
+    AttributeForetelling,
+    Estimate,
+    ExemplarRow,
+    SampleForetelling,
+    SusceptibleSample,
+)
+from prunebench.metrics.criteria import evaluate_susceptibility, rank_correlation, susceptibility
+from prunebench.metrics.flips import compression_identified_exemplars
+from prunebench.metrics.risk import bias_risks
+
+SHOWN_SAMPLES = 32
+DRAWS = 400
+"""Bootstrap draws of an area under the curve."""
+
+
+def exemplar_rows(cells: Cells, outputs: Outputs) -> tuple[list[ExemplarRow], dict[str, Tensor]]:
+    """Exemplars of every pruned cell, and their mask `[N]` (`[N K]` for attributes) by `method sparsity`."""
+    dense = torch.stack([run.predicted for run in dense_runs(cells).values()])
+    truth = outputs.test_y.long().flatten()
+    rows, masks = [], {}
+    for (method, sparsity), runs in cells.items():
+        if runs[0].run.dense:
+            continue
+        sparse = torch.stack([run.predicted for run in runs])
+        found = compression_identified_exemplars(dense, sparse)
+        masks[cell_name(method, sparsity)] = found.modal
+        mode = torch.nn.functional.one_hot(sparse[:, found.modal]).sum(0).argmax(1)
+        right = float((mode == truth[found.modal]).double().mean()) if found.modal.any() else math.nan
+        rows.append(
+            ExemplarRow(
+                method=method,
+                sparsity=sparsity,
+                share=defined(found.share),
+                matched_share=defined(found.matched_share),
+                control_share=defined(found.control_share),
+                taxicab=defined(float(found.taxicab.mean())),
+                control_taxicab=defined(found.control_taxicab),
+                right_share=defined(right),
+                population=found.population,
+            )
+        )
+    return rows, masks
+
+
+def cell_name(method: str, sparsity: float | None) -> str:
+    return f"{method} {'native' if sparsity is None else f'{sparsity:g}'}"
+
+
+def output_uncertainty(run: Measured, outputs: Outputs) -> Tensor:
+    """`susceptibility` of a run's outputs: by sample `[N]`, or by sample and attribute `[N K]`."""
+    logits = run.run.logits["test"]
+    return susceptibility(logits if outputs.task.attributes is None else logits.flatten())
+
+
+def foretell_samples(cells: Cells, outputs: Outputs, masks: dict[str, Tensor]) -> list[SampleForetelling]:
+    """How well the dense models' uncertainty ranks what pruning changes.
+
+    Modal exemplars by the mean uncertainty of all dense seeds, with a bootstrap over outputs; flips and new errors
+    by that of the seed's own dense model, with a t interval over seeds.
+    """
+    dense = dense_runs(cells)
+    truth = outputs.test_y.long().flatten()
+    unsure = {seed: output_uncertainty(run, outputs) for seed, run in dense.items()}
+    together = torch.stack(list(unsure.values())).mean(0)
+    columns = len(truth) // len(outputs.test_y)
+    rows = []
+    for (method, sparsity), runs in cells.items():
+        if runs[0].run.dense:
+            continue
+        mask = masks[cell_name(method, sparsity)]
+        told = evaluate_susceptibility(together, mask)
+        bounds = bootstrap_area(together.numpy(), mask.numpy(), columns)
+        area = Estimate(defined(told.area_under_curve), *bounds, told.samples)
+        rows.append(
+            SampleForetelling(
+                method,
+                sparsity,
+                "modal exemplar",
+                told.happened / told.samples,
+                area,
+                defined(told.average_precision),
+                defined(told.recall_at_5_percent),
+            )
+        )
+        paired = [run for run in runs if run.run.seed in dense]
+        for event in ("flip", "new error"):
+            found = []
+            for run in paired:
+                before = dense[run.run.seed].predicted
+                changed = run.predicted != before
+                if event == "new error":
+                    changed = (before == truth) & (run.predicted != truth)
+                found.append(evaluate_susceptibility(unsure[run.run.seed], changed))
+            if found:
+                rows.append(
+                    SampleForetelling(
+                        method,
+                        sparsity,
+                        event,
+                        _mean([entry.happened / entry.samples for entry in found]),
+                        estimate([entry.area_under_curve for entry in found]),
+                        _mean([entry.average_precision for entry in found]),
+                        _mean([entry.recall_at_5_percent for entry in found]),
+                    )
+                )
+    return rows
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    """The mean, or None where a value is undefined."""
+    return defined(float(np.mean(values)))
+
+
+def bootstrap_area(
+    score: NDArray[np.float64], happened: NDArray[np.bool_], columns: int = 1, draws: int = DRAWS
+) -> tuple[float | None, float | None]:
+    """95 % percentile interval of the area under the ROC curve, over samples drawn with replacement; ties count half.
+
+    score and happened: `[N columns]`, sample by sample; the outputs of a sample are drawn together, and a draw weighs
+    them by how often. None where nothing or everything happened.
+    """
+    if happened.all() or not happened.any():
+        return None, None
+    _, place = np.unique(score, return_inverse=True)
+    size = int(place.max()) + 1
+    generator, samples = np.random.default_rng(0), len(score) // columns
+    areas = []
+    for _ in range(draws):
+        drawn = np.bincount(generator.integers(0, samples, samples), minlength=samples)
+        weight = np.repeat(drawn, columns)
+        positive = np.bincount(place, weights=weight * happened, minlength=size)
+        negative = np.bincount(place, weights=weight * ~happened, minlength=size)
+        pairs = positive.sum() * negative.sum()
+        if pairs:
+            below = np.cumsum(negative) - negative / 2
+            areas.append(float((positive * below).sum() / pairs))
+    low, high = np.quantile(areas, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def foretell_attributes(cells: Cells, outputs: Outputs) -> list[AttributeForetelling]:
+    """Spearman's rho over classes or attributes (and identities) of each dense criterion with the change of the bias.
+
+    Criteria and bias amplification are means over the seeds where they are defined.
+    """
+    dense = dense_runs(cells)
+    risks = [_risks(run, outputs) for run in dense.values()]
+    criteria = {
+        name: torch.stack([entry[name] for entry in risks]).nanmean(0) for name in (risks[0] if risks else ())
+    }
+    before = torch.stack([run.outputs["bias_amplification"] for run in dense.values()]).nanmean(0)
+    rows = []
+    for (method, sparsity), runs in cells.items():
+        if runs[0].run.dense:
+            continue
+        after = torch.stack([run.outputs["bias_amplification"] for run in runs]).nanmean(0)
+        for name, criterion in criteria.items():
+            found = rank_correlation(criterion, after - before)
+            rho = Estimate(defined(found.rho), defined(found.low), defined(found.high), found.pairs)
+            rows.append(AttributeForetelling(method, sparsity, name, rho))
+    return rows
+
+
+def _risks(run: Measured, outputs: Outputs) -> dict[str, Tensor]:
+    """The dense criteria by name, `[K]`; of attributes, means over the identities where they are defined."""
+    truth = outputs.truths[run.run.seed]
+    logits = run.run.logits["test"]
+    attributes = outputs.task.attributes
+    if attributes is None:
+        identity, train_identity = (
+            truth.aligned_pair.T[truth.bias[name]].long() for name in ("test", "train")
+        )
+        return bias_risks(
+            logits, truth.y["test"], identity, train_label=truth.y["train"], train_identity=train_identity
+        )
+    found = [
+        bias_risks(
+            logits,
+            truth.y["test"],
+            truth.y["test"][:, column],
+            train_label=truth.y["train"],
+            train_identity=truth.y["train"][:, column],
+        )
+        for column in attributes.identity_indices
+    ]
+    return {name: torch.stack([entry[name] for entry in found]).nanmean(0) for name in found[0]}
+
+
+def susceptible_samples(cells: Cells, outputs: Outputs) -> list[SusceptibleSample]:
+    """The test samples of which the dense models are least sure (of attributes: of their least sure one)."""
+    dense = dense_runs(cells)
+    attributes = outputs.task.attributes
+    score = torch.stack([output_uncertainty(run, outputs) for run in dense.values()]).mean(0)
+    columns = 1 if attributes is None else len(attributes)
+    by_sample, least_sure = score.view(-1, columns).max(1)
+    truth = next(iter(outputs.truths.values()))
+    pruned = [
+        run
+        for runs in cells.values()
+        for run in runs
+        if not run.run.dense and run.run.seed in dense and run.run.sparsity is not None
+    ]
+    label, bias = outputs.test_y.long().view(-1, columns), truth.bias["test"]
+    rows = []
+    for index in by_sample.argsort(descending=True, stable=True)[:SHOWN_SAMPLES].tolist():
+        place = index * columns + int(least_sure[index])
+
+        def name(value: int, column: int = int(least_sure[index])) -> str:
+            return (
+                str(value) if attributes is None else f"{'' if value else 'not '}{attributes.names[column]}"
+            )
+
+        flips = [bool(run.predicted[place] != dense[run.run.seed].predicted[place]) for run in pruned]
+        before, after = (
+            _mode([int(run.predicted[place]) for run in group]) for group in (dense.values(), pruned)
+        )
+        rows.append(
+            SusceptibleSample(
+                index=index,
+                score=float(by_sample[index]),
+                label=name(int(label[index, least_sure[index]])),
+                bias=f"{truth.task.bias_name} {int(bias[index])}",
+                dense="-" if before is None else name(before),
+                sparse="-" if after is None else name(after),
+                flipped_share=sum(flips) / len(flips) if flips else None,
+            )
+        )
+    return rows
+
+
+def _mode(values: Sequence[int]) -> int | None:
+    """The most frequent value, the lowest where several are; None for no values."""
+    return min(set(values), key=lambda value: (-values.count(value), value)) if values else None

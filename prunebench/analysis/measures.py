@@ -1,0 +1,230 @@
+"""One run's numbers, from its logits: accuracy, bias, uncertainty, dependence and calibration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from prunebench.analysis.outputs import Run, Truth
+from prunebench.analysis.values import Measure
+from prunebench.metrics.arrays import as_finite
+from prunebench.metrics.attributes import attribute_table
+from prunebench.metrics.bias import bias_amplification
+from prunebench.metrics.calibration import (
+    calibrated_thresholds,
+    expected_calibration_error,
+    rare_value_underprediction,
+)
+from prunebench.metrics.classes import one_vs_rest
+from prunebench.metrics.summary import AttributeTruth, summarize_attribute_run, summarize_runs
+from prunebench.metrics.uncertainty import uncertain_share
+
+ACCURACY = {
+    "in_distribution": Measure(
+        "in_distribution",
+        "Accuracy as in training",
+        "Share of right validation images, which carry the training bias: the accuracy that pruning papers report",
+        "percent",
+    ),
+    "attribute_accuracy": Measure(
+        "attribute_accuracy",
+        "Attribute accuracy",
+        "Share of right test outputs, mean over attributes; the test split is distributed as training",
+        "percent",
+    ),
+    "unbiased": Measure(
+        "unbiased", "Unbiased accuracy", "Mean accuracy over (label, bias) groups", "percent"
+    ),
+    "conflicting": Measure(
+        "conflicting", "Conflicting accuracy", "Mean accuracy over bias-conflicting groups", "percent"
+    ),
+    "worst_group": Measure("worst_group", "Worst group", "Lowest accuracy of a group", "percent"),
+}
+BIAS = {
+    "bias_gap": Measure(
+        "bias_gap",
+        "Bias gap",
+        "Aligned minus conflicting accuracy: what it costs an image to break the pattern of the training set",
+        "points",
+    ),
+    "bias_amplification": Measure(
+        "bias_amplification",
+        "Bias amplification",
+        "Of the images predicted to have an attribute, the share in the identity group that has it more often in "
+        "training, minus that share among images that have it; mean over attributes. Above 0: amplified",
+        "points",
+    ),
+    "calibrated_bias_amplification": Measure(
+        "calibrated_bias_amplification",
+        "Threshold-calibrated bias amplification",
+        "The same with thresholds that predict as many positives on validation as there are",
+        "points",
+    ),
+}
+UNCERTAINTY = {
+    "uncertain_share": Measure(
+        "uncertain_share",
+        "Uncertain outputs",
+        "Share of probabilities strictly between 0.1 and 0.9, mean over outputs",
+        "percent",
+    ),
+    "entropy": Measure("entropy", "Entropy", "Of the predicted distribution, 1 for uniform", "number"),
+    "logit_correlation": Measure(
+        "logit_correlation", "Logit correlation", "Mean |Pearson r| between the outputs' logits", "number"
+    ),
+    "interdependence": Measure(
+        "interdependence",
+        "Interdependence",
+        "R2 of predicting one attribute's prediction from the others', mean over attributes",
+        "number",
+    ),
+    "calibration_error": Measure(
+        "calibration_error",
+        "Calibration error",
+        "Expected calibration error in 10 bins of the positive class, mean over outputs",
+        "points",
+    ),
+    "underprediction": Measure(
+        "underprediction",
+        "Rare values predicted",
+        "How often the rarer value is predicted over how often it is true, mean over outputs; below 1: too rarely",
+        "number",
+    ),
+}
+CLASS_MEASURES = (
+    *(ACCURACY[key] for key in ("in_distribution", "unbiased", "conflicting", "worst_group")),
+    *(BIAS[key] for key in ("bias_gap", "bias_amplification")),
+    *(UNCERTAINTY[key] for key in ("uncertain_share", "entropy", "logit_correlation", "calibration_error")),
+)
+ATTRIBUTE_TASK_MEASURES = (
+    *(ACCURACY[key] for key in ("attribute_accuracy", "unbiased", "worst_group")),
+    *BIAS.values(),
+    *UNCERTAINTY.values(),
+)
+RECALL = Measure("recall", "Recall", "Share of the class's images that are right", "percent")
+OUTPUT_ACCURACY = Measure("accuracy", "Accuracy", "Share of right outputs", "percent")
+CLASS_ROW_MEASURES = (
+    RECALL,
+    BIAS["bias_amplification"],
+    UNCERTAINTY["uncertain_share"],
+    UNCERTAINTY["calibration_error"],
+    UNCERTAINTY["underprediction"],
+)
+ATTRIBUTE_ROW_MEASURES = (
+    OUTPUT_ACCURACY,
+    BIAS["bias_amplification"],
+    BIAS["calibrated_bias_amplification"],
+    *(
+        UNCERTAINTY[key]
+        for key in ("uncertain_share", "interdependence", "calibration_error", "underprediction")
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run's numbers: `values` by measure, `outputs` by measure and class or attribute, float64 `[K]`.
+
+    `predicted`: class indices int64 `[N]`, or for attributes 0/1 int64 `[N K]`, sample by sample. `right` bool `[N]`:
+    whether the group label is right.
+    """
+
+    run: Run
+    values: dict[str, float]
+    outputs: dict[str, Tensor]
+    predicted: Tensor
+    right: Tensor
+
+
+def measure_run(run: Run, truth: Truth) -> Measured:
+    """Measure one run on the test split; thresholds and in-distribution accuracy come from validation."""
+    logits = as_finite("test logits", run.logits["test"], ndim=2).float()
+    right = truth.task.group_prediction(logits) == truth.task.group_label(truth.y["test"])
+    if truth.multi_label:
+        values, outputs = _measure_attributes(logits, run.logits["val"], truth)
+        predicted = (logits > 0).long().flatten()
+    else:
+        values, outputs = _measure_classes(logits, run.logits["val"], truth)
+        predicted = logits.argmax(1)
+    return Measured(run, values, outputs, predicted, right)
+
+
+def _measure_classes(
+    logits: Tensor, val_logits: Tensor, truth: Truth
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Classes are judged one against the rest: class c's logit is z_c - log sum of exp of the others."""
+    y, bias = truth.y["test"], truth.bias["test"]
+    _, summary = summarize_runs(logits.unsqueeze(0), y, bias, aligned_pair=truth.aligned_pair)[0]
+    classes = logits.shape[1]
+    binary, label = one_vs_rest(logits), functional.one_hot(y, classes)
+    prediction = functional.one_hot(logits.argmax(1), classes)
+    train_label = functional.one_hot(truth.y["train"], classes)
+    outputs = {
+        "recall": (prediction * label).sum(0).double() / label.sum(0),
+        "bias_amplification": class_amplification(prediction, truth),
+        "uncertain_share": uncertain_share(binary),
+        "calibration_error": expected_calibration_error(binary, label),
+        "underprediction": rare_value_underprediction(prediction, label, train_label),
+    }
+    values = {key: summary[key] for key in ("unbiased", "conflicting", "worst_group", "bias_gap")}
+    values |= {key: summary[key] for key in ("entropy", "logit_correlation")}
+    values["in_distribution"] = float((val_logits.argmax(1) == truth.y["val"]).double().mean())
+    for key in ("bias_amplification", "uncertain_share", "calibration_error"):
+        values[key] = float(outputs[key].nanmean())
+    return values, outputs
+
+
+def class_amplification(prediction: Tensor, truth: Truth) -> Tensor:
+    """Bias amplification `[C]` of every class against its own identity: the biases that are aligned with it.
+
+    prediction: 0/1 `[N, C]`, one-hot. nan where no bias, or every one, is aligned with the class.
+    """
+    found = torch.full((prediction.shape[1],), math.nan, dtype=torch.float64)
+    for index in range(prediction.shape[1]):
+        towards = truth.aligned_pair[index]
+        if towards.any() and not towards.all():
+            found[index] = bias_amplification(
+                prediction[:, index : index + 1],
+                (truth.y["test"] == index).long().unsqueeze(1),
+                towards[truth.bias["test"]].long(),
+                train_label=(truth.y["train"] == index).long().unsqueeze(1),
+                train_identity=towards[truth.bias["train"]].long(),
+            ).value[0]
+    return found
+
+
+def _measure_attributes(
+    logits: Tensor, val_logits: Tensor, truth: Truth
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    attributes = truth.task.attributes
+    assert attributes is not None
+    given = AttributeTruth(
+        truth.y["test"],
+        truth.bias["test"],
+        truth.y["train"],
+        truth.aligned_pair,
+        attributes.target_index,
+        attributes.identity_indices,
+    )
+    _, summary = summarize_attribute_run(logits, given, validation=(val_logits, truth.y["val"]))
+    table = attribute_table(
+        logits,
+        truth.y["test"],
+        train_label=truth.y["train"],
+        identities=attributes.identity_indices,
+        thresholds=calibrated_thresholds(val_logits, truth.y["val"]),
+    )
+    outputs = {
+        "accuracy": table.accuracy,
+        "bias_amplification": table.amplification.nanmean(0),
+        "calibrated_bias_amplification": table.calibrated_amplification.nanmean(0),
+        "uncertain_share": table.uncertain_share,
+        "interdependence": table.interdependence,
+        "calibration_error": table.calibration_error,
+        "underprediction": table.underprediction,
+    }
+    return {measure.key: summary[measure.key] for measure in ATTRIBUTE_TASK_MEASURES}, outputs

@@ -1,0 +1,140 @@
+"""The stored outputs of one section of the board, by method, sparsity and seed, and the truth they are judged by."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from prunebench.errors import PruneBenchError, StoreError
+from prunebench.leaderboard.rows import is_dense, variant_labels, variant_of
+from prunebench.record import RunRecord
+from prunebench.store import Store
+from prunebench.tasks import Task, resolve_task, splits_hash
+
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Labels of one seed's splits: y as in `tasks.Split`, bias `[N]`, and which (label, bias) pairs are aligned."""
+
+    task: Task
+    y: dict[str, Tensor]
+    bias: dict[str, Tensor]
+    aligned_pair: Tensor
+
+    @property
+    def multi_label(self) -> bool:
+        return self.task.attributes is not None
+
+    def aligned(self, split: str) -> Tensor:
+        """Which samples are bias-aligned, bool `[N]`."""
+        return self.aligned_pair[self.task.group_label(self.y[split]), self.bias[split]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run: what it is, and its logits `[N, C]` float32 of val and test."""
+
+    method: str
+    sparsity: float | None
+    dense: bool
+    achieved: float
+    seed: int
+    logits: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What an analysis starts from. `images` uint8 `[N, C, H, W]` are those of the test split, one for all seeds."""
+
+    slug: str
+    task: Task
+    spec: dict[str, object]
+    runs: tuple[Run, ...]
+    truths: dict[int, Truth]
+    images: Tensor
+    left_out: tuple[str, ...]
+
+    @property
+    def test_y(self) -> Tensor:
+        """Labels of the test split, the same for all seeds."""
+        return next(iter(self.truths.values())).y["test"]
+
+    @property
+    def cells(self) -> dict[tuple[str, float | None], list[Run]]:
+        """Runs by method and sparsity, dense first, by seed."""
+        found: dict[tuple[str, float | None], list[Run]] = {}
+        for run in sorted(
+            self.runs, key=lambda run: (not run.dense, run.method, run.sparsity or 2.0, run.seed)
+        ):
+            found.setdefault((run.method, run.sparsity), []).append(run)
+        return found
+
+
+def read_outputs(slug: str, records: Sequence[RunRecord], store: Store, data_root: Path | None) -> Outputs:
+    """Load one section. Raises StoreError where no dense run has its logits, DataError where the data are missing.
+
+    Runs that failed, without logits, with logits that do not match their hash, or of other data are left out with
+    the reason.
+    """
+    task = resolve_task(records[0].spec["task"], data_root)
+    labels = variant_labels(records)
+    truths: dict[int, Truth] = {}
+    hashes: dict[int, str] = {}
+    images: Tensor | None = None
+    runs: list[Run] = []
+    left_out: list[str] = []
+    for record in sorted(records, key=lambda record: (record.spec["seed"], record.run_id)):
+        seed = record.spec["seed"]
+        try:
+            logits = _read_logits(record, store)
+            if seed not in truths:
+                truths[seed], hashes[seed], shown = _read_truth(task, data_root, seed)
+                images = shown if images is None else images
+                if not torch.equal(shown, images):
+                    raise StoreError("its seed has a test split of its own: samples cannot be compared")
+            if record.splits_hash != hashes[seed]:
+                raise StoreError("its task draws other data here")
+        except PruneBenchError as error:
+            left_out.append(f"{record.run_spec.label}: {error}")
+            continue
+        dense, asked = is_dense(record), record.spec["sparsity"]
+        assert record.sparsity is not None
+        name = DENSE if dense else labels[variant_of(record)]
+        runs.append(Run(name, 0.0 if dense else asked, dense, record.sparsity.achieved, seed, logits))
+    if images is None or not any(run.dense for run in runs):
+        why = f"; {left_out[0]}" if left_out else ""
+        raise StoreError(f"{slug}: no dense run with stored logits to compare with{why}")
+    return Outputs(slug, task, records[0].spec, tuple(runs), truths, images, tuple(left_out))
+
+
+def _read_logits(record: RunRecord, store: Store) -> dict[str, Tensor]:
+    if record.status != "ok":
+        raise StoreError(f"{record.status}: {record.reason or 'no reason recorded'}")
+    path = store.folder(record.run_id) / "outputs.safetensors"
+    if not path.is_file():
+        raise StoreError("its logits are not stored here")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != record.outputs_sha256:
+        raise StoreError("its stored logits do not match their hash")
+    tensors = store.read_tensors(record.run_id, "outputs")
+    return {name: tensors[f"{name}_logits"].float() for name in ("val", "test")}
+
+
+def _read_truth(task: Task, data_root: Path | None, seed: int) -> tuple[Truth, str, Tensor]:
+    splits = task.splits(data_root, seed)
+    shape = (task.num_classes, task.num_biases)
+    label, bias = torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij")
+    named = {name: getattr(splits, name) for name in ("train", "val", "test")}
+    truth = Truth(
+        task,
+        {name: split.y for name, split in named.items()},
+        {name: split.bias for name, split in named.items()},
+        task.aligned(label, bias),
+    )
+    return truth, splits_hash(splits), splits.test.x
