@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+OPTIMIZERS = ("adam", "sgd")
+LR_SCHEDULES = ("constant", "cosine", "warmup-cosine")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -44,8 +47,8 @@ class Recipe:
             if not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ValueError(f"recipe: {field} must be a number of at least 0, got {value!r}")
         choices: dict[str, tuple[str, ...]] = {
-            "optimizer": ("adam", "sgd"),
-            "schedule": ("constant", "cosine", "warmup-cosine"),
+            "optimizer": OPTIMIZERS,
+            "schedule": LR_SCHEDULES,
         }
         choices["precision"] = ("auto", "fp32", "bf16")
         for field, allowed in choices.items():

@@ -23,3 +23,16 @@ def pruning_steps(total_steps: int, *, begin: float, end: float, events: int) ->
         return [max(last, 1)]
     spread = (last - first) / (events - 1)
     return sorted({max(round(first + spread * position), 1) for position in range(events)})
+
+
+def pruning_targets(times: list[int], *, span: float, final: float, initial: float) -> dict[int, float]:
+    """The sparsity of every pruning event, by its step: cubic from `initial` at the first one.
+
+    `span` is the length of the cubic in steps, 0 for the time between the first and the last event. The last event
+    reaches `final` even where the cubic goes on: Iofinova et al. divide by 71 epochs for events at 10, 20, ... 80.
+    """
+    end = times[0] + span if span else times[-1]
+    targets = {
+        step: cubic_sparsity(step, begin=times[0], end=end, final=final, initial=initial) for step in times
+    }
+    return {**targets, times[-1]: final}
