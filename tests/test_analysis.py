@@ -1,0 +1,366 @@
+"""The analysis against hand-made runs: pairing, intervals, exemplars, dense-only criteria, claims, what is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import TASK, run_inline, tiny_suite
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from torch.nn import functional
+
+from prunebench.analysis import claims
+from prunebench.analysis.analyze import analyze_outputs, analyze_results
+from prunebench.analysis.cells import estimate, summarize_cells
+from prunebench.analysis.foretelling import bootstrap_area
+from prunebench.analysis.measures import class_amplification, measure_run
+from prunebench.analysis.outputs import Outputs, Run, Truth
+from prunebench.analysis.values import (
+    Cell,
+    Correlation,
+    Estimate,
+    SampleForetelling,
+    TaskAnalysis,
+    read_analysis,
+    write_analysis,
+)
+from prunebench.errors import StoreError
+from prunebench.store import Store
+from prunebench.tasks import Attributes, resolve_task
+
+CLASSES, SAMPLES = 10, 1000
+
+
+@pytest.fixture
+def truth() -> Truth:
+    """Digits in balanced groups; in training nine of ten are aligned."""
+    task = resolve_task(TASK)
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(SAMPLES) % CLASSES
+    test_bias = torch.arange(SAMPLES) // CLASSES % CLASSES
+    broken = torch.rand(SAMPLES, generator=generator) < 0.1
+    train_bias = torch.where(broken, (y + 1) % CLASSES, y)
+    return Truth(
+        task,
+        {"train": y, "val": y, "test": y},
+        {"train": train_bias, "val": train_bias, "test": test_bias},
+        torch.eye(CLASSES, dtype=torch.bool),
+    )
+
+
+def logits_of(said: Tensor, confidence: float = 4.0) -> Tensor:
+    return confidence * functional.one_hot(said, CLASSES).float()
+
+
+def run_of(truth: Truth, said: Tensor, *, method: str = "m", sparsity: float = 0.9, seed: int = 0) -> Run:
+    """A run that says `said` on test and is right on validation."""
+    dense = method == "dense"
+    logits = {"val": logits_of(truth.y["val"]), "test": logits_of(said)}
+    return Run(method, 0.0 if dense else sparsity, dense, 0.0 if dense else sparsity, seed, logits)
+
+
+def outputs_of(truth: Truth, runs: list[Run]) -> Outputs:
+    images = torch.zeros(SAMPLES, 3, 4, 4, dtype=torch.uint8)
+    spec = {"model": "convnet-small", "recipe": {"steps": 1}}
+    return Outputs(
+        "digits", truth.task, spec, tuple(runs), {run.seed: truth for run in runs}, images, ("x: no logits",)
+    )
+
+
+def test_a_model_that_reads_the_bias_alone(truth: Truth) -> None:
+    found = measure_run(run_of(truth, truth.bias["test"]), truth)
+    assert found.values["bias_gap"] == 1
+    assert found.values["conflicting"] == 0
+    assert found.values["in_distribution"] == 1
+    # All that it calls c has the colour c; of what is c, a tenth has: amplified by nine tenths.
+    assert found.values["bias_amplification"] == pytest.approx(0.9)
+    assert found.outputs["recall"].tolist() == pytest.approx([0.1] * CLASSES)
+    assert found.predicted.tolist() == truth.bias["test"].tolist()
+
+
+def test_a_model_that_reads_the_label_alone(truth: Truth) -> None:
+    found = measure_run(run_of(truth, truth.y["test"]), truth)
+    assert found.values["bias_gap"] == 0
+    assert found.values["bias_amplification"] == 0
+    assert found.right.all()
+
+
+def test_a_class_without_an_identity_of_its_own_has_no_amplification(truth: Truth) -> None:
+    pairs = truth.aligned_pair.clone()
+    pairs[0], pairs[1] = True, False
+    prediction = functional.one_hot(truth.y["test"], CLASSES)
+    found = class_amplification(prediction, dataclasses.replace(truth, aligned_pair=pairs))
+    assert torch.isnan(found).tolist() == [True, True, *[False] * 8]
+
+
+def test_changes_are_paired_by_seed(truth: Truth) -> None:
+    """Dense is right in seed 0 and reads the bias in seed 1; pruned reads the bias in both, and in seed 7."""
+    label, bias = truth.y["test"], truth.bias["test"]
+    runs = [run_of(truth, label, method="dense"), run_of(truth, bias, method="dense", seed=1)]
+    runs += [run_of(truth, bias, seed=seed) for seed in (0, 1, 7)]
+    cells = {("dense", 0.0): runs[:2], ("m", 0.9): runs[2:]}
+    dense, pruned = summarize_cells(
+        {key: [measure_run(run, truth) for run in group] for key, group in cells.items()}
+    )
+    assert not dense.changes
+    assert dense.values["bias_gap"].mean == pytest.approx(0.5)
+    assert pruned.seeds == (0, 1, 7)
+    assert pruned.changes["bias_gap"].mean == pytest.approx(0.5)
+    assert pruned.changes["bias_gap"].n == 2
+
+
+def test_estimates_have_no_interval_with_one_seed_and_no_mean_with_an_undefined_value() -> None:
+    assert estimate([0.5]) == Estimate(0.5, None, None, 1)
+    assert estimate([0.5, float("nan")]) == Estimate(None, None, None, 2)
+    both = estimate([0.4, 0.6])
+    assert both.mean == pytest.approx(0.5)
+    assert both.low == pytest.approx(0.5 - 12.7062 * 0.1, abs=1e-3)
+
+
+def test_an_analysis_of_everything(truth: Truth, tmp_path: Path) -> None:
+    """Pruned runs say the next class of the first tenth of the samples: the exemplars are just those."""
+    label = truth.y["test"]
+    wrong = torch.where(torch.arange(SAMPLES) < SAMPLES // 10, (label + 1) % CLASSES, label)
+    runs = [run_of(truth, label, method="dense", seed=seed) for seed in (0, 1)]
+    for run in runs:  # the dense models are unsure of just those
+        run.logits["test"][: SAMPLES // 10] *= 0.1
+    runs += [run_of(truth, wrong, seed=seed) for seed in (0, 1)]
+    found = analyze_outputs(outputs_of(truth, runs))
+    (exemplars,) = found.exemplars
+    assert (exemplars.share, exemplars.control_share, exemplars.right_share) == (0.1, 0, 0)
+    told = {row.event: row for row in found.sample_foretelling}
+    assert told["modal exemplar"].area_under_curve.mean == 1
+    assert told["flip"].happened == 0.1
+    assert told["flip"].area_under_curve.mean == told["new error"].area_under_curve.mean == 1
+    assert told["flip"].recall_at_5_percent == pytest.approx(0.5)
+    assert {row.index for row in found.susceptible} <= set(range(SAMPLES // 10))
+    first = found.susceptible[0]
+    assert first.flipped_share == 1
+    assert (first.label, first.dense) == (str(int(label[first.index])),) * 2
+    assert first.sparse == str((int(label[first.index]) + 1) % CLASSES)
+    assert [claim.key for claim in found.claims] == ["a", "b", "c"]
+    assert found.left_out == ("x: no logits",)
+    split = {row.method: row for row in found.splits}
+    assert split["m"].variance == 0
+    assert split["m"].bias_squared == split["m"].loss > split["dense"].loss  # type: ignore[operator]
+    assert read_analysis(write_analysis(found, tmp_path)) == found
+
+
+def test_the_same_runs_in_another_order_give_the_same_analysis(truth: Truth) -> None:
+    generator = torch.Generator().manual_seed(1)
+    runs = []
+    for method in ("dense", "m", "n"):
+        for seed in (0, 1, 2):
+            said = torch.randint(CLASSES, (SAMPLES,), generator=generator)
+            runs.append(run_of(truth, said, method=method, seed=seed))
+    assert analyze_outputs(outputs_of(truth, runs)) == analyze_outputs(outputs_of(truth, runs[::-1]))
+
+
+def test_a_single_seed_has_neither_tests_nor_control(truth: Truth) -> None:
+    runs = [run_of(truth, truth.y["test"], method="dense"), run_of(truth, truth.bias["test"])]
+    found = analyze_outputs(outputs_of(truth, runs))
+    assert not found.splits
+    assert {row.corrected_p for row in found.groups} == {None}
+    (exemplars,) = found.exemplars
+    assert exemplars.control_share is None
+    assert exemplars.share == pytest.approx(0.9)
+    assert {line.verdict for line in found.claims[0].evidence} == {"undecided"}
+
+
+def test_attributes_are_analysed_by_output(truth: Truth) -> None:
+    """Five attributes, the last one an identity; pruned models flip the first attribute of every tenth sample."""
+    generator = torch.Generator().manual_seed(2)
+    label = (torch.rand(SAMPLES, 5, generator=generator) < 0.5).to(torch.uint8)
+    label[:, 0] = torch.where(torch.rand(SAMPLES, generator=generator) < 0.8, label[:, 4], 1 - label[:, 4])
+    task = resolve_task(TASK)
+    task.attributes = Attributes(("a", "b", "c", "d", "g"), "a", ("g",))
+    task.num_classes = task.num_biases = 2
+    labels = dict.fromkeys(("train", "val", "test"), label)
+    bias = {name: label[:, 4].long() for name in labels}
+    many = Truth(task, labels, bias, torch.eye(2, dtype=torch.bool))
+    dense = 6.0 * label.float() - 3 + 0.1 * torch.randn(label.shape, generator=generator)
+    pruned = dense.clone()
+    pruned[::10, 0] *= -1
+    runs = [
+        Run(name, 0.0 if name == "dense" else 0.5, name == "dense", 0.0, seed, {"val": dense, "test": values})
+        for seed in (0, 1)
+        for name, values in (("dense", dense), ("m", pruned))
+    ]
+    found = analyze_outputs(outputs_of(many, runs))
+    assert found.multi_label
+    assert found.outputs == ("a", "b", "c", "d", "g")
+    (exemplars,) = found.exemplars
+    assert exemplars.share == pytest.approx(0.1 / 5)
+    rows = {row.name: row.values for row in found.attributes if row.method == "m"}
+    assert rows["a"]["accuracy"] == pytest.approx(0.9)
+    assert rows["b"]["accuracy"] == 1
+    assert rows["g"]["bias_amplification"] is None  # an identity is not measured against itself
+    assert {row.label for row in found.groups} == {"a", "not a"}
+
+
+def test_bootstrap_of_the_area_matches_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    score = np.round(generator.normal(size=300), 1)
+    happened = generator.random(300) < 1 / (1 + np.exp(-score))
+    low, high = bootstrap_area(score, happened, draws=300)
+    again = np.random.default_rng(0)
+    areas = [
+        roc_auc_score(happened[index], score[index])
+        for index in (again.integers(0, 300, 300) for _ in range(300))
+    ]
+    assert (low, high) == pytest.approx(tuple(np.quantile(areas, [0.025, 0.975])), abs=1e-12)
+
+
+def test_bootstrap_of_the_area_draws_the_outputs_of_a_sample_together() -> None:
+    generator = np.random.default_rng(0)
+    score = np.repeat(generator.normal(size=100), 6)
+    happened = np.repeat(generator.random(100) < 0.4, 6)
+    assert bootstrap_area(score, happened, columns=6) == pytest.approx(
+        bootstrap_area(score[::6], happened[::6])
+    )
+    assert bootstrap_area(score, np.zeros(600, bool)) == (None, None)
+
+
+def cell(accuracy: tuple[float, float], bias: tuple[float, float], achieved: float = 0.9) -> Cell:
+    changes = {
+        name: Estimate(sum(ends) / 2, *ends, 3)
+        for name, ends in (("in_distribution", accuracy), ("bias_gap", bias))
+    }
+    return Cell("m", achieved, False, achieved, (0, 1, 2), {}, changes)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "bias", "verdict"),
+    [
+        ((-0.005, 0.01), (-0.01, 0.01), "for"),
+        ((-0.005, 0.01), (0.03, 0.05), "against"),
+        ((-0.05, -0.02), (-0.01, 0.01), "against"),
+        ((-0.05, 0.02), (-0.01, 0.01), "undecided"),
+        ((-0.005, 0.01), (0.01, 0.05), "undecided"),
+    ],
+)
+def test_harmless_pruning_is_judged_by_whole_intervals(
+    accuracy: tuple[float, float], bias: tuple[float, float], verdict: str
+) -> None:
+    claim = claims.claim_of_harmless_pruning([cell(accuracy, bias)], "in_distribution", "bias_gap")
+    (line,) = claim.evidence
+    assert line.verdict == verdict
+    assert ("m at 10 % of weights" in claim.answer) == (verdict == "for")
+
+
+def test_cells_with_more_weights_say_nothing_about_the_first_claim() -> None:
+    claim = claims.claim_of_harmless_pruning(
+        [cell((0, 0), (0, 0), achieved=0.5)], "in_distribution", "bias_gap"
+    )
+    assert not claim.evidence
+    assert "Nothing to judge" in claim.answer
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(0.1, 0.5, "for"), (-0.5, -0.1, "against"), (-0.1, 0.1, "undecided")]
+)
+def test_correlations_are_judged_by_their_sign(low: float, high: float, verdict: str) -> None:
+    rho = Estimate((low + high) / 2, low, high, 9)
+    claim = claims.claim_of_uncertainty(
+        [Correlation(None, "uncertain_share", "bias_gap", rho)], "bias_gap", "logit_correlation"
+    )
+    assert [line.verdict for line in claim.evidence] == [verdict]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(0.75, 0.9, "for"), (0.5, 0.6, "against"), (0.6, 0.8, "undecided")]
+)
+def test_foretelling_needs_a_useful_area(low: float, high: float, verdict: str) -> None:
+    row = SampleForetelling("m", 0.9, "flip", 0.1, Estimate((low + high) / 2, low, high, 3), 0.2, 0.3)
+    claim = claims.claim_of_foretelling([row], [], "classes")
+    assert [line.verdict for line in claim.evidence] == [verdict]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs")
+    run_inline(tiny_suite("dense", "magnitude", sparsities=(0.5, 0.9), seeds=(0, 1)), out)
+    return out
+
+
+def only(results: Path) -> TaskAnalysis:
+    (found,) = analyze_results(results)
+    assert found.analysis is not None, found.problem
+    return found.analysis
+
+
+def test_a_real_run_is_analysed(results: Path) -> None:
+    found = only(results)
+    assert found.seeds == (0, 1)
+    assert [(cell.method, cell.sparsity) for cell in found.cells] == [
+        ("dense", 0.0), ("magnitude", 0.5), ("magnitude", 0.9),
+    ]  # fmt: skip
+    records = {record.run_id: record for record in Store(results).records()[0]}
+    means = [
+        np.mean([r.metrics[name] for r in records.values() if r.spec["method"] == "dense"])
+        for name in ("unbiased", "bias_gap", "entropy", "logit_correlation")
+    ]
+    dense = found.cells[0].values
+    assert [dense[name].mean for name in ("unbiased", "bias_gap", "entropy", "logit_correlation")] == (
+        pytest.approx(means, abs=1e-9)
+    )
+
+
+Damage = Callable[[Path], None]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: (folder / "outputs.safetensors").unlink(), "logits are not stored"),
+        (lambda folder: (folder / "outputs.safetensors").write_bytes(b"x"), "do not match their hash"),
+    ],
+)
+def test_runs_without_their_logits_are_listed(
+    results: Path, tmp_path: Path, damage: Damage, reason: str
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(results, copy)
+    record = next(r for r in Store(copy).records()[0] if r.spec["method"] == "magnitude")
+    damage(copy / "runs" / record.run_id)
+    found = only(copy)
+    assert len(found.left_out) == 1
+    assert reason in found.left_out[0]
+    assert record.run_spec.label in found.left_out[0]
+    assert found.runs == 5
+
+
+def test_without_dense_logits_there_is_no_analysis(results: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(results, copy)
+    for record in Store(copy).records()[0]:
+        if record.spec["method"] == "dense":
+            (copy / "runs" / record.run_id / "outputs.safetensors").unlink()
+    (found,) = analyze_results(copy)
+    assert found.analysis is None
+    assert "no dense run with stored logits" in (found.problem or "")
+
+
+def test_only_the_asked_tasks_are_analysed(results: Path) -> None:
+    assert not list(analyze_results(results, tasks=["another"]))
+    assert len(list(analyze_results(results, tasks=[TASK]))) == 1
+
+
+def test_an_analysis_that_is_not_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    for text, words in (("{", "cannot be read"), ('{"schema_version": 99}', "schema 99"), ("[]", "schema")):
+        path.write_text(text)
+        with pytest.raises(StoreError, match=words):
+            read_analysis(path)
+    path.write_text('{"schema_version": 1, "slug": 3}')
+    with pytest.raises(StoreError, match="invalid analysis"):
+        read_analysis(path)
