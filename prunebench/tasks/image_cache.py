@@ -1,0 +1,254 @@
+"""Decoded images of a data set too large for memory: one file of bytes, made once, mapped by every run.
+
+    <name>-<key>.u8       the pixels, uint8 `[N, H, W, 3]`, in the order of the list
+    <name>-<key>.sha256   64 bytes an image: SHA-256 of its file, then of its pixels; how far decoding has come
+    <name>-<key>.json     written last: the cache is whole
+
+Pixels reach the disk before their records do, so a process killed at any moment leaves a cache that the next one
+continues. The key is a hash of all names and of the content of 64 of the files: a changed image elsewhere goes
+unnoticed, so remove the cache after changing images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import warnings
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prunebench.errors import DataError
+from prunebench.tasks.decoding import RECORD_BYTES, Piece, Sources, decode, read_image, spread
+
+FORMAT = 1
+VARIABLE = "PRUNEBENCH_CACHE"
+CHUNK = 1024
+"""Images between two points at which pixels and records are on the disk."""
+CHECKED = 16
+"""Images compared with their record when a cache is opened."""
+
+
+@dataclass(frozen=True)
+class CachedImages:
+    """Mapped pixels, uint8 `[N, H, W, 3]`, and the record of every image, uint8 `[N, 64]`."""
+
+    pixels: Tensor
+    records: NDArray[np.uint8]
+
+    def source_digest(self) -> str:
+        """SHA-256 over the hashes of all files: the same wherever the images are decoded."""
+        return hashlib.sha256(self.records[:, :32].tobytes()).hexdigest()
+
+    def pixel_digest(self, images: slice) -> str:
+        """SHA-256 over the hashes of the pixels of some images."""
+        return hashlib.sha256(self.records[images, 32:].tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the JSON file says of a cache that is whole."""
+
+    format: int
+    key: str
+    images: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class CacheFiles:
+    """Where one cache lies."""
+
+    folder: Path
+    stem: str
+
+    @property
+    def pixels(self) -> Path:
+        return self.folder / f"{self.stem}.u8"
+
+    @property
+    def records(self) -> Path:
+        return self.folder / f"{self.stem}.sha256"
+
+    @property
+    def header(self) -> Path:
+        return self.folder / f"{self.stem}.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / f"{self.stem}.lock"
+
+
+def open_cache(name: str, sources: Sources, beside: Path) -> CachedImages:
+    """The decoded images, mapped; decoded first where no whole cache is found.
+
+    A cache is looked for in PRUNEBENCH_CACHE (if set) and beside the data, and made in the first of these. One
+    process decodes, others wait for it. Raises DataError for a damaged image, a cache that belongs to something
+    else, or a disk that is full or cannot be written to.
+    """
+    key = sources.key()
+    chosen = os.environ.get(VARIABLE)
+    folders = [*([Path(chosen) / "images"] if chosen else []), beside / "prunebench-cache"]
+    places = [CacheFiles(folder, f"{name}-{key}") for folder in folders]
+    for files in places:
+        cache = _load(files, key, len(sources))
+        if cache is not None:
+            return cache
+    files = places[0]
+    try:
+        files.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(files):
+            if _load(files, key, len(sources)) is None:
+                _build(files, sources, key)
+    except OSError as error:
+        raise DataError(
+            f"cannot keep decoded images in {files.folder}: {error.strerror or error}; set {VARIABLE} to a folder "
+            "that can be written to and has the space, then run the same command again"
+        ) from error
+    cache = _load(files, key, len(sources))
+    if cache is None:
+        raise DataError(f"{files.pixels} changed while it was opened; run the same command again")
+    return cache
+
+
+@contextlib.contextmanager
+def _locked(files: CacheFiles) -> Iterator[None]:
+    """The lock of a cache; says so when another process holds it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(files.lock)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _say(f"another process decodes images into {files.folder}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _say(text: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True).print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def _load(files: CacheFiles, key: str, count: int) -> CachedImages | None:
+    """A whole cache; None where there is none, or where it is cut short and must be continued."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        header = TypeAdapter(Header).validate_json(files.header.read_bytes())
+        sizes = files.pixels.stat().st_size, files.records.stat().st_size
+    except (FileNotFoundError, ValidationError):
+        return None
+    if (header.format, header.key, header.images) != (FORMAT, key, count):
+        raise DataError(f"{files.header} describes other images or another format: {_removal(files)}")
+    shape = (count, header.height, header.width, 3)
+    if sizes != (int(np.prod(shape)), count * RECORD_BYTES):
+        return None
+    records = np.fromfile(files.records, dtype=np.uint8).reshape(count, RECORD_BYTES)
+    mapped = np.memmap(files.pixels, dtype=np.uint8, mode="r", shape=shape)
+    if not _agree(mapped, records):
+        raise DataError(f"{files.pixels} does not hold what was decoded into it: {_removal(files)}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        return CachedImages(torch.from_numpy(mapped), records)
+
+
+def _removal(files: CacheFiles) -> str:
+    return f"remove {files.folder / files.stem}.* (they are made again), or set {VARIABLE} to another folder"
+
+
+def _agree(pixels: NDArray[np.uint8], records: NDArray[np.uint8]) -> bool:
+    """Whether some of the images still have the hash in their record."""
+    return all(
+        hashlib.sha256(pixels[position].tobytes()).digest() == records[position, 32:].tobytes()
+        for position in spread(len(records), CHECKED)
+    )
+
+
+def _build(files: CacheFiles, sources: Sources, key: str) -> None:
+    """Decode what is missing, then write the header."""
+    shape = read_image(sources.path(0))[1].shape
+    size = int(np.prod(shape))
+    files.header.unlink(missing_ok=True)
+    with files.pixels.open("ab") as pixels, files.records.open("ab") as records:
+        done = _resume_point(files, len(sources), shape)
+        pixels.truncate(done * size)
+        records.truncate(done * RECORD_BYTES)
+        _check_space(files, (len(sources) - done) * (size + RECORD_BYTES))
+        _say(
+            f"decoding {len(sources) - done:,} of {len(sources):,} images into {files.folder} "
+            f"({len(sources) * size / 1e9:.1f} GB), once"
+        )
+        _write(decode(sources, done, shape), pixels, records, len(sources) - done)
+    header = Header(FORMAT, key, len(sources), *shape[:2])
+    _write_header(files.header, header)
+
+
+def _resume_point(files: CacheFiles, count: int, shape: tuple[int, ...]) -> int:
+    """How many images from the first on need no decoding: their pixels and records are there and agree."""
+    size = int(np.prod(shape))
+    done = min(files.records.stat().st_size // RECORD_BYTES, files.pixels.stat().st_size // size, count)
+    if done == 0:
+        return 0
+    records = np.fromfile(files.records, dtype=np.uint8, count=done * RECORD_BYTES)
+    mapped = np.memmap(files.pixels, dtype=np.uint8, mode="r", shape=(done, *shape))
+    return done if _agree(mapped, records.reshape(done, RECORD_BYTES)) else 0
+
+
+def _check_space(files: CacheFiles, needed: int) -> None:
+    free = shutil.disk_usage(files.folder).free
+    if needed > free:
+        raise DataError(
+            f"decoded images need {needed / 1e9:.2f} GB more in {files.folder}, which has {free / 1e9:.2f} GB free: "
+            f"free some, or set {VARIABLE} to a folder on another disk"
+        )
+
+
+def _write(pieces: Generator[Piece, None, None], pixels: BinaryIO, records: BinaryIO, count: int) -> None:
+    """Append pieces; every CHUNK images the pixels are synced, then the records."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console, waiting = Console(stderr=True), b""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("decoding", total=count)
+        for data, new in pieces:
+            pixels.write(data)
+            waiting += new
+            if len(waiting) >= CHUNK * RECORD_BYTES:
+                _commit(waiting, pixels, records)
+                waiting = b""
+            progress.advance(task, len(new) // RECORD_BYTES)
+    _commit(waiting, pixels, records)
+
+
+def _commit(waiting: bytes, pixels: BinaryIO, records: BinaryIO) -> None:
+    pixels.flush()
+    os.fsync(pixels.fileno())
+    records.write(waiting)
+    records.flush()
+    os.fsync(records.fileno())
+
+
+def _write_header(path: Path, header: Header) -> None:
+    from pydantic import TypeAdapter
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(TypeAdapter(Header).dump_json(header))
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
