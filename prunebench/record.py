@@ -17,7 +17,7 @@ from typing import Any, Literal
 from prunebench.errors import NewerSchemaError, StoreError
 from prunebench.spec import RunSpec
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 PLAIN_PATH = "dense kernels with zeros"
 """The latency path of a pruned network as it was trained: the library's kernels multiply its zeros."""
@@ -95,7 +95,11 @@ class Mining:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run. `metrics` are of the test split, `validation` of the validation split."""
+    """One run. `metrics` are of the test split, `validation` of the validation split.
+
+    `scored_on` is empty where groups and metrics are those that the run itself computed; else it is the commit, package
+    version and time of the later computation from its stored logits.
+    """
 
     schema_version: int
     run_id: str
@@ -117,6 +121,7 @@ class RunRecord:
     cost: CostReport | None = None
     notes: dict[str, float | None] = field(default_factory=dict)
     outputs_sha256: str | None = None
+    scored_on: dict[str, str | bool | None] = field(default_factory=dict)
 
     @property
     def run_spec(self) -> RunSpec:
@@ -194,7 +199,12 @@ def _migrate_1(values: dict[str, Any]) -> dict[str, Any]:
     return values | {"schema_version": 2}
 
 
-MIGRATIONS = {0: _migrate_0, 1: _migrate_1}
+def _migrate_2(values: dict[str, Any]) -> dict[str, Any]:
+    """Schema 2 knew no metrics but those of the run itself."""
+    return {"scored_on": {}} | values | {"schema_version": 3}
+
+
+MIGRATIONS = {0: _migrate_0, 1: _migrate_1, 2: _migrate_2}
 
 
 @functools.cache

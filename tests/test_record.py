@@ -65,7 +65,7 @@ def test_a_failed_record_reads() -> None:
     assert (record.cost, record.sparsity, record.groups) == (None, None, [])
 
 
-@pytest.mark.parametrize("name", ["record_v2_ok", "record_v2_plain", "record_v2_failed"])
+@pytest.mark.parametrize("name", ["record_v3_ok", "record_v3_scored", "record_v3_failed"])
 def test_a_record_is_written_as_it_was_read(name: str) -> None:
     assert to_json(from_json(golden(name), name)) == golden(name)
 
@@ -82,7 +82,7 @@ def test_schema_0_is_migrated() -> None:
 
 def test_schema_1_was_timed_in_the_plain_network() -> None:
     old, record = json.loads(golden("record_v1_ok")), from_json(golden("record_v1_ok"), "here")
-    assert record.schema_version == SCHEMA_VERSION == 2
+    assert record.schema_version == SCHEMA_VERSION
     assert record.cost is not None
     assert record.cost.latency_path == "dense kernels with zeros"
     assert (record.cost.latency_layouts, record.cost.removed_channels) == ({}, None)
@@ -90,6 +90,7 @@ def test_schema_1_was_timed_in_the_plain_network() -> None:
     added = {"latency_path", "latency_layouts", "removed_channels", "timed_on"}
     assert set(written["cost"]) - set(old["cost"]) == added
     assert {key: value for key, value in written["cost"].items() if key not in added} == old["cost"]
+    assert written.pop("scored_on") == {}
     assert written | {"cost": 0, "schema_version": 1} == old | {"cost": 0}
 
 
@@ -104,6 +105,25 @@ def test_schema_2_says_what_was_timed() -> None:
     assert record.cost.latency_path == "sparsify: auto"
     assert record.cost.latency_layouts == {"dense": 2, "compact": 1}
     assert record.cost.removed_channels == 0.25
+
+
+@pytest.mark.parametrize("name", ["record_v2_ok", "record_v2_plain", "record_v2_failed"])
+def test_schema_2_was_scored_by_its_run(name: str) -> None:
+    record = from_json(golden(name), "here")
+    assert (record.schema_version, record.scored_on) == (SCHEMA_VERSION, {}) == (3, {})
+    written = json.loads(to_json(record))
+    assert written.pop("scored_on") == {}
+    assert written | {"schema_version": 2} == json.loads(golden(name))
+
+
+def test_schema_3_says_what_scored_it() -> None:
+    record = from_json(golden("record_v3_scored"), "here")
+    assert record.scored_on == {
+        "commit": "4dd8d7e6b3b9d0c3a2e1f0a9b8c7d6e5f4a3b2c1",
+        "dirty": False,
+        "utc": "2026-11-20T15:00:00Z",
+        "version": "0.1.0",
+    }
 
 
 def test_schema_0_without_a_log() -> None:
@@ -127,8 +147,8 @@ def forget_params(record: dict[str, Any]) -> None:
     ("text", "why"),
     [
         (
-            changed(schema_version=3),
-            "written with record schema 3; this PruneBench reads up to 2: upgrade it",
+            changed(schema_version=4),
+            "written with record schema 4; this PruneBench reads up to 3: upgrade it",
         ),
         (changed(schema_version=-1), "record schema -1 is no longer readable; run the cell again"),
         (changed(schema_version="1"), "not a PruneBench record"),
@@ -150,6 +170,7 @@ def forget_params(record: dict[str, Any]) -> None:
         (edited(lambda r: r["cost"]["latency_dense_ms"].pop("p20")), "latency_dense_ms.p20"),
         (edited(lambda r: r.update(cost="cheap")), "invalid record: cost"),
         (edited(lambda r: r["cost"].update(latency_layouts=[])), "invalid record: cost.latency_layouts"),
+        (edited(lambda r: r.update(scored_on="today")), "invalid record: scored_on"),
         (edited(lambda r: r["mining"].update(mined=None)), "invalid record: mining.mined"),
         (edited(lambda r: r["spec"].update(seed=1)), "run_id f83cd242c983ff6e does not match its spec"),
         (edited(lambda r: r["spec"].update(colour="red")), "invalid record: spec"),
