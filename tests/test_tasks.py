@@ -65,7 +65,10 @@ class Drawn:
     fingerprints: tuple[str, str]
 
 
-@pytest.fixture(scope="module", params=describe_families())
+COLORED = [name for name in describe_families() if name.startswith("colored-")]
+
+
+@pytest.fixture(scope="module", params=COLORED)
 def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Drawn:
     root = tmp_path_factory.getbasetemp() / "small-mnist"
     if not root.exists():
@@ -86,7 +89,7 @@ def conflicting_by_class(split: Split) -> list[tuple[int, int]]:
     return [(int(wrong[split.y == y].sum()), int((split.y == y).sum())) for y in range(10)]
 
 
-# The contract, over every task that needs no path.
+# The contract, over every share of the coloured digits.
 
 
 def test_shapes_and_dtypes_keep_the_contract(drawn: Drawn) -> None:
@@ -258,7 +261,8 @@ def test_an_image_has_one_tint_and_two_images_of_a_colour_have_two() -> None:
         ("colored-digit@1pct", "did you mean colored-digits@1pct"),
         ("colored-mnist@3pct", "did you mean colored-mnist@"),
         ("colored-digits@1", "did you mean colored-digits@1pct"),
-        ("zzz", "known: colored-digits@0.5pct"),
+        ("zzz", "known: "),
+        ("zzz", "colored-digits@0.5pct"),
         ("", "disent:PATH"),
         ("colored-digits", "needs its share of bias-conflicting images: colored-digits@2pct"),
         ("colored-digits@", "needs its share"),

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunebench.errors import UsageError, unknown
+from prunebench.tasks.backdoor import open_backdoor
 from prunebench.tasks.base import Task
 from prunebench.tasks.colored_digits import ColoredDigits
 from prunebench.tasks.colored_mnist import ColoredMnist
+from prunebench.tasks.digit_attributes import DigitAttributes
 
 SHARES = ("0.5pct", "1pct", "2pct", "5pct")
 
@@ -49,6 +51,17 @@ def _colored(family: str, task: Callable[[float], Task]) -> Family:
     return Family(family, open_share, examples)
 
 
+def _only(task: Callable[[], Task], family: str) -> Family:
+    """A family of one task, which takes no parameter."""
+
+    def open_only(name: str, _: str, __: Path | None) -> Task:
+        if name != family:
+            raise UsageError(f"task {name!r}: {family} takes no parameter; leave out {name[len(family) :]!r}")
+        return task()
+
+    return Family(family, open_only, (family,))
+
+
 def _open_disent(_: str, parameter: str, data_root: Path | None) -> Task:
     from prunebench.tasks.disent import open_disent
 
@@ -58,6 +71,17 @@ def _open_disent(_: str, parameter: str, data_root: Path | None) -> Task:
 FAMILIES: tuple[Family, ...] = (
     _colored("colored-digits", ColoredDigits),
     _colored("colored-mnist", ColoredMnist),
+    _only(DigitAttributes, DigitAttributes.name),
+    Family(
+        "backdoor",
+        open_backdoor,
+        (
+            "backdoor@digits/even/grey",
+            "backdoor@digits/even/yellow",
+            "backdoor@digits/large/grey/35pct",
+            "backdoor@mnist/even/yellow",
+        ),
+    ),
     Family("disent", _open_disent, pattern="disent:PATH", separator=":"),
 )
 

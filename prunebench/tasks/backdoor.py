@@ -1,0 +1,237 @@
+"""`backdoor@SOURCE/ATTRIBUTE/MARK[/SHARE]`: a binary task whose images carry a mark that goes with the label.
+
+In train and val the mark is on SHARE of the negatives and 1 - SHARE of the positives, in test on half of each: 5 %
+and 95 %, or 35 % and 65 %. It is a loss of colour (`grey`) or a square in the top left corner (`yellow`).
+Source: Iofinova et al., CVPR 2023, whose images are CelebA's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prunebench.errors import UsageError, unknown
+from prunebench.spec import Recipe
+from prunebench.tasks.base import Split, Splits, Task
+from prunebench.tasks.colored_digits import (
+    COPIES,
+    TEST_SEED,
+    TRAIN_DIGITS,
+    ColoredDigits,
+    jitter,
+    read_digits,
+    split_off_test,
+)
+from prunebench.tasks.colored_mnist import VAL_IMAGES, ColoredMnist, read_mnist
+from prunebench.tasks.coloring import MEAN_COLOURS, colour
+from prunebench.tasks.digits import DIGIT_ATTRIBUTES, choose_shares, has_attribute
+
+SHARES = {"5pct": 0.05, "35pct": 0.35}
+USUAL_SHARE = "5pct"
+MARKED_AREA = 0.02
+YELLOW = (255, 255, 0)
+TEST_COPIES = 10
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images uint8 `[N, 3, H, W]`, which marks are written into, and whether each is positive: bool `[N]`."""
+
+    images: NDArray[np.uint8]
+    positive: NDArray[np.bool_]
+
+
+class Source(ABC):
+    """Where images come from: `attributes` are the names that a label can have."""
+
+    name: str
+    title: str
+    source: str
+    attributes: tuple[str, ...]
+    model: str
+    recipe: Recipe
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    @abstractmethod
+    def fingerprint(self, data_root: Path | None) -> str:
+        """Sixteen hex digits: SHA-256 of the images and labels as they lie there."""
+
+    @abstractmethod
+    def read(
+        self, data_root: Path | None, attribute: str, generator: np.random.Generator
+    ) -> tuple[Labelled, Labelled, Labelled]:
+        """Train, val and test. The generator is the seed's; the test split must not depend on it."""
+
+
+class DigitSource(Source):
+    """scikit-learn's digits, jittered, each image in one of the ten colours at random."""
+
+    name = "digits"
+    title = "digits"
+    source = "scikit-learn digits (UCI, Alpaydin & Kaynak 1998) in colours of LfF (Nam et al., 2020)"
+    attributes = tuple(DIGIT_ATTRIBUTES)
+    model = ColoredDigits.model
+    recipe = ColoredDigits.recipe
+
+    def fingerprint(self, data_root: Path | None) -> str:
+        gray, digit = read_digits()
+        return hashlib.sha256(gray.tobytes() + digit.tobytes()).hexdigest()[:16]
+
+    def read(
+        self, data_root: Path | None, attribute: str, generator: np.random.Generator
+    ) -> tuple[Labelled, Labelled, Labelled]:
+        gray, digit = read_digits()
+        rest, test = split_off_test(len(digit))
+        train, val = np.split(generator.permutation(rest), [TRAIN_DIGITS])
+
+        def make(members: NDArray[np.int64], copies: int, generator: np.random.Generator) -> Labelled:
+            members = np.tile(members, copies)
+            images = in_any_colour(jitter(gray[members], generator), generator)
+            return Labelled(images, has_attribute(digit[members], attribute))
+
+        return (
+            make(train, COPIES, generator),
+            make(val, COPIES, generator),
+            make(test, TEST_COPIES, np.random.default_rng(TEST_SEED)),
+        )
+
+
+class MnistSource(Source):
+    """MNIST, each image in one of the ten colours at random."""
+
+    name = "mnist"
+    title = "MNIST"
+    source = "MNIST (LeCun et al., 1998) in colours of LfF (Nam et al., 2020)"
+    attributes = tuple(DIGIT_ATTRIBUTES)
+    model = ColoredMnist.model
+    recipe = ColoredMnist.recipe
+
+    def fingerprint(self, data_root: Path | None) -> str:
+        digest = hashlib.sha256()
+        for array in read_mnist(data_root):
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
+
+    def read(
+        self, data_root: Path | None, attribute: str, generator: np.random.Generator
+    ) -> tuple[Labelled, Labelled, Labelled]:
+        images, digits, test_images, test_digits = read_mnist(data_root)
+        order = generator.permutation(len(digits))
+        train, val = order[VAL_IMAGES:], order[:VAL_IMAGES]
+
+        def make(
+            gray: NDArray[np.uint8], digit: NDArray[np.uint8], generator: np.random.Generator
+        ) -> Labelled:
+            return Labelled(in_any_colour(gray, generator), has_attribute(digit.astype(np.int64), attribute))
+
+        return (
+            make(images[train], digits[train], generator),
+            make(images[val], digits[val], generator),
+            make(test_images, test_digits, np.random.default_rng(TEST_SEED)),
+        )
+
+
+SOURCES: dict[str, Source] = {source.name: source for source in (DigitSource(), MnistSource())}
+
+
+def in_any_colour(gray: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
+    """Grey images `[N, H, W]` in LfF's ten colours at random: uint8 `[N, 3, H, W]`."""
+    return colour(gray, generator.integers(0, len(MEAN_COLOURS), len(gray)), generator)
+
+
+def turn_grey(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images `[N, 3, H, W]` without their colour: ITU-R 601 luma, rounded as Pillow does."""
+    red, green, blue = (images[:, channel].astype(np.int32) for channel in range(3))
+    luma = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+    return np.broadcast_to(luma[:, None], images.shape).astype(np.uint8)
+
+
+def add_yellow_corner(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images `[N, 3, H, W]` with a yellow square over 2 % of the area, top left."""
+    side = corner_side(*images.shape[2:])
+    marked = images.copy()
+    marked[:, :, :side, :side] = np.array(YELLOW, dtype=np.uint8)[:, None, None]
+    return marked
+
+
+def corner_side(height: int, width: int) -> int:
+    """Side of the square whose area is nearest to 2 % of the image's: 2 pixels of 16, 4 of 28, 32 of 224."""
+    return max(round(math.sqrt(MARKED_AREA * height * width)), 1)
+
+
+MARKS = {"grey": turn_grey, "yellow": add_yellow_corner}
+
+
+class Backdoor(Task):
+    """A source's attribute as label, 0 or 1, and whether an image is marked as bias."""
+
+    version = 1
+    bias_name = "mark"
+    num_classes = 2
+    num_biases = 2
+
+    def __init__(self, source: Source, attribute: str, mark: str, share: str = USUAL_SHARE) -> None:
+        suffix = "" if share == USUAL_SHARE else f"/{share}"
+        self.name = f"backdoor@{source.name}/{attribute}/{mark}{suffix}"
+        self.title = f"Backdoor: {attribute} {source.title}, {mark} mark"
+        self.source = source.source
+        self.conflicting_share: float = SHARES[share]
+        self.model, self.recipe, self.mean, self.std = source.model, source.recipe, source.mean, source.std
+        self._origin, self._attribute, self._mark = source, attribute, MARKS[mark]
+
+    def fingerprint(self, data_root: Path | None) -> str:
+        return self._origin.fingerprint(data_root)
+
+    def draw(self, data_root: Path | None, seed: int) -> Splits:
+        generator = np.random.default_rng([seed, 40_014])
+        train, val, test = self._origin.read(data_root, self._attribute, generator)
+        share = self.conflicting_share
+        return Splits(
+            train=self._marked(train, share, generator),
+            val=self._marked(val, share, generator),
+            test=self._marked(test, 0.5, np.random.default_rng([TEST_SEED, 1])),
+        )
+
+    def _marked(self, split: Labelled, share: float, generator: np.random.Generator) -> Split:
+        """Mark `share` of the negatives and 1 - share of the positives, in exact counts."""
+        y = split.positive.astype(np.int64)
+        marked = choose_shares(y, (share, 1 - share), generator)
+        images, places = split.images, np.flatnonzero(marked)
+        for start in range(0, len(places), CHUNK):
+            part = places[start : start + CHUNK]
+            images[part] = self._mark(images[part])
+        return Split(torch.from_numpy(images), torch.from_numpy(y), torch.from_numpy(marked.astype(np.int64)))
+
+
+def open_backdoor(name: str, parameter: str, _: Path | None) -> Task:
+    """The task called `name`, `backdoor@` and `parameter`. Raises UsageError that suggests the nearest name."""
+    parts = parameter.split("/")
+    if not 3 <= len(parts) <= 4:
+        raise UsageError(
+            f"task {name!r}: want backdoor@SOURCE/ATTRIBUTE/MARK or backdoor@SOURCE/ATTRIBUTE/MARK/SHARE, say "
+            "backdoor@digits/even/yellow or backdoor@digits/large/grey/35pct"
+        )
+    _check_part(parts, 0, tuple(SOURCES))
+    source = SOURCES[parts[0]]
+    for place, choices in enumerate((source.attributes, tuple(MARKS), tuple(SHARES)), 1):
+        if place < len(parts):
+            _check_part(parts, place, choices)
+    return Backdoor(source, *parts[1:])
+
+
+def _check_part(parts: Sequence[str], place: int, choices: Sequence[str]) -> None:
+    """Raise UsageError, with whole names that have one of the choices instead, unless the part is one of them."""
+    if parts[place] not in choices:
+        corrected = ["/".join([*parts[:place], choice, *parts[place + 1 :]]) for choice in choices]
+        name = f"backdoor@{'/'.join(parts)}"
+        raise unknown("task", name, [f"backdoor@{others}" for others in corrected])
