@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 
 import torch
+from torch import nn
 
 from prunebench.cells import Cell, Workplace
+from prunebench.deferral import TEST_NOTE, Deferral, TwoStage
 from prunebench.environment import describe_code, describe_environment
 from prunebench.errors import MaskError, PruneBenchError, UsageError
 from prunebench.experiment import Experiment, Pruned, Surroundings, state_of
-from prunebench.measure import TaskData, measure_cost, measure_mining, measure_outputs
+from prunebench.measure import TaskData, measure_cost, measure_deferral, measure_mining, measure_outputs
 from prunebench.methods.catalog import resolve_method
 from prunebench.models import Classifier
 from prunebench.pruning.masks import verify
@@ -114,10 +116,12 @@ def _fit_and_measure(cell: Cell, place: Workplace, data: TaskData, progress: Pro
         masks = {name: mask.to(device) for name, mask in pruned.masks.items()}
         report = verify(model, masks, None if method.native else spec.sparsity)
     with _timed(seconds, "evaluate"):
-        outputs, tables, metrics, validation = measure_outputs(model, data)
+        measured, deferred = _with_deferral(experiment, model, pruned, data)
+        outputs, tables, metrics, validation = measure_outputs(measured, data)
     with _timed(seconds, "cost"):
         steps = (experiment.training_steps, spec.recipe.steps)
-        cost = measure_cost(experiment.new_model(), model, data, *steps)
+        share = deferred.get(TEST_NOTE, 0.0)
+        cost = measure_cost(experiment.new_model(), measured, data, *steps, deferred_share=share)
     record = replace(
         record,
         status="ok",
@@ -129,7 +133,7 @@ def _fit_and_measure(cell: Cell, place: Workplace, data: TaskData, progress: Pro
         validation=validation,
         mining=measure_mining(experiment.mined, data),
         cost=cost,
-        notes=dict(experiment.notes),
+        notes={**experiment.notes, **deferred},
     )
     keep = cell.is_dense or place.keep_models
     return store.write(record, outputs, model=state_of(model) if keep else None)
@@ -141,6 +145,18 @@ def _as_the_tasks_network(experiment: Experiment, pruned: Pruned) -> Classifier:
         return experiment.model_from(state_of(pruned.model))
     except RuntimeError as error:
         raise MaskError(f"fit must return the task's network with its own layers: {error}") from error
+
+
+def _with_deferral(
+    experiment: Experiment, model: Classifier, pruned: Pruned, data: TaskData
+) -> tuple[nn.Module, dict[str, float]]:
+    """What answers: the model, or the model with the shared dense one behind it (then charged); and notes of it."""
+    if pruned.deferral is None:
+        return model, {}
+    multi_label = data.task.attributes is not None
+    deferral = Deferral(float(pruned.deferral.threshold))  # a number is all that comes from the method
+    stages = TwoStage(model, experiment.dense_model(), deferral, multi_label=multi_label)
+    return stages, measure_deferral(stages, data)
 
 
 def _dense_state(store: Store, cell: Cell) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from prunebench.deferral import NOTES, Deferral
 from prunebench.errors import SupervisionError, UsageError
 from prunebench.models import Classifier, build_model
 from prunebench.pruning.masks import Masks, prunable
@@ -26,10 +27,14 @@ from prunebench.training.objectives import cross_entropy, task_loss
 
 @dataclass(frozen=True)
 class Pruned:
-    """What `fit` returns: the trained model and the masks that its weights obey."""
+    """What `fit` returns: the trained model and the masks that its weights obey.
+
+    With a `deferral`, the harness gives the samples that the model is unsure of to the shared dense model.
+    """
 
     model: Classifier
     masks: Masks
+    deferral: Deferral | None = None
 
 
 class VisibleSplit:
@@ -245,17 +250,22 @@ class Experiment:
         return {name: weight.grad for name, weight in prunable(net).items() if weight.grad is not None}
 
     def shared(
-        self, name: str, compute: Callable[[], dict[str, Tensor]], *, owner: str | None = None
+        self,
+        name: str,
+        compute: Callable[[], dict[str, Tensor]],
+        *,
+        owner: str | None = None,
+        params: Mapping[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """Tensors of a stage that does not depend on the sparsity: computed once, kept with the results.
 
-        The key holds the task, data, model, recipe, seed and the method with all its settings (`owner`
-        replaces the method's name, for methods that share stages). The training steps of `compute` are
-        charged to every run that uses it.
+        The key holds the task, data, model, recipe, seed and the method with all its settings (`owner` and `params`
+        replace the method's name and settings, for methods that share stages). The training steps of `compute`
+        are charged to every run that uses it.
         """
         spec = self.spec
         key = spec.without_method() | {"stage": name, "owner": owner or spec.method}
-        key |= {"version": spec.method_version, "params": dict(spec.params)}
+        key |= {"version": spec.method_version, "params": dict(spec.params if params is None else params)}
         key |= {"precision": resolve_precision(spec.recipe.precision, self.device)}
 
         def with_cost() -> dict[str, Tensor]:
@@ -296,7 +306,10 @@ class Experiment:
         self.mined = conflicting.detach().bool().cpu()
 
     def log(self, **values: float) -> None:
-        """Numbers for the record."""
+        """Numbers for the record. Raises UsageError for the names that the harness writes."""
+        for name in NOTES:
+            if name in values:
+                raise UsageError(f"log: {name} is written by the harness; choose another name")
         self.notes.update({name: float(value) for name, value in values.items()})
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from prunebench.deferral import TEST_NOTE, THRESHOLD_NOTE, VALIDATION_NOTE, TwoStage
 from prunebench.experiment import VisibleSplit
 from prunebench.metrics.groups import GroupTable
 from prunebench.metrics.summary import AttributeTruth, summarize_attribute_run, summarize_runs
@@ -111,15 +112,40 @@ def measure_mining(mined: Tensor | None, data: TaskData) -> Mining | None:
     return Mining(found, total, hits / found if found else math.nan, hits / total if total else math.nan)
 
 
+def measure_deferral(stages: TwoStage, data: TaskData) -> dict[str, float]:
+    """The notes of a deferring model: its threshold, and the shares of val and test that it defers."""
+    shares = {}
+    for note, name in ((VALIDATION_NOTE, "val"), (TEST_NOTE, "test")):
+        unsure = stages.unsure(evaluate(stages.pruned, data.images[name]))
+        shares[note] = int(unsure.sum()) / len(unsure)
+    return {THRESHOLD_NOTE: stages.deferral.threshold, **shares}
+
+
 def measure_cost(
-    dense: nn.Module, pruned: nn.Module, data: TaskData, training_steps: int, dense_training_steps: int
+    dense: nn.Module,
+    pruned: nn.Module,
+    data: TaskData,
+    training_steps: int,
+    dense_training_steps: int,
+    *,
+    deferred_share: float = 0.0,
 ) -> CostReport:
-    """Parameters, MACs, interleaved latency of both models on this machine, peak memory of the run so far."""
+    """Parameters, MACs, interleaved latency of both models on this machine, peak memory of the run so far.
+
+    A deferring model (`TwoStage`) stores the non-zero weights of both networks and spends the pruned one's non-zero
+    MACs on every image, the dense one's on `deferred_share` of them. Its `parameters` and `macs` are those of the
+    one dense network that it is compared with.
+    """
     x = data.images["test"].batch(slice(0, LATENCY_BATCH))
     memory = round(peak_memory_mb(data.device), 1)
-    parameters, nonzero = count_parameters(pruned)
-    macs, nonzero_macs = count_macs(pruned, x[:1])
-    ready = ready_for_inference(dense, pruned, x)
+    parameters, nonzero = count_parameters(dense)[0], count_parameters(pruned)[1]
+    if isinstance(pruned, TwoStage):
+        macs, nonzero_macs = count_macs(pruned.pruned, x[:1])
+        nonzero_macs += round(deferred_share * count_macs(pruned.dense, x[:1])[1])
+        ready = pruned.ready_for_inference(x)
+    else:
+        macs, nonzero_macs = count_macs(pruned, x[:1])
+        ready = ready_for_inference(dense, pruned, x)
     latency = interleaved_latency({"dense": ready.dense, "pruned": ready.pruned}, x)
     return CostReport(
         parameters=parameters,

@@ -13,11 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from prunebench.deferral import TEST_NOTE, THRESHOLD_NOTE, Deferral, TwoStage
 from prunebench.environment import describe_code, describe_environment
 from prunebench.errors import StoreError
 from prunebench.execute import one_thread
 from prunebench.measure import TaskData, measure_cost
+from prunebench.methods.catalog import resolve_method
 from prunebench.models import build_model
 from prunebench.record import CostReport, RunRecord
 from prunebench.store import Store
@@ -74,13 +77,35 @@ def _measured(record: RunRecord, store: Store, data: TaskData, data_root: Path |
         for _ in range(2)
     )
     pruned.load_state_dict(store.read_tensors(record.run_id, "model"))
+    measured, share = _with_deferral(record, store, pruned, dense, data)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with one_thread(data.device):
         facts = describe_environment(str(data.device), spec.recipe.precision)
-        after = measure_cost(dense, pruned, data, before.training_steps, before.dense_training_steps)
+        steps = before.training_steps, before.dense_training_steps
+        after = measure_cost(dense, measured, data, *steps, deferred_share=share)
     code = describe_code()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     timed_on = {**facts, "commit": code["commit"], "dirty": code["dirty"], "utc": stamp, "load_average": load}
     if after.nonzero_parameters != before.nonzero_parameters:
         raise StoreError("its stored model has another number of non-zero weights than its record")
     return replace(after, peak_memory_mb=before.peak_memory_mb, timed_on=timed_on)
+
+
+def _with_deferral(
+    record: RunRecord, store: Store, pruned: nn.Module, dense: nn.Module, data: TaskData
+) -> tuple[nn.Module, float]:
+    """The pruned network; or, with the stored dense one behind it, the two that the run deferred with, and its share.
+
+    Raises StoreError where the dense model of a run that deferred is not stored.
+    """
+    threshold, share = (record.notes.get(name) for name in (THRESHOLD_NOTE, TEST_NOTE))
+    if threshold is None or share is None:
+        return pruned, 0.0
+    baseline = resolve_method("dense")
+    spec = replace(
+        record.run_spec, method=baseline.name, method_version=baseline.version, params=(), sparsity=0.0
+    )
+    if not store.has_model(spec.run_id):
+        raise StoreError(f"the dense model that it defers to (run {spec.run_id}) is not stored")
+    dense.load_state_dict(store.read_tensors(spec.run_id, "model"))
+    return TwoStage(pruned, dense, Deferral(threshold), multi_label=data.task.attributes is not None), share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -76,7 +77,7 @@ def _assign(values: Numbers, wanted: Numbers) -> Numbers:
             return assigned
         moves = _cheapest_moves(values, assigned)
         chain = _cheapest_chain(moves.loss, surplus, slack)
-        for origin, target in zip(chain, chain[1:]):
+        for origin, target in itertools.pairwise(chain):
             assigned[moves.sample[origin, target]] = target
 
 
