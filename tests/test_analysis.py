@@ -145,6 +145,12 @@ def test_an_analysis_of_everything(truth: Truth, tmp_path: Path) -> None:
     assert first.sparse == str((int(label[first.index]) + 1) % CLASSES)
     assert [claim.key for claim in found.claims] == ["a", "b", "c"]
     assert found.left_out == ("x: no logits",)
+    dense, pruned = found.cells
+    assert dense.sampled["unbiased"].mean == 1
+    assert not dense.sampled_changes
+    change = pruned.sampled_changes["unbiased"]
+    assert (change.mean, change.n) == (pytest.approx(-0.1), 2)
+    assert change.low < -0.1 < change.high < 0  # type: ignore[operator]
     split = {row.method: row for row in found.splits}
     assert split["m"].variance == 0
     assert split["m"].bias_squared == split["m"].loss > split["dense"].loss  # type: ignore[operator]

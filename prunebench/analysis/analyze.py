@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunebench.analysis.cells import attribute_rows, group_changes, loss_splits, summarize_cells
+import torch
+
+from prunebench.analysis.cells import (
+    attribute_rows,
+    group_changes,
+    loss_splits,
+    resample_cells,
+    summarize_cells,
+)
 from prunebench.analysis.claims import (
     claim_of_foretelling,
     claim_of_harmless_pruning,
@@ -32,8 +40,11 @@ from prunebench.analysis.outputs import Outputs, read_outputs
 from prunebench.analysis.values import SCHEMA_VERSION, TaskAnalysis
 from prunebench.environment import describe_code
 from prunebench.errors import PruneBenchError
+from prunebench.execute import one_thread
 from prunebench.leaderboard.board import split_sections
 from prunebench.store import Store
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,9 @@ def analyze_results(
             continue
         try:
             outputs = read_outputs(slug, records, store, data_root)
-            yield Analysed(slug, outputs, analyze_outputs(outputs))
+            with one_thread(CPU):  # many small operations: a second thread waits more than it works
+                analysis = analyze_outputs(outputs)
+            yield Analysed(slug, outputs, analysis)
         except PruneBenchError as error:
             yield Analysed(slug, None, None, str(error))
 
@@ -72,7 +85,7 @@ def analyze_outputs(outputs: Outputs) -> TaskAnalysis:
         key: [measure_run(run, outputs.truths[run.seed]) for run in runs]
         for key, runs in outputs.cells.items()
     }
-    summaries = summarize_cells(cells)
+    summaries = resample_cells(cells, summarize_cells(cells), outputs)
     names = attributes.names if attributes else tuple(f"class {index}" for index in range(task.num_classes))
     exemplars, masks = exemplar_rows(cells, outputs)
     samples = foretell_samples(cells, outputs, masks)

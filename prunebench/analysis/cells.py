@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.nn import functional
 from prunebench.analysis.measures import Measured
 from prunebench.analysis.outputs import Outputs
 from prunebench.analysis.values import AttributeRow, Cell, Estimate, GroupChange, Split
+from prunebench.bootstrap import METRICS, Intervals, bootstrap_cells
 from prunebench.errors import MetricError
 from prunebench.metrics.criteria import bias_variance
 from prunebench.metrics.flips import recall_change
@@ -64,6 +66,43 @@ def summarize_cells(cells: Cells) -> list[Cell]:
             )
         )
     return found
+
+
+def resample_cells(cells: Cells, summaries: Sequence[Cell], outputs: Outputs) -> list[Cell]:
+    """The cells with bootstrap intervals over seeds and samples of their accuracies and of the changes from dense.
+
+    Cells that lack a seed of the dense model, or have another, keep none: their seeds would not be paired.
+    """
+    truth = next(iter(outputs.truths.values()))
+    group = truth.task.group_label(truth.y["test"]) * truth.task.num_biases + truth.bias["test"]
+    seeds = tuple(dense_runs(cells))
+    chosen = [key for key, runs in cells.items() if tuple(run.run.seed for run in runs) == seeds]
+    hits = torch.stack([torch.stack([run.right for run in cells[key]]) for key in chosen])
+    dense = next(place for place, key in enumerate(chosen) if cells[key][0].run.dense)
+    found = bootstrap_cells(hits, group, truth.aligned_pair.flatten(), reference=dense)
+    assert found.differences is not None
+    return [
+        replace(
+            cell,
+            sampled=_by_metric(found.values, place, len(seeds)),
+            sampled_changes={} if cell.dense else _by_metric(found.differences, place, len(seeds)),
+        )
+        if (place := _place((cell.method, cell.sparsity), chosen)) is not None
+        else cell
+        for cell in summaries
+    ]
+
+
+def _place(key: tuple[str, float | None], chosen: Sequence[tuple[str, float | None]]) -> int | None:
+    return chosen.index(key) if key in chosen else None
+
+
+def _by_metric(intervals: Intervals, place: int, seeds: int) -> dict[str, Estimate]:
+    columns = zip(METRICS, intervals.estimate[place], intervals.low[place], intervals.high[place])
+    return {
+        name: Estimate(defined(float(mean)), defined(float(low)), defined(float(high)), seeds)
+        for name, mean, low, high in columns
+    }
 
 
 def attribute_rows(cells: Cells, names: Sequence[str]) -> list[AttributeRow]:
