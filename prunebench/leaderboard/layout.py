@@ -80,6 +80,16 @@ COST_COLUMNS = (
     Column("Training", "Steps as a multiple of those of the dense model"),
     Column("Seeds", "Finished / planned"),
 )
+ATTRIBUTE_METRICS = {
+    "attribute_accuracy": Column("Accuracy", "Over all attributes, %"),
+    "bias_amplification": Column("Bias amplification", "Percentage points; positive: amplified"),
+    "calibrated_bias_amplification": Column("Amplification, calibrated", "At the calibrated thresholds"),
+    "underprediction": Column("Rare values predicted", "Predicted / true share of the rarer value, %"),
+    "uncertain_share": Column("Uncertain", "Outputs strictly between 0.1 and 0.9, %"),
+    "calibration_error": Column("Calibration error", "Expected calibration error, percentage points"),
+    "interdependence": Column("Interdependence", "R\u00b2 of an attribute's predictions on all others, %"),
+}
+"""By metric: its column among the attributes; all are means over attributes, and identities where it has them."""
 MACHINE_COLUMN = Column("Machine (runs)", "Where these latencies were taken, in how many runs", numeric=False)
 
 
@@ -110,6 +120,20 @@ def mining_sheet(section: Section) -> Sheet | None:
             rows.append((*_name_cells(row), *found))
             sparsities.append(_group_of(row))
     return Sheet(columns, (Block(None, tuple(rows), tuple(sparsities)),)) if rows else None
+
+
+def attributes_sheet(section: Section) -> Sheet | None:
+    """Means over the attributes of a multi-label task; None for a task of classes."""
+    if not any(math.isfinite(row.metric("attribute_accuracy").mean) for row in section.rows):
+        return None
+    columns = (*ACCURACY_COLUMNS[:2], *ATTRIBUTE_METRICS.values(), ACCURACY_COLUMNS[-1])
+
+    def cells(row: Row) -> tuple[Cell, ...]:
+        found = [row.metric(name) for name in ATTRIBUTE_METRICS]
+        values = [Cell(words.with_half_width(value, 100, 2), _order(value.mean)) for value in found]
+        return (*_name_cells(row), *values, _seeds_cell(row))
+
+    return Sheet(columns, _blocks(section, lambda row: [cells(row)]))
 
 
 def methods_sheet(board: Board) -> Sheet:

@@ -13,6 +13,7 @@ from prunebench.leaderboard.board import Board, Section
 from prunebench.leaderboard.layout import (
     Sheet,
     accuracy_sheet,
+    attributes_sheet,
     cost_sheet,
     methods_sheet,
     mining_sheet,
@@ -96,6 +97,9 @@ def _section(section: Section) -> list[str]:
     parts += ["### Accuracy", words.ACCURACY_WORDS, table(accuracy_sheet(section))]
     if section.problems:
         parts += ["Missing or failed runs:", _bullets(map(escape, section.problems))]
+    attributes = attributes_sheet(section)
+    if attributes is not None:
+        parts += ["### Attributes", words.ATTRIBUTE_WORDS, table(attributes)]
     parts += ["### Cost", words.COST_WORDS, escape(machine_line(section)) if section.machines else ""]
     summary = speed_summary(section)
     parts += [f"**{summary}**" if summary else "", table(cost_sheet(section))]

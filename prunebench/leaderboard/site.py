@@ -20,6 +20,7 @@ from prunebench.leaderboard.figures import (
 from prunebench.leaderboard.layout import (
     Sheet,
     accuracy_sheet,
+    attributes_sheet,
     cost_sheet,
     methods_sheet,
     mining_sheet,
@@ -49,6 +50,7 @@ class SectionView:
     legend: tuple[Swatch, ...]
     figures: tuple[Figure, ...]
     accuracy: Sheet
+    attributes: Sheet | None
     cost: Sheet
     mining: Sheet | None
     speed_summary: str | None
@@ -111,6 +113,7 @@ def _view(section: Section, styles: dict[str, Style]) -> SectionView:
         ),
         figures=tuple(section_figures(section, styles)),
         accuracy=accuracy_sheet(section),
+        attributes=attributes_sheet(section),
         cost=cost_sheet(section),
         mining=mining_sheet(section),
         speed_summary=speed_summary(section),

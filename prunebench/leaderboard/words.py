@@ -22,6 +22,14 @@ ACCURACY_WORDS = (
     "that beat this one at the same sparsity (two-sided paired t-test over the shared seeds, p < 0.05, "
     "uncorrected for the number of comparisons); = marks a rank that several methods share."
 )
+ATTRIBUTE_WORDS = (
+    "The task predicts several attributes of an image; the groups above are of its target attribute. Here are "
+    "means over all attributes, and for bias amplification over all pairs of an attribute and an identity "
+    "attribute where it is defined: the share of the predicted positives that is in the identity group where "
+    "the attribute is more frequent in training, minus that share of the true positives (Iofinova et al., 2023). "
+    "Calibrated: with thresholds that give every attribute its frequency on the validation split. Mean over "
+    "seeds ± half-width of its 95 % t-interval."
+)
 COST_WORDS = (
     "Means over seeds. MACs are multiply-accumulates of one image; non-zero MACs are what is left if "
     "every zero were skipped. Latency is the median over runs of each run's median; measured speed-up is "
