@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,9 +88,14 @@ CURVES = (
 
 
 def method_styles(board: Board) -> dict[str, Style]:
-    """A fixed look for each method of the board: seven colours, then other dashes and symbols."""
+    """A fixed look for each method of the board."""
+    return styles_of(board.labels)
+
+
+def styles_of(labels: Iterable[str]) -> dict[str, Style]:
+    """A look for each label, in order: seven colours, then other dashes and symbols."""
     styles = {}
-    for index, label in enumerate(board.labels):
+    for index, label in enumerate(labels):
         turn = index // len(PALETTE) % len(DASHES)
         styles[label] = Style(PALETTE[index % len(PALETTE)], DASHES[turn], SYMBOLS[turn])
     return styles
@@ -148,18 +153,18 @@ def curve_plot(section: Section, styles: Mapping[str, Style], curve: Curve) -> d
         spots = [
             _spot(position(sparsity) + dodge, rows.get(sparsity), curve) for sparsity in section.sparsities
         ]
-        traces.append(_trace(method, styles[method], spots, curve.scale) | {"mode": "lines+markers"})
+        traces.append(method_trace(method, styles[method], spots, curve.scale) | {"mode": "lines+markers"})
     for row in section.native:
         spots = [_spot(position(row.achieved.mean), row, curve)] if row.complete else []
-        traces.append(_trace(row.method, styles[row.method], spots, curve.scale) | {"mode": "markers"})
+        traces.append(method_trace(row.method, styles[row.method], spots, curve.scale) | {"mode": "markers"})
         traces[-1]["marker"] |= {"symbol": "star", "size": 12}
     for row in section.dense:
         spots = [_spot(x, row, curve) for x in (start, end)]
         traces.append(
-            _trace(row.method, REFERENCE, spots, curve.scale) | {"mode": "lines", "meta": "reference"}
+            method_trace(row.method, REFERENCE, spots, curve.scale) | {"mode": "lines", "meta": "reference"}
         )
         del traces[-1]["error_y"]
-    layout = _layout(f"{curve.title}, {curve.unit}") | {
+    layout = plain_layout(f"{curve.title}, {curve.unit}") | {
         "xaxis": {
             "title": {"text": "Sparsity (scale: log of density)"},
             "tickvals": [place for place, _ in ticks(section)],
@@ -185,13 +190,18 @@ def speed_plot(section: Section, styles: Mapping[str, Style]) -> dict[str, Any]:
             )
             if math.isfinite(ideal) and math.isfinite(speed.speed_up.mean):
                 spots.setdefault(row.method, []).append(Spot(ideal, speed.speed_up, text))
-    traces = [_trace(method, styles[method], spots[method]) | {"mode": "markers"} for method in sorted(spots)]
+    traces = [
+        method_trace(method, styles[method], spots[method]) | {"mode": "markers"} for method in sorted(spots)
+    ]
     if traces:
         limit = 1.2 * max(max(spot.x, spot.interval.mean) for found in spots.values() for spot in found)
         diagonal = Spot(1, Interval(1, math.nan, 0), ""), Spot(limit, Interval(limit, math.nan, 0), "")
-        reference = _trace("zeros for free", REFERENCE, diagonal) | {"mode": "lines", "meta": "reference"}
+        reference = method_trace("zeros for free", REFERENCE, diagonal) | {
+            "mode": "lines",
+            "meta": "reference",
+        }
         traces.append(reference | {"hoverinfo": "skip", "hovertemplate": None})
-    layout = _layout(f"Measured speed-up, {TIMES}")
+    layout = plain_layout(f"Measured speed-up, {TIMES}")
     layout["yaxis"] |= {"type": "log", "dtick": "D2"}
     layout["xaxis"] = {
         "title": {"text": f"Theoretical speed-up (MACs dense / non-zero), {TIMES}"},
@@ -232,7 +242,8 @@ def _spot(x: float, row: Row | None, curve: Curve) -> Spot:
     return Spot(x, interval, "" if row is None else f"sparsity {sparsity_text(row)}<br>{reading}")
 
 
-def _trace(name: str, style: Style, spots: Sequence[Spot], scale: float = 1) -> dict[str, Any]:
+def method_trace(name: str, style: Style, spots: Sequence[Spot], scale: float = 1) -> dict[str, Any]:
+    """A method's points with their intervals; `meta` names it for the page's legend."""
     intervals = [spot.interval for spot in spots]
     return {
         "type": "scatter",
@@ -254,7 +265,8 @@ def _trace(name: str, style: Style, spots: Sequence[Spot], scale: float = 1) -> 
     }
 
 
-def _layout(y_title: str) -> dict[str, Any]:
+def plain_layout(y_title: str) -> dict[str, Any]:
+    """A layout without a legend or colours of its own."""
     return {
         "margin": {"l": 56, "r": 12, "t": 8, "b": 48},
         "height": 340,
