@@ -124,7 +124,9 @@ def countermeasure(
 
     def build(**params: Any) -> Procedure:
         own = {key: params.pop(key) for key in settings}
-        return procedure(base.with_params(params), **own)
+        chosen = base.with_params(params)
+        chosen.build(**chosen.params)  # a wrong setting is found before anything is trained
+        return procedure(chosen, **own)
 
     def relevant(chosen: Mapping[str, Any]) -> Mapping[str, Any]:
         of_base = {key: value for key, value in chosen.items() if key not in settings}
