@@ -56,7 +56,7 @@ def print_plan(plan: Plan, *, every_cell: bool = False) -> None:
     for entry in plan.damaged:
         errors.print(f"damaged record: {entry.reason}", style="yellow", soft_wrap=True)
     for name in plan.suite.tasks:
-        print_groups(name, plan.place.data_root, plan.suite.seeds[0])
+        print_groups(name, plan.place.data_root, plan.suite.seeds[0], every_attribute=every_cell)
     if every_cell:
         todo = {cell.spec.run_id for cell in plan.todo}
         table = run_table("task", "method", "sparsity", "seed", "state", title="Plan")
@@ -79,37 +79,16 @@ def sparsity_text(sparsity: float | None) -> str:
     return "native" if sparsity is None else f"{sparsity:g}"
 
 
-def print_groups(task_name: str, data_root: Path | None, seed: int = 0) -> None:
-    """The group table of a task as loaded: samples by split, aligned and conflicting."""
+def print_groups(
+    task_name: str, data_root: Path | None, seed: int = 0, *, every_attribute: bool = False
+) -> None:
+    """The groups of a task as loaded, and on demand the attributes of a multi-label one."""
     from prunebench.tasks import resolve_task
+    from prunebench.tasks.tables import task_tables
 
     task = resolve_task(task_name, data_root)
-    splits = task.splits(data_root, seed)
-    table = Table(
-        "split",
-        "images",
-        "aligned",
-        "conflicting",
-        "groups",
-        "smallest group",
-        title=f"{task.name}: {task.title}",
-    )
-    for name in ("train", "val", "test"):
-        split = getattr(splits, name)
-        label = task.group_label(split.y)
-        aligned = int(task.aligned(label, split.bias).sum())
-        counts = (label * task.num_biases + split.bias).bincount()
-        present = counts[counts > 0]
-        share = (len(split) - aligned) / len(split)
-        table.add_row(
-            name,
-            str(len(split)),
-            str(aligned),
-            f"{len(split) - aligned} ({share:.1%})",
-            f"{len(present)} of {task.num_classes * task.num_biases}",
-            str(int(present.min())),
-        )
-    console.print(table)
+    for table in task_tables(task, task.splits(data_root, seed), every_attribute=every_attribute):
+        console.print(table)
 
 
 class LiveProgress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from prunebench.console import console, errors, print_groups, read_results, run_table, sparsity_text
 from prunebench.errors import UsageError
@@ -19,7 +19,9 @@ def list_tasks(data_root: Path | None) -> None:
     from prunebench.errors import DataError
     from prunebench.tasks import describe_families, resolve_task
 
-    table = Table("task", "label / bias", "model", "steps + fine-tuning", "batch", "source")
+    table = Table(Column("task", no_wrap=True))
+    for heading in ("label / bias", "model", "steps + fine-tuning", "batch", "source"):
+        table.add_column(heading)
     names = describe_families()
     for name in names:
         task = resolve_task(name)
@@ -38,7 +40,7 @@ def list_tasks(data_root: Path | None) -> None:
     console.print(table)
     for name in names:
         try:
-            print_groups(name, data_root)
+            print_groups(name, data_root, every_attribute=True)
         except DataError as error:
             console.print(f"{name}: {error}")
 

@@ -35,7 +35,7 @@ def find_raw(data_root: Path | None) -> Path:
     """The folder with the four idx files, plain or gzipped. Raises DataError naming what is missing."""
     if data_root is None:
         raise DataError(
-            "colored-mnist needs the MNIST files: pass --data-root DIR (or set PRUNEBENCH_DATA). "
+            "the files of MNIST are needed: pass --data-root DIR (or set PRUNEBENCH_DATA). "
             "To download them: uv run python -c \"from torchvision.datasets import MNIST; MNIST('data', "
             'download=True)", then --data-root data'
         )
