@@ -190,7 +190,7 @@ def _build(files: CacheFiles, sources: Sources, key: str) -> None:
         _check_space(files, (len(sources) - done) * (size + RECORD_BYTES))
         _say(
             f"decoding {len(sources) - done:,} of {len(sources):,} images into {files.folder} "
-            f"({len(sources) * size / 1e9:.1f} GB), once"
+            f"({len(sources) * size / 1e9:.3g} GB), once"
         )
         _write(decode(sources, done, shape), pixels, records, len(sources) - done)
     header = Header(FORMAT, key, len(sources), *shape[:2])
@@ -212,7 +212,7 @@ def _check_space(files: CacheFiles, needed: int) -> None:
     free = shutil.disk_usage(files.folder).free
     if needed > free:
         raise DataError(
-            f"decoded images need {needed / 1e9:.2f} GB more in {files.folder}, which has {free / 1e9:.2f} GB free: "
+            f"decoded images need {needed / 1e9:.3g} GB more in {files.folder}, which has {free / 1e9:.3g} GB free: "
             f"free some, or set {VARIABLE} to a folder on another disk"
         )
 
