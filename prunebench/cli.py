@@ -72,6 +72,20 @@ def measure_again(
     raise typer.Exit(time_with_progress(results, data_root, device))
 
 
+@app.command()
+def score(
+    results: Annotated[Path, typer.Argument(help="The results folder, with the logits that runs stored.")],
+    data_root: DataOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would change and write nothing.")
+    ] = False,
+) -> None:
+    """Compute all metrics of stored runs again from their logits, without training."""
+    from prunebench.reports import score_with_progress
+
+    raise typer.Exit(score_with_progress(results, data_root, dry_run=dry_run))
+
+
 @app.command("ls")
 def list_things(
     what: Annotated[str, typer.Argument(help="tasks, methods, suites or runs")],
