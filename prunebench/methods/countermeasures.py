@@ -23,6 +23,8 @@ from prunebench.metrics.offsets import class_offsets
 from prunebench.registry import Method, Procedure
 
 IOFINOVA = "Iofinova et al., 2023 (Bias in pruned vision models, countermeasures)"
+VERSION = 1
+"""Of the countermeasures; a method's version is that of its base followed by these two digits."""
 MASK = "mask/"
 
 
@@ -136,7 +138,7 @@ def countermeasure(
         name,
         f"{IOFINOVA}; pruning: {base.cite}",
         base.supervision,
-        f"{base.version}.1",
+        f"{base.version}{VERSION:02}",
         build,
         {**base.settings, **settings},
         relevant=relevant,
