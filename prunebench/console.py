@@ -201,8 +201,16 @@ def read_results(results: Path) -> tuple[list[Any], list[Any]]:
     return Store(results).records()
 
 
-def write_leaderboard(results: Sequence[Path], out: Path, readme: Path | None = None) -> int:
-    """Write the board from the records of several folders. Gives the exit status: 1 if a record is damaged."""
+def write_leaderboard(
+    results: Sequence[Path], out: Path, readme: Path | None = None, *, redraw: bool = False
+) -> int:
+    """Write the board from the records of several folders, and the pages of the analyses stored beside them.
+
+    Still figures of analyses are drawn where missing, with `redraw` all. Gives the exit status: 1 if a record is
+    damaged.
+    """
+    from prunebench.analysis.pages import links_of, write_pages
+    from prunebench.analysis.stored import stored_analyses
     from prunebench.leaderboard import write_board
     from prunebench.leaderboard.excerpt import update_readme
 
@@ -214,11 +222,18 @@ def write_leaderboard(results: Sequence[Path], out: Path, readme: Path | None = 
         damaged += broken
     for entry in damaged:
         errors.print(f"left out: {entry.reason}", style="red", soft_wrap=True)
-    board = write_board(records, out)
+    stored = [stored_analyses(folder) for folder in results]
+    analyses = [analysis for found, _ in stored for analysis in found]
+    grids = {slug: path for _, images in stored for slug, path in images.items()}
+    links = links_of(analyses)
+    board = write_board(records, out, links)
+    if analyses:
+        write_pages(analyses, grids, out, board_methods=board.labels, redraw=redraw)
     if readme is not None:
         update_readme(board, readme)
     console.print(
-        f"{board.runs} runs -> {out / 'README.md'}, {out / 'site' / 'index.html'}",
+        f"{board.runs} runs -> {out / 'README.md'}, {out / 'site' / 'index.html'}"
+        + (f"; {len(links)} analyses -> {out / 'analysis' / 'README.md'}" if links else ""),
         soft_wrap=True,
     )
     return 1 if damaged else 0

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from prunebench.leaderboard import build_board, write_board
+from prunebench.console import write_leaderboard
+from prunebench.leaderboard import build_board
 from prunebench.leaderboard.board import Board, Section
 from prunebench.leaderboard.excerpt import EXAMPLE, update_readme
 from prunebench.leaderboard.rows import Row
@@ -45,8 +46,11 @@ def row_of(section: Section, method: str, sparsity: float | None) -> Row:
     return row
 
 
-def test_the_board_regenerates_byte_for_byte(records: list[RunRecord], tmp_path: Path) -> None:
-    write_board(records, tmp_path)
+def test_the_board_regenerates_byte_for_byte(tmp_path: Path) -> None:
+    pictures = BOARD / "analysis" / "figures"
+    if pictures.is_dir():  # Their bytes depend on the machine: kept, and all else is written again.
+        shutil.copytree(pictures, tmp_path / "analysis" / "figures")
+    write_leaderboard([RESULTS], tmp_path)
     made = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
     committed = {path.relative_to(BOARD) for path in BOARD.rglob("*") if path.is_file()}
     assert made == {path for path in committed if path.parts[0] not in ("results", "speed")}

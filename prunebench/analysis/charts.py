@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from prunebench.analysis import looks, stills
-from prunebench.analysis.map_pictures import attribute_changes
+from prunebench.analysis.map_charts import scatter_figure
 from prunebench.analysis.values import Cell, Estimate, Measure, TaskAnalysis
 from prunebench.leaderboard.figures import (
     REFERENCE,
@@ -23,7 +22,6 @@ from prunebench.leaderboard.figures import (
 from prunebench.stats import Interval
 
 Styles = Mapping[str, Style]
-HEAT_COLOURS = "RdBu"
 
 
 @dataclass(frozen=True)
@@ -114,17 +112,13 @@ def _line(method: str, style: Style, readings: list[Reading], shift: float) -> d
         Spot(
             looks.place_of(reading.cell) + shift,
             _as_interval(reading.estimate),
-            f"sparsity {_sparsity(reading.cell)}<br>{reading.text}",
+            f"sparsity {looks.place_text(reading.cell)}<br>{reading.text}",
         )
         for reading in readings
     ]
     trace = method_trace(method, style, spots)
     trace["error_y"] |= {"symmetric": False, "arrayminus": [_below(reading.estimate) for reading in readings]}
     return trace
-
-
-def _sparsity(cell: Cell) -> str:
-    return f"{cell.sparsity:g}" if cell.sparsity is not None else f"native, {cell.achieved:.3f}"
 
 
 def _as_interval(estimate: Estimate) -> Interval:
@@ -158,145 +152,34 @@ def _reference(reading: Reading, axis: looks.SparsityAxis) -> list[dict[str, Any
     return [band, line]
 
 
-def scatter_figure(analysis: TaskAnalysis, styles: Styles, x: Measure, y: Measure) -> Figure:
-    """Bias against another measure: a mark a cell, larger for sparser, in order of sparsity."""
-    traces = []
-    for method in looks.methods_of(analysis):
-        cells = [cell for cell in looks.cells_of(analysis, method) if _known(cell, x) and _known(cell, y)]
-        native = all(cell.sparsity is None for cell in cells)
-        trace = _scatter_trace(method, styles[method], cells, (x, y)) | {"mode": "lines+markers"}
-        trace["line"] |= {"width": 0.8, "dash": "solid"}
-        trace["marker"] |= {"size": [6 + 3.5 * looks.place_of(cell) for cell in cells], "line": {"width": 0}}
-        if native:
-            trace["marker"] |= {"symbol": "star", "size": 13}
-        traces += [trace] if cells else []
-    for cell in looks.dense_cells(analysis):
-        if _known(cell, x) and _known(cell, y):
-            trace = _scatter_trace(cell.method, REFERENCE, [cell], (x, y)) | {
-                "mode": "markers",
-                "meta": "reference",
-            }
-            trace["marker"] |= {"symbol": "x", "size": 11}
-            traces.append(trace)
-    layout = plain_layout(looks.axis_title(y))
-    layout["xaxis"] = {"title": {"text": looks.axis_title(x)}, "zeroline": False}
-    rho = {(c.first, c.second): c.rho for c in analysis.correlations if c.method is None}
-    found = rho.get((x.key, y.key)) or rho.get((y.key, x.key))
-    told = "" if found is None else f" Spearman's rho over all runs {looks.with_interval(found)}."
-    caption = f"A mark is a method at a sparsity, mean over seeds; larger for sparser.{told}"
-    return Figure(
-        f"{x.key}-{y.key}",
-        f"{y.title} against {x.title.lower()}",
-        caption,
-        rounded({"data": traces, "layout": layout}),
-    )
-
-
-def _known(cell: Cell, measure: Measure) -> bool:
-    return looks.scaled(cell.values.get(measure.key), 1).mean is not None
-
-
-def _scatter_trace(
-    method: str, style: Style, cells: list[Cell], pair: tuple[Measure, Measure]
-) -> dict[str, Any]:
-    x, y = pair
-    spots = []
-    for cell in cells:
-        values = [looks.scaled(cell.values.get(m.key), looks.scale_of(m)).mean for m in pair]
-        texts = [f"{html.escape(m.title)} {_reading(cell, m)}" for m in (y, x)]
-        place = "dense" if cell.dense else f"sparsity {_sparsity(cell)}"
-        spots.append(
-            Spot(values[0] or 0.0, Interval(values[1] or 0.0, math.nan, 1), "<br>".join([place, *texts]))
-        )
-    trace = method_trace(method, style, spots)
-    del trace["error_y"]
-    return trace
-
-
-def _reading(cell: Cell, measure: Measure) -> str:
-    return looks.with_half_width(
-        cell.values.get(measure.key), looks.scale_of(measure), looks.decimals_of(measure)
-    )
-
-
-def attribute_maps(analysis: TaskAnalysis) -> list[Figure]:
-    """Changes from dense, attributes by cells: a map a measure, that of the bias first."""
-    first = looks.heat_measure(analysis)
-    ordered = sorted(analysis.attribute_measures, key=lambda measure: measure != first)
-    found = []
-    for measure in ordered:
-        names, columns, table = attribute_changes(analysis, measure)
-        known = [abs(value) for row in table for value in row if value is not None]
-        if not known:
-            continue
-        found.append(
-            Figure(
-                f"map-{measure.key}",
-                measure.title,
-                f"{measure.help}.",
-                _heat(names, columns, table, max(known)),
-            )
-        )
-    return found
-
-
-def _heat(
-    names: list[str], columns: list[tuple[str, float | None]], table: list[list[float | None]], limit: float
-) -> dict[str, Any]:
-    labels = [html.escape(looks.cell_name(method, sparsity)) for method, sparsity in columns]
-    rows = [html.escape(name) for name in names]
-    methods = list(dict.fromkeys(method for method, _ in columns))
-    middles = [[i for i, (name, _) in enumerate(columns) if name == method] for method in methods]
-    trace = {
-        "type": "heatmap", "z": table, "x": list(range(len(columns))), "y": rows,
-        "text": [labels] * len(rows), "hovertemplate": "%{y}<br>%{text}<br>%{z:.3f}<extra></extra>",
-        "colorscale": HEAT_COLOURS, "reversescale": False, "zmin": -limit, "zmax": limit, "zmid": 0,
-        "hoverongaps": False, "xgap": 0.5, "ygap": 0.5, "colorbar": {"thickness": 10, "outlinewidth": 0},
-    }  # fmt: skip
-    layout = plain_layout("")
-    layout["margin"] = {"l": 56, "r": 12, "t": 8, "b": 110}
-    layout["yaxis"] = {"autorange": "reversed", "type": "category", "automargin": True, "showgrid": False}
-    layout["xaxis"] = {
-        "tickvals": [sum(places) / len(places) for places in middles],
-        "ticktext": [html.escape(method) for method in methods],
-        "tickangle": -40, "showgrid": False, "zeroline": False,
-    }  # fmt: skip
-    layout["shapes"] = [
-        {"type": "line", "xref": "x", "yref": "paper", "x0": places[-1] + 0.5, "x1": places[-1] + 0.5, "y0": 0, "y1": 1,
-         "line": {"color": "rgba(127,127,127,.9)", "width": 1.5}}
-        for places in middles[:-1]
-    ]  # fmt: skip
-    return rounded({"data": [trace], "layout": layout})
-
-
 def _exemplar_figures(analysis: TaskAnalysis, styles: Styles) -> list[Figure]:
-    cells = {(cell.method, cell.sparsity): cell for cell in analysis.cells if not cell.dense}
-    found = []
-    for key, title, caption in (
-        (
-            "matched_share",
-            "Exemplars, equal populations",
-            "Share of samples whose most frequent label differs.",
-        ),
-        (
-            "control_share",
-            "Control",
-            "The same between dense models of other seeds: what seeds alone change.",
-        ),
-    ):
-        readings = [
-            Reading(
-                cells[place],
-                looks.scaled(looks.alone(getattr(row, key)), 100),
-                looks.in_percent(getattr(row, key)),
-            )
-            for row in analysis.exemplars
-            if (place := (row.method, row.sparsity)) in cells
-        ]
-        found.append(
-            Figure(key, title, caption, sparsity_plot(analysis, styles, readings, "Share of samples, %"))
-        )
-    return found
+    """Exemplars, with the control as a line where all share one; and how many the pruned models get right."""
+    matched = any(row.matched_share is not None for row in analysis.exemplars)
+    title = f"Exemplars, {'equal populations' if matched else 'all seeds'}"
+    caption = "Share of samples whose most frequent label differs, dense against pruned."
+    plot = _exemplar_plot(analysis, styles, "matched_share" if matched else "share")
+    controls = {row.control_share for row in analysis.exemplars if row.control_share is not None}
+    if len(controls) == 1 and plot["data"]:
+        level, axis = 100 * controls.pop(), looks.sparsity_axis(analysis)
+        control = Interval(level, math.nan, 1)
+        spots = [Spot(x, control, f"control {level:.1f} %") for x in (axis.start, axis.end)]
+        line = method_trace("seeds alone", REFERENCE, spots) | {"mode": "lines", "meta": "reference"}
+        del line["error_y"]
+        plot = {**plot, "data": [rounded(line), *plot["data"]]}
+        caption += " Dashed: the control, what other seeds alone change."
+    right = _exemplar_plot(analysis, styles, "right_share")
+    words = "Of the exemplars, those that the most frequent label over pruned seeds gets right."
+    return [Figure("exemplars", title, caption, plot), Figure("right", "Right when pruned", words, right)]
+
+
+def _exemplar_plot(analysis: TaskAnalysis, styles: Styles, key: str) -> dict[str, Any]:
+    shares = {(row.method, row.sparsity): getattr(row, key) for row in analysis.exemplars}
+    readings = [
+        Reading(cell, looks.scaled(looks.alone(share), 100), f"{looks.in_percent(share)} %")
+        for cell in analysis.cells
+        if not cell.dense and (share := shares.get((cell.method, cell.sparsity))) is not None
+    ]
+    return sparsity_plot(analysis, styles, readings, "Share, %")
 
 
 def _foretelling_figures(analysis: TaskAnalysis, styles: Styles) -> list[Figure]:
@@ -309,7 +192,7 @@ def _foretelling_figures(analysis: TaskAnalysis, styles: Styles) -> list[Figure]
             if row.event == event and (place := (row.method, row.sparsity)) in cells
         ]
         title = f"Foretelling: {event}"
-        plot = sparsity_plot(analysis, styles, readings, "AUROC of the dense models' uncertainty")
+        plot = sparsity_plot(analysis, styles, readings, "AUROC")
         found.append(Figure(f"auc-{event}", title, "0.5 is guessing; bars: 95 % interval.", plot))
     return found
 

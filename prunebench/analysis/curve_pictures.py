@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from prunebench.analysis import looks
 from prunebench.analysis.panels import (
-    BEHIND,
     INK,
     LINES,
     MARKERS,
@@ -23,6 +22,7 @@ from prunebench.analysis.panels import (
     heading,
     key_line,
     label_axes,
+    native_note,
     panel_grid,
     seeds_note,
     set_sparsity_axis,
@@ -64,8 +64,8 @@ def draw_measure(analysis: TaskAnalysis, styles: Styles, measure: Measure) -> by
     def draw(figure: Figure) -> None:
         heading(
             figure,
-            f"{measure.title} against sparsity: {short(analysis.title, 60)}",
-            background_keys(),
+            f"{measure.title} against sparsity: {short(looks.page_name(analysis), 60)}",
+            background_keys(analysis),
             seeds_note(analysis),
         )
         grid = panel_grid(figure, list(lines))
@@ -75,7 +75,7 @@ def draw_measure(analysis: TaskAnalysis, styles: Styles, measure: Measure) -> by
                     draw_behind(panel, series)
             for estimate in dense:
                 draw_dense(panel, estimate)
-            draw_series(panel, lines[method], styles[method])
+            draw_series(panel, lines[method], styles[method], native_note(analysis, method))
             set_sparsity_axis(panel, analysis)
             panel.set_ylim(*limits)
         label_axes(figure, looks.axis_title(measure))
@@ -104,25 +104,27 @@ def draw_exemplars(analysis: TaskAnalysis, styles: Styles) -> bytes:
             )
     every = [s.estimate for group in (lines, controls) for series in group.values() for s in series.spots]
     limits = value_limits(every, SMALLEST_SPAN["percent"], (0.0, 100.0))
-    what = "equal populations, dense and pruned" if matched else "all seeds; one dense seed has no control"
+    what = (
+        "Populations of equal size, dense and pruned"
+        if matched
+        else "All seeds; one dense seed has no control"
+    )
 
     def draw(figure: Figure) -> None:
-        keys = [
-            key_line("other methods", BEHIND, width=1),
-            key_line("control: dense and dense", INK, (0, (2, 1.5))),
-        ]
-        title = f"Share of compression-identified exemplars: {short(analysis.title, 60)}"
-        heading(figure, title, keys if matched else keys[:1], f"{what}; stars: native sparsity")
+        control = key_line("control: dense and other dense", INK, (0, (2, 1.5)), width=1.2)
+        keys = [*background_keys(analysis, dense=False), *([control] if matched else [])]
+        title = f"Share of compression-identified exemplars: {short(looks.page_name(analysis), 60)}"
+        heading(figure, title, keys, what)
         for method, panel in panel_grid(figure, list(lines)).axes.items():
             for other, series in lines.items():
                 if other != method:
                     draw_behind(panel, series)
-            draw_series(panel, lines[method], styles[method])
-            control = controls[method].known
-            ends = [position(0), position(1)] if len(control) == 1 else []
+            draw_series(panel, lines[method], styles[method], native_note(analysis, method))
+            seeds_alone = controls[method].known
+            ends = [position(0), position(1)] if len(seeds_alone) == 1 else []
             panel.plot(
-                ends or [spot.x for spot in control],
-                [spot.y for spot in control] * (2 if ends else 1),
+                ends or [spot.x for spot in seeds_alone],
+                [spot.y for spot in seeds_alone] * (2 if ends else 1),
                 color=INK, linestyle=(0, (2, 1.5)), linewidth=1.2, zorder=3.5,
             )  # fmt: skip
             set_sparsity_axis(panel, analysis)
@@ -153,8 +155,8 @@ def draw_foretelling(analysis: TaskAnalysis, styles: Styles) -> bytes:
             for event, look in looks_of.items()
         ]
         keys.append(key_line("guessing", DENSE_COLOUR, (0, (4, 2)), width=1.2))
-        title = f"The dense models' uncertainty foretells which samples change: {short(analysis.title, 50)}"
-        heading(figure, title, keys, "AUROC with 95 % bootstrap interval; stars: native sparsity")
+        title = f"The dense models' uncertainty foretells which samples change: {short(looks.page_name(analysis), 50)}"
+        heading(figure, title, keys, "AUROC with its 95 % interval; stars: native sparsity")
         for method, panel in panel_grid(figure, methods).axes.items():
             panel.axhline(0.5, color=DENSE_COLOUR, linestyle=(0, (4, 2)), linewidth=1.2)
             cells = looks.cells_of(analysis, method)
@@ -192,7 +194,7 @@ def draw_splits(analysis: TaskAnalysis, styles: Styles) -> bytes:
 
     def draw(figure: Figure) -> None:
         keys = [Patch(color=below, label="bias squared"), Patch(color=above, label="variance")]
-        title = f"Squared loss over seeds: {short(analysis.title, 60)}"
+        title = f"Squared loss over seeds: {short(looks.page_name(analysis), 60)}"
         heading(
             figure,
             title,

@@ -14,6 +14,9 @@ from prunebench.leaderboard.words import MISSING, UNKNOWN, number, sparsity_word
 UNCERTAINTY_KEYS = ("uncertain_share", "entropy")
 DEPENDENCE_KEYS = ("interdependence", "logit_correlation")
 CALIBRATION_KEYS = ("calibration_error",)
+LONGEST_TITLE = 24
+HEAT_COLOURS = ("#08306b", "#6baed6", "#eeeeee", "#f4a582", "#8c2d04")
+"""From a fall over no change to a rise: told apart with any colour vision."""
 UNITS = {"percent": "%", "points": "percentage points", "number": ""}
 WORKING = " (working)"
 """Marks a measure of the runs that keep most of the dense accuracy."""
@@ -97,6 +100,11 @@ def place_of(cell: Cell) -> float:
     return position(cell.achieved if cell.sparsity is None else cell.sparsity)
 
 
+def place_text(cell: Cell) -> str:
+    """`0.9`, or `native, 0.424` with what was achieved."""
+    return f"{cell.sparsity:g}" if cell.sparsity is not None else f"native, {number(cell.achieved, 3)}"
+
+
 def dodges_of(analysis: TaskAnalysis) -> dict[str, float]:
     """How far each method's points are shifted along the axis where many methods share a figure."""
     methods = sorted({c.method for c in analysis.cells if not c.dense and c.sparsity is not None})
@@ -112,8 +120,11 @@ def decimals_of(measure: Measure) -> int:
 
 
 def axis_title(measure: Measure) -> str:
-    """`Bias gap, percentage points`."""
-    return f"{measure.title}, {UNITS[measure.unit]}" if UNITS[measure.unit] else measure.title
+    """`Bias gap, percentage points`; of a long title, which the figure's heading has, the unit alone."""
+    unit = UNITS[measure.unit]
+    if not unit:
+        return measure.title
+    return f"{measure.title}, {unit}" if len(measure.title) <= LONGEST_TITLE else unit.capitalize()
 
 
 def written(value: float | None, scale: float, decimals: int) -> str:

@@ -24,7 +24,8 @@ def draw_scatter(analysis: TaskAnalysis, styles: Styles) -> bytes:
     rho = {(c.first, c.second): c.rho for c in analysis.correlations if c.method is None}
 
     def draw(figure: Figure) -> None:
-        title = f"Bias against {' and '.join(x.title.lower() for x, _ in pairs)}: {short(analysis.title, 50)}"
+        against = " and ".join(x.title.lower() for x, _ in pairs)
+        title = f"Bias against {against}: {short(looks.page_name(analysis), 50)}"
         heading(
             figure,
             title,
@@ -51,7 +52,7 @@ def draw_scatter(analysis: TaskAnalysis, styles: Styles) -> bytes:
             key_line(short(m, 24), styles[m].colour, "", "*" if m in native else MARKERS[styles[m].symbol])
             for m in methods
         ]
-        keys.append(key_line("dense", DENSE_COLOUR, "", "X"))
+        keys.append(key_line("dense", DENSE_COLOUR, "", "X", size=7))
         figure.legend(handles=keys, loc="center left", bbox_to_anchor=(0.79, 0.5), handlelength=1.2)
 
     return as_png(draw, height)
@@ -92,25 +93,26 @@ def draw_heat(analysis: TaskAnalysis, styles: Styles) -> bytes:
     measure = looks.heat_measure(analysis)
     assert measure is not None
     names, columns, table = attribute_changes(analysis, measure)
-    height = 1.75 + max(1.6, 0.2 * len(names))
+    head = 0.85 + 0.035 * max(len(short(method, 22)) for method, _ in columns)
+    height = head + 0.15 + max(1.6, 0.2 * len(names))
     known = [abs(value) for row in table for value in row if value is not None]
     limit = max([*known, 1e-9])
 
     def draw(figure: Figure) -> None:
         import numpy as np
-        from matplotlib import colormaps
+        from matplotlib.colors import LinearSegmentedColormap
 
         unit = looks.UNITS["points" if measure.unit == "percent" else measure.unit]
-        title = f"Change of {measure.title.lower()} from dense: {short(analysis.title, 60)}"
+        title = f"Change of {measure.title.lower()} from dense: {short(looks.page_name(analysis), 60)}"
         heading(
             figure, title, (), "A block is a method, its columns sparser to the right; crossed: undefined"
         )
         longest = max(len(short(name, 20)) for name in names)
         panel = figure.add_axes(
-            (0.03 + 0.0075 * longest, 0.15 / height, 0.9 - 0.0075 * longest, 1 - 1.75 / height)
+            (0.03 + 0.0075 * longest, 0.15 / height, 0.9 - 0.0075 * longest, 1 - (head + 0.15) / height)
         )
         values = np.array([[np.nan if v is None else v for v in row] for row in table], dtype=float)
-        colours = colormaps["RdBu_r"]
+        colours = LinearSegmentedColormap.from_list("change", looks.HEAT_COLOURS)
         shown = panel.imshow(
             np.ma.masked_invalid(values),
             cmap=colours,
@@ -127,7 +129,9 @@ def draw_heat(analysis: TaskAnalysis, styles: Styles) -> bytes:
         for spine in panel.spines.values():
             spine.set_visible(False)
         _blocks(panel, columns)
-        bar = figure.colorbar(shown, cax=figure.add_axes((0.945, 0.15 / height, 0.012, 1 - 1.75 / height)))
+        bar = figure.colorbar(
+            shown, cax=figure.add_axes((0.945, 0.15 / height, 0.012, 1 - (head + 0.15) / height))
+        )
         bar.ax.tick_params(labelsize=7.5, length=2)
         bar.ax.set_title(
             unit.replace("percentage ", ""), fontsize=7.5, fontweight="normal", loc="center", pad=4

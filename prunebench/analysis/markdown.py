@@ -25,7 +25,9 @@ def index_markdown(analyses: Sequence[TaskAnalysis]) -> str:
         return _join([*parts, "There are no analyses yet: run `prunebench analyze RESULTS`."])
     titles = {claim.key: sections.claim_title(claim) for analysis in analyses for claim in analysis.claims}
     keys = sorted(titles)
-    parts.append(_bullets(f"**Claim ({escape(key)}).** {escape(titles[key])}." for key in keys))
+    parts.append(
+        _bullets(f"**Claim ({escape(key)}).** {escape(sections.sentence(titles[key]))}" for key in keys)
+    )
     rows = []
     for analysis in analyses:
         claims = {claim.key: claim for claim in analysis.claims}
@@ -49,8 +51,8 @@ def task_markdown(analysis: TaskAnalysis, *, grid: bool) -> str:
         f"{escape(sections.coverage(analysis))} Interactive figures and sortable tables: "
         f"[{slug}-analysis.html](../site/{slug}-analysis.html). [All tasks](README.md). [Board](../README.md)."
     )
-    parts.append(f"{escape(analysis.title)}. {escape(sections.setting(analysis))}")
-    parts.append(f"{sections.PLUS_MINUS} {sections.UNDEFINED}")
+    parts.append(escape(f"{sections.sentence(analysis.title)} {sections.setting(analysis)}"))
+    parts.append(_bullets(f"**{term}.** {text}" for term, text in sections.HOW_TO_READ))
     if analysis.left_out:
         lines = _bullets(map(escape, analysis.left_out))
         parts.append(_folded(f"Runs left out ({len(analysis.left_out)})", lines))
@@ -73,7 +75,7 @@ def _claim(claim: Claim) -> list[str]:
     summary = f"Evidence: {sections.verdicts(claim)}"
     return [
         f"### ({escape(claim.key)}) {escape(sections.claim_title(claim))}",
-        f"*{escape(claim.statement)}.*",
+        f"*{escape(sections.sentence(claim.statement))}*",
         f"**{escape(claim.answer)}**",
         _folded(summary, evidence) if len(claim.evidence) > SHORT else evidence,
     ]
@@ -103,7 +105,9 @@ def _table(part: Part, entry: Table) -> list[str]:
 
 def _measures(analysis: TaskAnalysis) -> str:
     known = dict(sheets.measure_words((*analysis.measures, *analysis.attribute_measures)))
-    return _bullets(f"**{escape(title)}.** {escape(text)}." for title, text in known.items())
+    return _bullets(
+        f"**{escape(title)}.** {escape(sections.sentence(text))}" for title, text in known.items()
+    )
 
 
 def _pipes(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

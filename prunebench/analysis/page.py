@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from prunebench.analysis import charts, sections, sheets
+from prunebench.analysis import charts, map_charts, sections, sheets
 from prunebench.analysis.looks import cells_of, methods_of, page_name, sparsities_of
 from prunebench.analysis.values import TaskAnalysis
 from prunebench.leaderboard.curves import STROKES
@@ -21,7 +21,7 @@ def task_page(
 ) -> str:
     """`<slug>-analysis.html`; it wants `plotly.min.js` beside it, and with `grid` the samples' image."""
     figures = charts.charts_of(analysis, styles)
-    maps = charts.attribute_maps(analysis)
+    maps = map_charts.attribute_maps(analysis)
     plots = {chart.figure.key: chart.figure.plot for chart in figures}
     plots |= {figure.key: figure.plot for figure in maps}
     native = any(not cell.dense and cell.sparsity is None for cell in analysis.cells)

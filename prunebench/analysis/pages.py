@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
+from prunebench.analysis.looks import page_name
 from prunebench.analysis.values import TaskAnalysis
-from prunebench.errors import StoreError
+from prunebench.errors import StoreError, UsageError
+from prunebench.leaderboard.links import AnalysisLink
 from prunebench.store import write_atomically
 
 
@@ -23,7 +26,7 @@ def write_pages(
     `analysis/README.md` and `analysis/<slug>.md` with `analysis/figures/*.png`, `site/<slug>-analysis.html` with
     `plotly.min.js`. grids: by slug, the image of the susceptible samples, which is copied beside both.
     board_methods: the board's methods (`Board.labels`), so that colours agree. Without `redraw` only still figures
-    that are missing are drawn. Raises StoreError where `out` cannot be written.
+    that are missing are drawn. Raises StoreError where `out` cannot be written, UsageError for equal slugs.
     """
     from prunebench.analysis.looks import analysis_styles
     from prunebench.analysis.markdown import index_markdown, task_markdown
@@ -31,6 +34,7 @@ def write_pages(
     from prunebench.analysis.pictures import draw_pictures
     from prunebench.leaderboard.site import plotly_script
 
+    links_of(analyses)
     ordered = sorted(analyses, key=lambda analysis: analysis.slug)
     styles = analysis_styles(ordered, board_methods)
     shown = {analysis.slug for analysis in ordered if analysis.slug in grids}
@@ -50,6 +54,16 @@ def write_pages(
             if redraw or not (out / path).is_file():
                 files[path] = draw()
     return [_write(out / name, content) for name, content in sorted(files.items())]
+
+
+def links_of(analyses: Sequence[TaskAnalysis]) -> list[AnalysisLink]:
+    """What the board links to, by slug. Raises UsageError if two analyses would share their pages."""
+    slugs = sorted(analysis.slug for analysis in analyses)
+    for slug, following in pairwise(slugs):
+        if slug == following:
+            raise UsageError(f"two analyses are named {slug}: pass one results folder that holds it")
+    found = (AnalysisLink(analysis.slug, analysis.task, page_name(analysis)) for analysis in analyses)
+    return sorted(found, key=lambda link: link.slug)
 
 
 def _read(path: Path) -> bytes:

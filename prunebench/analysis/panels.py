@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from prunebench.analysis import looks
 from prunebench.analysis.values import Estimate, TaskAnalysis
 from prunebench.leaderboard.figures import DENSE_COLOUR, Style, position
+from prunebench.leaderboard.words import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +26,8 @@ INK, FAINT, RULE, BEHIND = "#1f2328", "#57606a", "#d8dee4", "#cdd3d9"
 LINES = {"solid": "-", "dash": (0, (4, 2)), "dot": (0, (1, 1.4)), "dashdot": (0, (5, 1.6, 1, 1.6))}
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^"}
 LONGEST_NAME = 34
+MARGIN = 0.03
+"""Decades of density beyond the ends of the axis, for the widths of marks."""
 TICK_ROOM = 0.17
 """Decades of density between two labels of an axis of sparsity."""
 SETTINGS = {
@@ -61,7 +64,9 @@ class Series:
         return [spot for spot in self.spots if spot.estimate.mean is not None]
 
 
-def as_png(draw: Callable[[Figure], None], height: float, width: float = WIDTH) -> bytes:
+def as_png(
+    draw: Callable[[Figure], None], height: float, width: float = WIDTH, *, every_colour: bool = False
+) -> bytes:
     """A figure as PNG without dates or versions; the same values give the same bytes on one machine."""
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -75,6 +80,19 @@ def as_png(draw: Callable[[Figure], None], height: float, width: float = WIDTH) 
         draw(figure)
         buffer = io.BytesIO()
         canvas.print_png(buffer, metadata={"Software": None})
+    return buffer.getvalue() if every_colour else _with_fewer_colours(buffer)
+
+
+def _with_fewer_colours(png: io.BytesIO) -> bytes:
+    """The same in 256 colours: a quarter of the bytes."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(png) as image:
+        palette = image.convert("RGB").quantize(
+            256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE
+        )
+    palette.save(buffer, "png", optimize=True)
     return buffer.getvalue()
 
 
@@ -92,9 +110,14 @@ def heading(figure: Figure, title: str, keys: Sequence[Any] = (), note: str = ""
         figure.text(0.012, 1 - 0.40 / height, note, ha="left", va="top", fontsize=8.5, color=FAINT)
     if keys:
         figure.legend(
-            handles=list(keys), loc="upper left", bbox_to_anchor=(0.004, 1 - 0.52 / height), ncols=len(keys),
+            handles=list(keys), labels=[_label(key) for key in keys],
+            loc="upper left", bbox_to_anchor=(0.004, 1 - 0.52 / height), ncols=len(keys),
             handlelength=2.2, columnspacing=1.6, borderaxespad=0, handletextpad=0.6,
         )  # fmt: skip
+
+
+def _label(key: Any) -> str:
+    return str((key[-1] if isinstance(key, tuple) else key).get_label())
 
 
 @dataclass(frozen=True)
@@ -160,11 +183,11 @@ def set_sparsity_axis(panel: Axes, analysis: TaskAnalysis) -> None:
         if all(abs(place - other) >= room for other, _ in kept):
             kept.append((place, text.removeprefix("0") if text.startswith("0.") else text))
     panel.set_xticks([place for place, _ in kept], [text for _, text in kept])
-    panel.set_xlim(axis.start, axis.end)
+    panel.set_xlim(axis.start - MARGIN, axis.end + MARGIN)
 
 
-def draw_series(panel: Axes, series: Series, style: Style) -> None:
-    """A line with its intervals, as the board draws it; stars for native sparsity."""
+def draw_series(panel: Axes, series: Series, style: Style, note: str = "") -> None:
+    """A line with its intervals, as the board draws it; stars for native sparsity, with a note beside."""
     line: dict[str, Any] = {"color": style.colour, "linestyle": LINES[style.dash], "linewidth": 1.8}
     for piece in _pieces(series):
         x, y = [spot.x for spot in piece], [spot.y for spot in piece]
@@ -179,6 +202,10 @@ def draw_series(panel: Axes, series: Series, style: Style) -> None:
             low, high = spot.estimate.low, spot.estimate.high
             if low is not None and high is not None:
                 panel.plot([spot.x] * 2, [low, high], color=style.colour, linewidth=1.1, alpha=0.6, zorder=3)
+        if star and note:
+            panel.annotate(
+                note, (piece[0].x, piece[0].y), (7, 0), textcoords="offset points", va="center", fontsize=7.5
+            )
 
 
 def draw_behind(panel: Axes, series: Series) -> None:
@@ -233,25 +260,44 @@ def value_limits(
     return max(low - margin, bounds[0] - margin), min(high + margin, bounds[1] + margin)
 
 
-def key_line(label: str, colour: str, dashes: Any = "-", marker: str = "", width: float = 1.8) -> Any:
+def key_line(
+    label: str, colour: str, dashes: Any = "-", marker: str = "", *, width: float = 1.8, size: float = 5
+) -> Any:
     """An entry of a legend."""
     from matplotlib.lines import Line2D
 
     look = {"color": colour, "linestyle": dashes, "linewidth": width}
-    return Line2D([], [], label=label, marker=marker, markersize=5, **look)
+    return Line2D([], [], label=label, marker=marker, markersize=9 if marker == "*" else size, **look)
 
 
-def background_keys() -> list[Any]:
-    """Legend of what stands behind a method's own line."""
-    return [
-        key_line("dense, 95 % interval", DENSE_COLOUR, (0, (4, 2)), width=1.2),
-        key_line("other methods", BEHIND, width=1),
-        key_line("native sparsity", INK, "", "*"),
-    ]
+def background_keys(analysis: TaskAnalysis, *, dense: bool = True) -> list[Any]:
+    """Legend of what stands behind a method's own line, as far as it is drawn."""
+    from matplotlib.patches import Patch
+
+    keys: list[Any] = []
+    if dense:
+        banded = len(analysis.seeds) > 1
+        words = "dense with its 95 % interval" if banded else "dense"
+        line = key_line(words, DENSE_COLOUR, (0, (4, 2)), width=1.2)
+        band = Patch(color=DENSE_COLOUR, alpha=0.22, linewidth=0)
+        keys.append((band, line) if banded else line)
+    if len(looks.methods_of(analysis)) > 1:
+        keys.append(key_line("other methods", BEHIND, width=1.2))
+    if any(not cell.dense and cell.sparsity is None for cell in analysis.cells):
+        keys.append(key_line("native sparsity", INK, "", "*"))
+    return keys
 
 
 def seeds_note(analysis: TaskAnalysis, *, bars: bool = True) -> str:
     """What a point and its bar are."""
     count = len(analysis.seeds)
-    line = f"Mean over {count} seed{'s' * (count != 1)}"
+    if count == 1:
+        return "One seed: no intervals"
+    line = f"Mean over {count} seeds"
     return f"{line}; bars: 95 % t-interval, cut where it leaves the panel" if bars else line
+
+
+def native_note(analysis: TaskAnalysis, method: str) -> str:
+    """The sparsity that a method chose, to stand beside its star."""
+    chosen = [cell.achieved for cell in looks.cells_of(analysis, method) if cell.sparsity is None]
+    return number(chosen[0], 2) if chosen else ""

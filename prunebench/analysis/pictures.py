@@ -75,7 +75,7 @@ def sample_grid(images: Tensor, captions: Sequence[str], path: Path) -> None:
                 below = 1 - (top + TILE_INCHES + 0.04 + 0.14 * line) / height
                 figure.text(left / width, below, text, ha="left", va="top", fontsize=6.8, color=colour)
 
-    write_atomically(path, as_png(draw, height, width))
+    write_atomically(path, as_png(draw, height, width, every_colour=True))
 
 
 def _tile(figure: Figure, place: tuple[float, float, float, float], image: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prunebench.analysis import sheets
+from prunebench.analysis import foretelling_sheets, sheets
 from prunebench.analysis.looks import methods_of
 from prunebench.analysis.values import Claim, TaskAnalysis
 from prunebench.leaderboard.layout import Sheet
@@ -72,6 +72,26 @@ CLAIM_TITLES = {
     "c": "The dense model alone foretells what pruning will change",
 }
 UNDEFINED = "A value that is undefined, or that a missing run leaves open, is an em dash, never 0."
+
+HOW_TO_READ = (
+    ("Mean ± half-width", PLUS_MINUS),
+    ("In brackets", "Of what is not a mean over seeds, the ends of the 95 % interval; each table says over what."),
+    (
+        "Changes",
+        "Pruned minus the dense model of the same seed, in percentage points where shares are compared.",
+    ),
+    (
+        "Sparsity",
+        "The share of zeros asked for among the weights that may be pruned. Native: the method chose it; stars in the "
+        "figures, at the sparsity achieved.",
+    ),
+    ("Missing", UNDEFINED),
+    (
+        "Verdicts",
+        "A line of evidence is for or against a claim only where its whole 95 % interval is; otherwise it is "
+        "undecided. The intervals are not corrected for the number of lines.",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -157,13 +177,13 @@ def _curves(analysis: TaskAnalysis) -> Part:
 
 
 def _together(analysis: TaskAnalysis) -> Part:
-    table = Table("Rank correlations", CORRELATION_WORDS, sheets.correlation_sheet(analysis))
+    table = Table("Rank correlations", CORRELATION_WORDS, foretelling_sheets.correlation_sheet(analysis))
     return Part("together", "What goes with bias", CORRELATION_WORDS, (table,))
 
 
 def _attributes(analysis: TaskAnalysis) -> Part:
     tables = tuple(
-        Table(measure.title, f"{measure.help}.", sheets.attribute_sheet(analysis, measure))
+        Table(measure.title, sentence(measure.help), sheets.attribute_sheet(analysis, measure))
         for measure in analysis.attribute_measures
     )
     if analysis.multi_label:
@@ -182,23 +202,32 @@ def _groups(analysis: TaskAnalysis) -> Part:
 
 
 def _exemplars(analysis: TaskAnalysis) -> Part:
-    table = Table("Exemplars and their control", EXEMPLAR_WORDS, sheets.exemplar_sheet(analysis))
+    table = Table("Exemplars and their control", EXEMPLAR_WORDS, foretelling_sheets.exemplar_sheet(analysis))
     return Part("exemplars", "Exemplars", EXEMPLAR_WORDS, (table,))
 
 
 def _foretelling(analysis: TaskAnalysis) -> Part:
-    attributes = sheets.attribute_foretelling_sheet(analysis)
+    attributes = foretelling_sheets.attribute_foretelling_sheet(analysis)
     tables = (
-        Table("Samples, by the dense model's uncertainty", "", sheets.sample_foretelling_sheet(analysis)),
+        Table(
+            "Samples, by the dense model's uncertainty",
+            "",
+            foretelling_sheets.sample_foretelling_sheet(analysis),
+        ),
         Table("Attributes, by criteria of the dense model", ATTRIBUTE_FORETELLING_WORDS, attributes),
-        Table(SUSCEPTIBLE_TITLE, SUSCEPTIBLE_WORDS, sheets.susceptible_sheet(analysis)),
+        Table(SUSCEPTIBLE_TITLE, SUSCEPTIBLE_WORDS, foretelling_sheets.susceptible_sheet(analysis)),
     )
     return Part("foretelling", "What the dense model foretold", SAMPLE_WORDS, tables)
 
 
 def _splits(analysis: TaskAnalysis) -> Part:
-    table = Table("Bias and variance of the loss", SPLIT_WORDS, sheets.split_sheet(analysis))
+    table = Table("Bias and variance of the loss", SPLIT_WORDS, foretelling_sheets.split_sheet(analysis))
     return Part("splits", "Bias and variance over seeds", SPLIT_WORDS, (table,))
+
+
+def sentence(text: str) -> str:
+    """With a full stop at its end."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def claim_title(claim: Claim) -> str:

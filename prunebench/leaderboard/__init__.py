@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from prunebench.errors import StoreError
 from prunebench.leaderboard.board import Board, build_board
+from prunebench.leaderboard.links import AnalysisLink
 from prunebench.record import RunRecord
 from prunebench.store import write_atomically
 
-__all__ = ["Board", "build_board", "write_board"]
+__all__ = ["AnalysisLink", "Board", "build_board", "write_board"]
 
 
-def write_board(records: list[RunRecord], out: Path) -> Board:
+def write_board(records: list[RunRecord], out: Path, analyses: Sequence[AnalysisLink] = ()) -> Board:
     """Write `README.md`, `figures/*.svg` and `site/` under `out`; returns what they show.
 
-    The site is `index.html` with `plotly.min.js` beside it. Raises StoreError where `out` cannot be written.
+    The site is `index.html` with `plotly.min.js` beside it. Both link to the analyses, which `analysis.pages` writes.
+    Raises StoreError where `out` cannot be written.
     """
     from prunebench.leaderboard.curves import curves_svg
     from prunebench.leaderboard.figures import method_styles
@@ -31,8 +34,8 @@ def write_board(records: list[RunRecord], out: Path) -> Board:
     }
     files |= {
         "site/plotly.min.js": plotly_script(),
-        "site/index.html": page_html(board),
-        "README.md": board_markdown(board),
+        "site/index.html": page_html(board, analyses),
+        "README.md": board_markdown(board, analyses),
     }
     for name, text in files.items():
         path = out / name

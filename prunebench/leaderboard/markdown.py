@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
@@ -20,9 +20,10 @@ from prunebench.leaderboard.layout import (
     origin_sheets,
     speed_summary,
 )
+from prunebench.leaderboard.links import WORDS, AnalysisLink, link_of
 
 
-def board_markdown(board: Board) -> str:
+def board_markdown(board: Board, analyses: Sequence[AnalysisLink] = ()) -> str:
     """The whole board. The figures are beside it, in `figures/<slug>.svg`; the site is in `site/`."""
     parts = ["# PruneBench leaderboard", words.INTRODUCTION]
     if not board.sections:
@@ -32,9 +33,12 @@ def board_markdown(board: Board) -> str:
         "[site/index.html](site/index.html) in a browser; it needs no network."
     )
     parts.append(_bullets(f"[{escape(section.title)}](#{section.slug})" for section in board.sections))
+    if analyses:
+        names = ", ".join(f"[{escape(link.name)}](analysis/{link.slug}.md)" for link in analyses)
+        parts.append(f"[{WORDS}](analysis/README.md): {names}.")
     parts += ["## How to read this", _bullets(f"**{term}.** {text}" for term, text in words.HOW_TO_READ)]
     for section in board.sections:
-        parts += _section(section)
+        parts += _section(section, link_of(section, analyses))
     parts += [
         "## Methods",
         words.SUPERVISION_WORDS,
@@ -88,10 +92,12 @@ def difference_line(section: Section) -> str | None:
     return f"Not averaged with the other sections of {section.task}: here {section.differs}."
 
 
-def _section(section: Section) -> list[str]:
+def _section(section: Section, analysis: AnalysisLink | None) -> list[str]:
     parts = [f'<a id="{section.slug}"></a>', f"## {escape(section.title)}"]
     lines = [difference_line(section), describe_section(section), *section.notes]
     parts += [escape(line) for line in lines if line]
+    if analysis is not None:
+        parts.append(f"[{WORDS}: the analysis of this task](analysis/{analysis.slug}.md)")
     alt = f"Unbiased and conflicting accuracy over sparsity, {section.title}"
     parts.append(f"![{escape(alt)}](figures/{section.slug}.svg)" if section.finished else "")
     parts += ["### Accuracy", words.ACCURACY_WORDS, table(accuracy_sheet(section))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from prunebench.leaderboard.layout import (
     origin_sheets,
     speed_summary,
 )
+from prunebench.leaderboard.links import WORDS, AnalysisLink, link_of
 from prunebench.leaderboard.markdown import describe_section, difference_line, facts_line, machine_line
 from prunebench.leaderboard.templating import render
 
@@ -57,12 +59,13 @@ class SectionView:
     machines: str | None
     sparsities: tuple[str, ...]
     heat: dict[str, Any]
+    analysis: AnalysisLink | None
 
 
-def page_html(board: Board) -> str:
-    """`index.html` of the board; it wants `plotly.min.js` in its own folder."""
+def page_html(board: Board, analyses: Sequence[AnalysisLink] = ()) -> str:
+    """`index.html` of the board; it wants `plotly.min.js`, and the pages of analyses, in its own folder."""
     styles = method_styles(board)
-    views = [_view(section, styles) for section in board.sections]
+    views = [_view(section, styles, link_of(section, analyses)) for section in board.sections]
     data = {
         view.section.slug: {
             "figures": {figure.key: figure.plot for figure in view.figures},
@@ -79,6 +82,8 @@ def page_html(board: Board) -> str:
         origins=origin_sheets(board),
         data=as_script_json(data),
         dense_colour=DENSE_COLOUR,
+        analyses=analyses,
+        analysis_words=WORDS,
     )
 
 
@@ -99,7 +104,7 @@ def as_script_json(values: Any) -> Any:
     return Markup(text)
 
 
-def _view(section: Section, styles: dict[str, Style]) -> SectionView:
+def _view(section: Section, styles: dict[str, Style], analysis: AnalysisLink | None) -> SectionView:
     lines = (difference_line(section), describe_section(section), *section.notes)
     methods = sorted({row.method for row in section.rows if not row.dense})
     lines_of = {row.method for row in section.pruned}
@@ -120,4 +125,5 @@ def _view(section: Section, styles: dict[str, Style]) -> SectionView:
         machines=machine_line(section) if section.machines else None,
         sparsities=(*(f"{sparsity:g}" for sparsity in section.sparsities), *native),
         heat=group_heat(section),
+        analysis=analysis,
     )

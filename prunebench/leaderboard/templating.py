@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-
 TEMPLATES = Path(__file__).parent / "templates"
 
 
