@@ -86,6 +86,27 @@ def score(
     raise typer.Exit(score_with_progress(results, data_root, dry_run=dry_run))
 
 
+@app.command()
+def compare(
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="A method, or a run's id or the beginning of it.")
+    ],
+    second: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.")],
+    results: Annotated[Path, typer.Option(help="The results folder.")] = Path("leaderboard/results"),
+    task: Annotated[Optional[str], typer.Option(help="Of methods: on this task.")] = None,  # noqa: UP045
+    sparsity: Annotated[Optional[float], typer.Option(help="Of methods: at this sparsity.")] = None,  # noqa: UP045
+    other_results: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Where B is looked for (default: --results)."),
+    ] = None,
+    data_root: DataOption = None,
+) -> None:
+    """Test two runs or methods against each other, paired by sample and by seed."""
+    from prunebench.reports import Asked, print_comparison
+
+    print_comparison(Asked((first, second), (results, other_results or results), task, sparsity, data_root))
+
+
 @app.command("ls")
 def list_things(
     what: Annotated[str, typer.Argument(help="tasks, methods, suites or runs")],
@@ -132,7 +153,7 @@ def leaderboard(
         typer.Option(help="Also refill the marked parts of this file."),
     ] = None,
 ) -> None:
-    """Write the board (README.md and site/index.html) from records alone."""
+    """Write the board (README.md and site/index.html) from records, and pages of stored analyses."""
     from prunebench.console import write_leaderboard
 
     raise typer.Exit(write_leaderboard(results, out, readme))

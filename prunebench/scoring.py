@@ -164,7 +164,10 @@ def _score(
             raise StoreError(NOT_STORED)
         if isinstance(data, str):
             raise StoreError(data)
-        scored = score_record(record, read_logits(record, store, data), data)
+        check_draw(record, data.task, data.splits_hash)
+        samples = {name: len(data.y[name]) for name in SPLITS}
+        logits = read_logits(record, store, samples, data.task.num_outputs)
+        scored = score_record(record, logits, data)
         changes = find_changes(record, scored)
         if changes and scored_on is not None:
             store.write(replace(scored, scored_on=dict(scored_on)))
@@ -173,15 +176,25 @@ def _score(
     return Scored(run_id, label, problem, changes, *place)
 
 
-def read_logits(record: RunRecord, store: Store, data: TaskData) -> dict[str, Tensor]:
-    """Stored logits of `val` and `test`, float32 `[N, outputs]`. Raises StoreError where they are not the run's own.
-
-    They must be there, have the recorded hash, and be of the data draw and the shape that `data` has.
-    """
-    if record.splits_hash != data.splits_hash:
-        made, here = record.run_spec.task_version, data.task.version
-        versions = "" if made == here else f": it was made with version {made}, this is version {here}"
+def check_draw(record: RunRecord, task: Task, drawn_hash: str) -> None:
+    """Raise StoreError unless the record is of the data that its task draws here."""
+    if record.splits_hash != drawn_hash:
+        made = record.run_spec.task_version
+        versions = (
+            ""
+            if made == task.version
+            else f": it was made with version {made}, this is version {task.version}"
+        )
         raise StoreError(f"its data are not those that the task draws here{versions}")
+
+
+def read_logits(
+    record: RunRecord, store: Store, samples: Mapping[str, int], outputs: int
+) -> dict[str, Tensor]:
+    """Stored logits, float32 `[N, outputs]`, of the splits that `samples` gives N for (`val`, `test`).
+
+    Raises StoreError where they are not there, do not have the recorded hash, or are of other shapes.
+    """
     path = _outputs(store, record.run_id)
     if not path.is_file():
         raise StoreError(NOT_STORED)
@@ -189,8 +202,8 @@ def read_logits(record: RunRecord, store: Store, data: TaskData) -> dict[str, Te
         raise StoreError("its stored logits do not match their hash")
     tensors = store.read_tensors(record.run_id, "outputs")
     logits = {}
-    for name in SPLITS:
-        values, wanted = tensors.get(f"{name}_logits"), (len(data.y[name]), data.task.num_outputs)
+    for name, count in samples.items():
+        values, wanted = tensors.get(f"{name}_logits"), (count, outputs)
         if values is None or values.shape != wanted:
             found = "none" if values is None else f"shape {tuple(values.shape)}"
             raise StoreError(f"its {name} logits: want shape {wanted}, found {found}")
