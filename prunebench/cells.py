@@ -37,12 +37,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where cells run: the results folder, the data, the device; and whether pruned weights are kept."""
+    """Where cells run: the results folder, the data, the device; and whether pruned weights are kept.
+
+    `crowded` says why latencies would mean little (many cells on one GPU): sparse inference is then not measured.
+    """
 
     out: Path
     data_root: Path | None = None
     device: str = "cpu"
     keep_models: bool = True
+    crowded: str | None = None
 
 
 def expand(suite: Suite, data_root: Path | None) -> list[Cell]:

@@ -121,7 +121,9 @@ def _fit_and_measure(cell: Cell, place: Workplace, data: TaskData, progress: Pro
     with _timed(seconds, "cost"):
         steps = (experiment.training_steps, spec.recipe.steps)
         share = deferred.get(TEST_NOTE, 0.0)
-        cost = measure_cost(experiment.new_model(), measured, data, *steps, deferred_share=share)
+        cost = measure_cost(
+            experiment.new_model(), measured, data, *steps, deferred_share=share, crowded=place.crowded
+        )
     record = replace(
         record,
         status="ok",

@@ -13,8 +13,9 @@ from prunebench.deferral import TEST_NOTE, THRESHOLD_NOTE, VALIDATION_NOTE, TwoS
 from prunebench.experiment import VisibleSplit
 from prunebench.metrics.groups import GroupTable
 from prunebench.metrics.summary import AttributeTruth, summarize_attribute_run, summarize_runs
-from prunebench.record import CostReport, GroupRow, Mining
+from prunebench.record import PLAIN_PATH, CostReport, GroupRow, Mining
 from prunebench.speed import (
+    Inference,
     count_macs,
     count_parameters,
     interleaved_latency,
@@ -129,12 +130,14 @@ def measure_cost(
     dense_training_steps: int,
     *,
     deferred_share: float = 0.0,
+    crowded: str | None = None,
 ) -> CostReport:
     """Parameters, MACs, interleaved latency of both models on this machine, peak memory of the run so far.
 
     A deferring model (`TwoStage`) stores the non-zero weights of both networks and spends the pruned one's non-zero
     MACs on every image, the dense one's on `deferred_share` of them. Its `parameters` and `macs` are those of the
-    one dense network that it is compared with.
+    one dense network that it is compared with. On a `crowded` machine both networks are timed plain, and the path
+    says why.
     """
     x = data.images["test"].batch(slice(0, LATENCY_BATCH))
     memory = round(peak_memory_mb(data.device), 1)
@@ -142,9 +145,13 @@ def measure_cost(
     if isinstance(pruned, TwoStage):
         macs, nonzero_macs = count_macs(pruned.pruned, x[:1])
         nonzero_macs += round(deferred_share * count_macs(pruned.dense, x[:1])[1])
-        ready = pruned.ready_for_inference(x)
     else:
         macs, nonzero_macs = count_macs(pruned, x[:1])
+    if crowded is not None:
+        ready = Inference(dense, pruned, f"{PLAIN_PATH} ({crowded})")
+    elif isinstance(pruned, TwoStage):
+        ready = pruned.ready_for_inference(x)
+    else:
         ready = ready_for_inference(dense, pruned, x)
     latency = interleaved_latency({"dense": ready.dense, "pruned": ready.pruned}, x)
     return CostReport(
