@@ -302,7 +302,7 @@ def test_the_suite_runs_end_to_end_killed_while_its_cache_is_made(
         "--device",
         "cpu",
     ]
-    words += ["--workers", "1"]
+    words += ["--workers", "0"]
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_RUN, str(log), "0.05", *words],
         stdout=subprocess.PIPE,

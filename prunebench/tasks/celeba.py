@@ -242,9 +242,9 @@ class CelebA(Task):
 class CelebALabel(CelebA):
     """One attribute of CelebA as a label of two classes; the bias is Male.
 
-    A pair is aligned where label and gender go together in the training split. Recipe: the single-label runs of Iofinova
-    et al. (20 epochs, SGD at a constant 0.1), as their sparse configurations have it, for every arm; they fine-tune
-    nothing, so that part is this benchmark's own.
+    A pair is aligned where label and gender go together in the training split. Recipe: the single-label runs of
+    Iofinova et al. (20 epochs, SGD at a constant 0.1), as their sparse configurations have it, for every arm; they
+    fine-tune nothing, so that part is this benchmark's own.
     """
 
     attributes = None

@@ -99,24 +99,29 @@ def open_cache(name: str, sources: Sources, beside: Path) -> CachedImages:
     chosen = os.environ.get(VARIABLE)
     folders = [*([Path(chosen) / "images"] if chosen else []), beside / "prunebench-cache"]
     places = [CacheFiles(folder, f"{name}-{key}") for folder in folders]
-    for files in places:
-        cache = _load(files, key, len(sources))
-        if cache is not None:
-            return cache
-    files = places[0]
     try:
-        files.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(files):
-            if _load(files, key, len(sources)) is None:
-                _build(files, sources, key)
+        for files in places:
+            cache = _load(files, key, len(sources))
+            if cache is not None:
+                return cache
+        return _make(places[0], sources, key)
     except OSError as error:
         raise DataError(
-            f"cannot keep decoded images in {files.folder}: {error.strerror or error}; set {VARIABLE} to a folder "
-            "that can be written to and has the space, then run the same command again"
+            f"cannot keep decoded images in {places[0].folder}: {error.strerror or error}; set {VARIABLE} to a "
+            "folder that can be written to and has the space, then run the same command again"
         ) from error
-    cache = _load(files, key, len(sources))
+
+
+def _make(files: CacheFiles, sources: Sources, key: str) -> CachedImages:
+    """Decode under the lock, unless another process did meanwhile, and open the result."""
+    files.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(files):
+        cache = _load(files, key, len(sources))
+        if cache is None:
+            _build(files, sources, key)
+            cache = _load(files, key, len(sources))
     if cache is None:
-        raise DataError(f"{files.pixels} changed while it was opened; run the same command again")
+        raise DataError(f"{files.pixels} was changed by something else; run the same command again")
     return cache
 
 
