@@ -107,6 +107,22 @@ def compare(
     print_comparison(Asked((first, second), (results, other_results or results), task, sparsity, data_root))
 
 
+@app.command()
+def analyze(
+    results: Annotated[Path, typer.Argument(help="The results folder, with the logits that runs stored.")],
+    data_root: DataOption = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Where board and pages go (default: RESULTS/leaderboard)."),
+    ] = None,
+    task: Annotated[list[str], typer.Option(help="Only these tasks.")] = [],  # noqa: B006
+) -> None:
+    """What pruning did to uncertainty, dependence and bias: tables, figures, pages, and the three claims."""
+    from prunebench.console import analyze_with_progress
+
+    raise typer.Exit(analyze_with_progress(results, data_root, out, task))
+
+
 @app.command("ls")
 def list_things(
     what: Annotated[str, typer.Argument(help="tasks, methods, suites or runs")],

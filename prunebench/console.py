@@ -201,6 +201,17 @@ def read_results(results: Path) -> tuple[list[Any], list[Any]]:
     return Store(results).records()
 
 
+def analyze_with_progress(
+    results: Path, data_root: Path | None, out: Path | None, tasks: Sequence[str]
+) -> int:
+    """Analyse stored runs, then write the board with the pages; 1 if a section could not be analysed."""
+    from prunebench.analysis.session import analyze_folder
+
+    failed = analyze_folder(results, data_root, tasks, console)
+    status = write_leaderboard([results], out or results / "leaderboard", redraw=True)
+    return 1 if failed else status
+
+
 def write_leaderboard(
     results: Sequence[Path], out: Path, readme: Path | None = None, *, redraw: bool = False
 ) -> int:

@@ -278,6 +278,26 @@ def test_correlations_are_judged_by_their_sign(low: float, high: float, verdict:
     assert [line.verdict for line in claim.evidence] == [verdict]
 
 
+def test_correlations_within_methods_leave_out_what_differs_between_them(truth: Truth) -> None:
+    """In either method uncertainty rises with the bias; the method with less bias is the more uncertain one."""
+    runs = {}
+    for method, base, bias in (("m", 0.0, 0.5), ("n", 0.5, 0.0)):
+        runs[method, 0.5] = [
+            dataclasses.replace(
+                measure_run(run_of(truth, truth.y["test"], method=method, seed=seed), truth),
+                values={"u": base + seed / 100, "b": bias + seed / 100, "accuracy": 1.0},
+            )
+            for seed in range(5)
+        ]
+    found = {
+        entry.method: entry.rho.mean
+        for entry in claims.correlate(runs, [("u", "b")], "accuracy")
+        if entry.second == "b"
+    }
+    assert found["m"] == found["n"] == found[claims.WITHIN] == pytest.approx(1)
+    assert found[None] == pytest.approx(-0.5151, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "verdict"), [(0.75, 0.9, "for"), (0.5, 0.6, "against"), (0.6, 0.8, "undecided")]
 )

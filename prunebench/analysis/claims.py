@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prunebench.analysis.cells import Cells, defined
 from prunebench.analysis.measures import Measured
@@ -28,15 +29,18 @@ BIAS_TOLERANCE = {"bias_gap": 0.02, "bias_amplification": 0.01}
 """Rises of the bias up to this are not substantial."""
 USEFUL_AREA = 0.7
 """Area under the ROC curve from which a ranking counts as foretelling."""
+WITHIN = "within methods"
 WORKING = 0.9
 """A run works if it has at least this share of its dense model's accuracy on data as in training."""
 
 
 def correlate(cells: Cells, pairs: Sequence[tuple[str, str]], accuracy: str) -> list[Correlation]:
-    """Spearman's rho of pairs of measures over the runs of each method with its dense runs, and over all methods.
+    """Spearman's rho of pairs of measures over the runs of each method with the dense ones, and over all methods.
 
-    `sparsity` is the achieved one. A second set, named `(working)`, keeps the runs with at least 90 % of the dense
-    accuracy: a network at chance treats all groups alike. Intervals: bootstrap over runs, which share seeds.
+    `within methods` correlates the ranks that values have among the runs of their own method, of all methods
+    together: what differs between methods, debiasing ones among them, is left out. `sparsity` is the achieved one.
+    A second set, named `(working)`, keeps the runs with at least 90 % of the dense accuracy: a network at chance
+    treats all groups alike. Intervals: bootstrap over runs, which share seeds.
     """
     runs = [run for group in cells.values() for run in group]
     dense = {run.run.seed: run for run in runs if run.run.dense}
@@ -48,18 +52,35 @@ def correlate(cells: Cells, pairs: Sequence[tuple[str, str]], accuracy: str) -> 
     methods = sorted({run.run.method for run in runs if not run.run.dense})
     found = []
     for (first, second), (suffix, chosen) in itertools.product(pairs, (("", runs), (" (working)", working))):
-        for method in (None, *methods):
-            members = [run for run in chosen if run.run.dense or method in (None, run.run.method)]
-            found.append(Correlation(method, first, second + suffix, _rho(members, first, second)))
+        named = second + suffix
+        values = np.array([[_value(run, key) for run in chosen] for key in (first, second)]).reshape(2, -1)
+        groups = {
+            method: np.array([run.run.dense or run.run.method == method for run in chosen], dtype=bool)
+            for method in methods
+        }
+        found.append(Correlation(None, first, named, _rho(values)))
+        inside = [_ranks(values[:, members]) for members in groups.values() if members.sum() > 2]
+        if inside:
+            found.append(Correlation(WITHIN, first, named, _rho(np.concatenate(inside, axis=1))))
+        found += [
+            Correlation(method, first, named, _rho(values[:, members])) for method, members in groups.items()
+        ]
     return found
 
 
-def _rho(runs: Sequence[Measured], first: str, second: str) -> Estimate:
-    one, two = ([_value(run, key) for run in runs] for key in (first, second))
-    if len(runs) < 3:
-        return Estimate(None, None, None, len(runs))
-    found = rank_correlation(np.array(one), np.array(two))
+def _rho(values: NDArray[np.float64]) -> Estimate:
+    """Of two rows `[2, n]`, one of each measure."""
+    if values.shape[1] < 3:
+        return Estimate(None, None, None, values.shape[1])
+    found = rank_correlation(*values)
     return Estimate(defined(found.rho), defined(found.low), defined(found.high), found.pairs)
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each row's ranks as shares of its length; undefined values stay so."""
+    from scipy.stats import rankdata
+
+    return rankdata(values, axis=1, nan_policy="omit") / values.shape[1]
 
 
 def _value(run: Measured, key: str) -> float:
@@ -111,15 +132,22 @@ def claim_of_uncertainty(correlations: Iterable[Correlation], bias: str, depende
         if text is not None and entry.rho.mean is not None:
             who = entry.method or "all methods"
             lines.append(Evidence(f"{text}: {who}", correlation(entry.rho), _sign(entry.rho)))
-    pooled = [line for line in lines if line.what.endswith(": all methods")]
-    told = "; ".join(
-        f"{line.what.removesuffix(': all methods')}: {line.numbers} ({line.verdict})" for line in pooled
+    told = " ".join(
+        f"{where.capitalize()}: "
+        + "; ".join(
+            f"{line.what.removesuffix(f': {where}')}: {line.numbers} ({line.verdict})"
+            for line in lines
+            if line.what.endswith(f": {where}")
+        )
+        + "."
+        for where in ("all methods", WITHIN)
+        if any(line.what.endswith(f": {where}") for line in lines)
     )
     return Claim(
         "b",
         "Uncertainty and dependence between outputs rise with sparsity, and bias rises with them (rank correlations "
         f"over runs; working runs have at least {100 * WORKING:g} % of the dense accuracy)",
-        f"{_counts(lines)} Over all methods: {told or 'nothing to correlate'}.",
+        f"{_counts(lines)} {told}".strip(),
         tuple(lines),
     )
 

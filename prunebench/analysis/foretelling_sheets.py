@@ -110,8 +110,8 @@ def attribute_foretelling_sheet(analysis: TaskAnalysis) -> Sheet:
     """How criteria of the dense model rank the attributes whose bias then grew."""
     columns = (
         Column("Criterion of the dense model", numeric=False),
-        Column("Spearman's rho", "Over attributes, with its 95 % interval"),
-        Column("Attributes"),
+        Column("Spearman's rho", "With its 95 % interval"),
+        Column("Number", "Of attributes or classes"),
     )
     lines = [
         Line(

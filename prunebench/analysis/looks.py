@@ -175,6 +175,17 @@ def measure_title(analysis: TaskAnalysis, key: str) -> str:
     return title if plain == key else f"{title}, working runs"
 
 
+def rho_words(analysis: TaskAnalysis, first: str, second: str) -> str:
+    """`all runs 0.20 [0.05, 0.35]; working runs 0.40 [0.25, 0.55]`, of two measures; empty where not computed."""
+    found = {(c.first, c.second): c.rho for c in analysis.correlations if c.method is None}
+    told = [
+        f"{name} {with_interval(rho)}"
+        for name, mark in (("all runs", ""), ("working runs", WORKING))
+        if (rho := found.get((first, second + mark))) is not None
+    ]
+    return "; ".join(told)
+
+
 def page_name(analysis: TaskAnalysis) -> str:
     """The task, with the slug where other settings of the same task have pages too."""
     plain = re.sub(r"[^a-z0-9]+", "-", analysis.task.lower()).strip("-") or "task"

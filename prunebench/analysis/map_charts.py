@@ -38,9 +38,8 @@ def scatter_figure(analysis: TaskAnalysis, styles: Styles, x: Measure, y: Measur
             traces.append(trace)
     layout = plain_layout(looks.axis_title(y))
     layout["xaxis"] = {"title": {"text": looks.axis_title(x)}, "zeroline": False}
-    rho = {(c.first, c.second): c.rho for c in analysis.correlations if c.method is None}
-    found = rho.get((x.key, y.key)) or rho.get((y.key, x.key))
-    told = "" if found is None else f" Spearman's rho over all runs {looks.with_interval(found)}."
+    told = looks.rho_words(analysis, x.key, y.key)
+    told = f" Spearman's rho: {told}." if told else ""
     caption = f"A mark is a method at a sparsity, mean over seeds; larger for sparser.{told}"
     return Figure(
         f"{x.key}-{y.key}",

@@ -21,7 +21,6 @@ def draw_scatter(analysis: TaskAnalysis, styles: Styles) -> bytes:
     pairs = stills.scatter_pairs(analysis)
     methods = looks.methods_of(analysis)
     height = max(4.6, 1.2 + 0.21 * (len(methods) + 3))
-    rho = {(c.first, c.second): c.rho for c in analysis.correlations if c.method is None}
 
     def draw(figure: Figure) -> None:
         against = " and ".join(x.title.lower() for x, _ in pairs)
@@ -40,9 +39,8 @@ def draw_scatter(analysis: TaskAnalysis, styles: Styles) -> bytes:
             panel = figure.add_subplot(spaces[0, index], sharey=first)
             first = first or panel
             _scatter(panel, analysis, styles, (x, y))
-            found = rho.get((x.key, y.key)) or rho.get((y.key, x.key))
-            note = "" if found is None else f"Spearman's rho {looks.with_interval(found)}"
-            panel.set_title(note, fontweight="normal", fontsize=8.5)
+            told = looks.rho_words(analysis, x.key, y.key)
+            panel.set_title(f"Spearman's rho: {told}" if told else "", fontweight="normal", fontsize=8)
             panel.set_xlabel(looks.axis_title(x), color=INK)
             panel.tick_params(labelleft=index == 0, length=2)
             if index == 0:

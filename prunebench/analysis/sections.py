@@ -58,7 +58,7 @@ SAMPLE_WORDS = (
     "interval is a bootstrap over samples for modal exemplars and a t-interval over seeds for flips and new errors."
 )
 ATTRIBUTE_FORETELLING_WORDS = (
-    "Do attributes whose dense model looks risky gain the most bias? Spearman's rank correlation over attributes, with "
+    "Do {names} that look risky in the dense models gain the most bias? Spearman's rank correlation over {names}, with "
     "its 95 % bootstrap interval in brackets."
 )
 SUSCEPTIBLE_WORDS = (
@@ -75,7 +75,10 @@ UNDEFINED = "A value that is undefined, or that a missing run leaves open, is an
 
 HOW_TO_READ = (
     ("Mean ± half-width", PLUS_MINUS),
-    ("In brackets", "Of what is not a mean over seeds, the ends of the 95 % interval; each table says over what."),
+    (
+        "In brackets",
+        "Of what is not a mean over seeds, the ends of the 95 % interval; each table says over what.",
+    ),
     (
         "Changes",
         "Pruned minus the dense model of the same seed, in percentage points where shares are compared.",
@@ -207,6 +210,8 @@ def _exemplars(analysis: TaskAnalysis) -> Part:
 
 
 def _foretelling(analysis: TaskAnalysis) -> Part:
+    names = "attributes" if analysis.multi_label else "classes"
+    words = ATTRIBUTE_FORETELLING_WORDS.format(names=names)
     attributes = foretelling_sheets.attribute_foretelling_sheet(analysis)
     tables = (
         Table(
@@ -214,7 +219,7 @@ def _foretelling(analysis: TaskAnalysis) -> Part:
             "",
             foretelling_sheets.sample_foretelling_sheet(analysis),
         ),
-        Table("Attributes, by criteria of the dense model", ATTRIBUTE_FORETELLING_WORDS, attributes),
+        Table(f"{names.capitalize()}, by criteria of the dense model", words, attributes),
         Table(SUSCEPTIBLE_TITLE, SUSCEPTIBLE_WORDS, foretelling_sheets.susceptible_sheet(analysis)),
     )
     return Part("foretelling", "What the dense model foretold", SAMPLE_WORDS, tables)

@@ -135,7 +135,10 @@ class AttributeForetelling:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rank correlation of two measures over the runs of a method (None: of all methods)."""
+    """Spearman's rank correlation of two measures over the runs of a method.
+
+    None: over the runs of all methods; `within methods`: over their ranks among the runs of the same method.
+    """
 
     method: str | None
     first: str

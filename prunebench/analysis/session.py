@@ -1,0 +1,68 @@
+"""`prunebench analyze`: every section of a results folder, its numbers stored beside the records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prunebench.analysis.analyze import Analysed, analyze_results
+from prunebench.analysis.stored import FOLDER
+from prunebench.analysis.values import SusceptibleSample, TaskAnalysis, write_analysis
+from prunebench.errors import StoreError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def analyze_folder(results: Path, data_root: Path | None, tasks: Sequence[str], console: Console) -> int:
+    """Analyse and store every section, or those of some tasks, saying how it goes; gives how many failed.
+
+    Raises StoreError for a folder without runs, UsageError for tasks that it has no runs of.
+    """
+    if not (results / "runs").is_dir():
+        raise StoreError(f"{results}: no results here (no folder `runs`)")
+    done = failed = 0
+    for found in analyze_results(results, data_root, tasks):
+        if found.analysis is None:
+            failed += 1
+            console.print(f"{found.slug}: not analysed: {found.problem}", style="red", soft_wrap=True)
+        else:
+            done += 1
+            store_analysis(found, results / FOLDER)
+            _report(found.analysis, console)
+    if not done + failed:
+        raise UsageError(f"{results} holds no runs{' of ' + ', '.join(tasks) if tasks else ''}")
+    return failed
+
+
+def store_analysis(found: Analysed, folder: Path) -> None:
+    """Write the numbers of a section and the image of its susceptible samples. Raises StoreError."""
+    from prunebench.analysis.pictures import sample_grid
+
+    assert found.analysis is not None
+    assert found.outputs is not None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write {folder}: {error.strerror or error}") from error
+    samples = found.analysis.susceptible
+    images = found.outputs.images[[sample.index for sample in samples]]
+    captions = [caption(sample) for sample in samples]
+    sample_grid(images, captions, folder / found.analysis.grid_name)
+    write_analysis(found.analysis, folder)
+
+
+def caption(sample: SusceptibleSample) -> str:
+    """What stands below a sample: its label, then what dense and pruned models say."""
+    return f"{sample.label}, {sample.bias}\n{sample.dense} \N{RIGHTWARDS ARROW} {sample.sparse}"
+
+
+def _report(analysis: TaskAnalysis, console: Console) -> None:
+    console.print(
+        f"{analysis.slug}: {analysis.runs} runs, seeds {', '.join(map(str, analysis.seeds))}", soft_wrap=True
+    )
+    for reason in analysis.left_out:
+        console.print(f"  left out: {reason}", style="yellow", soft_wrap=True)
+    for claim in analysis.claims:
+        console.print(f"  ({claim.key}) {claim.answer}", soft_wrap=True)
