@@ -90,7 +90,7 @@ def _find_side(name: str, store: Store) -> Side:
 def _of_one_task(sides: Sequence[Side], task: str | None) -> list[Side]:
     """Both sides narrowed to the task (with version and data) that they share."""
     kinds = [dict.fromkeys(_data_of(record) for record in side.records) for side in sides]
-    shared = [kind for kind in kinds[0] if kind in kinds[1] and task in (None, kind[0])]
+    shared = sorted(kind for kind in kinds[0] if kind in kinds[1] and task in (None, kind[0]))
     if not shared:
         told = "; ".join(
             f"{side.name}: {', '.join(map(_data_text, kind))}" for side, kind in zip(sides, kinds)

@@ -107,9 +107,12 @@ def _by_sample(found: Comparison) -> Lines:
                 f"By sample, {test.scope}: {found.second} is {apart} than {found.first} "
                 f"(corrected p {_equals(test)})."
             )
+        elif test.differing == 0:
+            not_shown.append(f"By sample, {test.scope}: the two agree on all {test.samples}.")
         elif _too_few_differ(test):
-            few = test.differing or "none"
-            untold.append(f"By sample, {test.scope}: the two differ on {few} of {test.samples} samples.")
+            untold.append(
+                f"By sample, {test.scope}: the two differ on {test.differing} of {test.samples} only."
+            )
         else:
             not_shown.append(f"By sample, {test.scope} (corrected p {_equals(test)}).")
     if not found.pooled:
