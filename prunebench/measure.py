@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from pathlib import Path
@@ -57,15 +58,27 @@ class TaskData:
     def summary(
         self, logits: Tensor, name: str, validation: Tensor | None = None
     ) -> tuple[GroupTable, dict[str, float]]:
-        """Group table and metrics of logits `[N, C]` on a split; thresholds from validation logits `[N', C]`."""
+        """Group table and metrics of logits `[N, C]` on a split; thresholds from validation logits `[N', C]`.
+
+        `train_weighted` weighs the groups as they occur in training.
+        """
         label, bias, pairs = self.y[name], self.bias[name], self.aligned_pair()
         attributes = self.task.attributes
         if attributes is None:
-            return summarize_runs(logits.unsqueeze(0), label, bias, aligned_pair=pairs)[0]
-        columns = attributes.target_index, attributes.identity_indices
-        truth = AttributeTruth(label, bias, self.y["train"], pairs, *columns)
-        calibration = None if validation is None else (validation, self.y["val"])
-        return summarize_attribute_run(logits, truth, validation=calibration)
+            table, metrics = summarize_runs(logits.unsqueeze(0), label, bias, aligned_pair=pairs)[0]
+        else:
+            columns = attributes.target_index, attributes.identity_indices
+            truth = AttributeTruth(label, bias, self.y["train"], pairs, *columns)
+            calibration = None if validation is None else (validation, self.y["val"])
+            table, metrics = summarize_attribute_run(logits, truth, validation=calibration)
+        return table, {**metrics, "train_weighted": table.train_weighted(self.train_count)}
+
+    @functools.cached_property
+    def train_count(self) -> Tensor:
+        """Training samples by (label, bias): int64 `[C, B]`."""
+        pairs = self.aligned_pair()
+        group = self.task.group_label(self.y["train"]) * pairs.shape[1] + self.bias["train"]
+        return torch.bincount(group, minlength=pairs.numel()).view_as(pairs)
 
     def aligned_pair(self) -> Tensor:
         """Which (label, bias) pairs are aligned, bool `[C, B]`."""

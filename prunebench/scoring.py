@@ -95,7 +95,7 @@ def score_results(
         ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         for draw, run_ids in draws.items():
-            stored = any(_outputs(store, run_id).is_file() for run_id in run_ids)
+            stored = any(has_logits(store, run_id) for run_id in run_ids)
             data = _load(draw, data_root, resolve) if stored else NOT_STORED
             for run_id in run_ids:
                 number += 1
@@ -160,7 +160,7 @@ def _score(
         label = record.run_spec.label
         if record.run_id != run_id:
             raise StoreError(f"its folder is named {run_id}, its record says {record.run_id}")
-        if not _outputs(store, run_id).is_file():
+        if not has_logits(store, run_id):
             raise StoreError(NOT_STORED)
         if isinstance(data, str):
             raise StoreError(data)
@@ -209,6 +209,11 @@ def read_logits(
             raise StoreError(f"its {name} logits: want shape {wanted}, found {found}")
         logits[name] = values.float()
     return logits
+
+
+def has_logits(store: Store, run_id: str) -> bool:
+    """Whether the logits of a run are there."""
+    return _outputs(store, run_id).is_file()
 
 
 def _outputs(store: Store, run_id: str) -> Path:

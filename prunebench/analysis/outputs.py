@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from prunebench.errors import PruneBenchError, StoreError
 from prunebench.leaderboard.rows import is_dense, variant_labels, variant_of
 from prunebench.record import RunRecord
+from prunebench.scoring import NOT_STORED, SPLITS, check_draw, has_logits, read_logits
 from prunebench.store import Store
 from prunebench.tasks import Task, resolve_task, splits_hash
 
@@ -93,14 +93,18 @@ def read_outputs(slug: str, records: Sequence[RunRecord], store: Store, data_roo
     for record in sorted(records, key=lambda record: (record.spec["seed"], record.run_id)):
         seed = record.spec["seed"]
         try:
-            logits = _read_logits(record, store)
+            if record.status != "ok":
+                raise StoreError(f"{record.status}: {record.reason or 'no reason recorded'}")
+            if not has_logits(store, record.run_id):
+                raise StoreError(NOT_STORED)
             if seed not in truths:
                 truths[seed], hashes[seed], shown = _read_truth(task, data_root, seed)
                 images = shown if images is None else images
                 if not torch.equal(shown, images):
                     raise StoreError("its seed has a test split of its own: samples cannot be compared")
-            if record.splits_hash != hashes[seed]:
-                raise StoreError("its task draws other data here")
+            check_draw(record, task, hashes[seed])
+            samples = {name: len(truths[seed].y[name]) for name in SPLITS}
+            logits = read_logits(record, store, samples, task.num_outputs)
         except PruneBenchError as error:
             left_out.append(f"{record.run_spec.label}: {error}")
             continue
@@ -112,18 +116,6 @@ def read_outputs(slug: str, records: Sequence[RunRecord], store: Store, data_roo
         why = f"; {left_out[0]}" if left_out else ""
         raise StoreError(f"{slug}: no dense run with stored logits to compare with{why}")
     return Outputs(slug, task, records[0].spec, tuple(runs), truths, images, tuple(left_out))
-
-
-def _read_logits(record: RunRecord, store: Store) -> dict[str, Tensor]:
-    if record.status != "ok":
-        raise StoreError(f"{record.status}: {record.reason or 'no reason recorded'}")
-    path = store.folder(record.run_id) / "outputs.safetensors"
-    if not path.is_file():
-        raise StoreError("its logits are not stored here")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != record.outputs_sha256:
-        raise StoreError("its stored logits do not match their hash")
-    tensors = store.read_tensors(record.run_id, "outputs")
-    return {name: tensors[f"{name}_logits"].float() for name in ("val", "test")}
 
 
 def _read_truth(task: Task, data_root: Path | None, seed: int) -> tuple[Truth, str, Tensor]:
