@@ -14,7 +14,8 @@ GAUSSIAN_SIGMA = 1.0
 GLASS_SIGMA, GLASS_REACH, GLASS_ROUNDS = 0.4, 1, 2
 DISK_RADIUS, DISK_SIGMA = 1.5, 0.1
 MOTION_RADIUS, MOTION_SIGMA, MOTION_DEGREES = 9, 2.5, 45.0
-ZOOMS = 1 + np.arange(26) / 100
+ZOOMS = np.arange(1, 1.26, 0.01)
+"""26 factors with the rounding errors of the released code: at 1.25 they decide the size of the enlargement."""
 
 
 def smooth(images: Images, sigma: float, *, mode: str = "nearest", truncate: float = 4.0) -> Images:
