@@ -220,6 +220,7 @@ def write_leaderboard(
     Still figures of analyses are drawn where missing, with `redraw` all. Gives the exit status: 1 if a record is
     damaged.
     """
+    from prunebench.analysis.markdown import claims_excerpt
     from prunebench.analysis.pages import links_of, write_pages
     from prunebench.analysis.stored import stored_analyses
     from prunebench.leaderboard import write_board
@@ -241,7 +242,7 @@ def write_leaderboard(
     if analyses:
         write_pages(analyses, grids, out, board_methods=board.labels, redraw=redraw)
     if readme is not None:
-        update_readme(board, readme)
+        update_readme(board, readme, claims_excerpt(analyses))
     console.print(
         f"{board.runs} runs -> {out / 'README.md'}, {out / 'site' / 'index.html'}"
         + (f"; {len(links)} analyses -> {out / 'analysis' / 'README.md'}" if links else ""),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from prunebench.analysis.markdown import claims_excerpt
+from prunebench.analysis.stored import stored_analyses
 from prunebench.console import write_leaderboard
 from prunebench.leaderboard import build_board
 from prunebench.leaderboard.board import Board, Section
@@ -61,7 +63,7 @@ def test_the_board_regenerates_byte_for_byte(tmp_path: Path) -> None:
 def test_the_readme_shows_what_the_board_says(board: Board, tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
     shutil.copy(ROOT / "README.md", copy)
-    update_readme(board, copy)
+    update_readme(board, copy, claims_excerpt(stored_analyses(RESULTS)[0]))
     assert copy.read_bytes() == (ROOT / "README.md").read_bytes()
     assert "dcwp" in copy.read_text()
 

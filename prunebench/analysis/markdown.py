@@ -24,24 +24,38 @@ def index_markdown(analyses: Sequence[TaskAnalysis]) -> str:
     parts = [f"# {sections.TITLE}", sections.LEAD]
     if not analyses:
         return _join([*parts, "There are no analyses yet: run `prunebench analyze RESULTS`."])
-    titles = {claim.key: sections.claim_title(claim) for analysis in analyses for claim in analysis.claims}
-    keys = sorted(titles)
-    parts.append(
-        _bullets(f"**Claim ({escape(key)}).** {escape(sections.sentence(titles[key]))}" for key in keys)
-    )
-    rows = []
-    for analysis in analyses:
-        claims = {claim.key: claim for claim in analysis.claims}
-        name = f"[{escape(page_name(analysis))}]({analysis.slug}.md)"
-        rows.append([name, *(sections.verdicts(claims[key]) if key in claims else MISSING for key in keys)])
-    parts.append(_pipes(["Task", *(f"Claim ({escape(key)})" for key in keys)], rows))
-    parts.append("Lines of evidence for and against each claim, and those that the data leave undecided.")
+    parts += _claims_table(analyses)
     for analysis in analyses:
         parts.append(f"## [{escape(page_name(analysis))}]({analysis.slug}.md)")
         parts.append(escape(sections.coverage(analysis)))
         parts.append(_bullets(f"**({escape(c.key)})** {escape(c.answer)}" for c in analysis.claims))
     parts.append(sections.SOURCE)
     return _join(parts)
+
+
+def claims_excerpt(analyses: Sequence[TaskAnalysis], folder: str = "leaderboard/analysis") -> str:
+    """What the index says of the claims, for a page from which the analyses lie in `folder`; empty for none."""
+    parts = _claims_table(sorted(analyses, key=lambda analysis: analysis.slug), f"{folder}/")
+    return "".join(f"{part}\n\n" for part in parts)
+
+
+def _claims_table(analyses: Sequence[TaskAnalysis], folder: str = "") -> list[str]:
+    """The claims, and a row a task with what the evidence says of each; nothing for no analyses."""
+    titles = {claim.key: sections.claim_title(claim) for analysis in analyses for claim in analysis.claims}
+    keys = sorted(titles)
+    if not keys:
+        return []
+    named = (f"**Claim ({escape(key)}).** {escape(sections.sentence(titles[key]))}" for key in keys)
+    rows = []
+    for analysis in analyses:
+        claims = {claim.key: claim for claim in analysis.claims}
+        name = f"[{escape(page_name(analysis))}]({folder}{analysis.slug}.md)"
+        rows.append([name, *(sections.verdicts(claims[key]) if key in claims else MISSING for key in keys)])
+    return [
+        _bullets(named),
+        _pipes(["Task", *(f"Claim ({escape(key)})" for key in keys)], rows),
+        "Lines of evidence for and against each claim, and those that the data leave undecided.",
+    ]
 
 
 def task_markdown(analysis: TaskAnalysis, *, grid: bool) -> str:
@@ -73,11 +87,12 @@ def task_markdown(analysis: TaskAnalysis, *, grid: bool) -> str:
 
 def _claim(claim: Claim) -> list[str]:
     evidence = compact(table(sheets.claim_sheet(claim))) if claim.evidence else ""
+    first, rest = sections.answer_parts(claim)
     summary = f"Evidence: {sections.verdicts(claim)}"
     return [
         f"### ({escape(claim.key)}) {escape(sections.claim_title(claim))}",
         f"*{escape(sections.sentence(claim.statement))}*",
-        f"**{escape(claim.answer)}**",
+        f"**{escape(first)}** {escape(rest)}".rstrip(),
         _folded(summary, evidence) if len(claim.evidence) > SHORT else evidence,
     ]
 

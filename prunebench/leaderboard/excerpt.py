@@ -16,6 +16,7 @@ from prunebench.leaderboard.words import MISSING, TIMES, in_percent, number, wit
 from prunebench.store import write_atomically
 
 SPARSITY = 0.9
+SHOWN_SECTIONS = 2
 EXAMPLE, EXAMPLE_SPARSITIES = "channel-relative", (0.5, 0.9, 0.98)
 COLUMNS = (
     "Method",
@@ -30,15 +31,23 @@ COLUMNS = (
 )
 
 
-def update_readme(board: Board, readme: Path, *, figures: str = "leaderboard/figures") -> None:
-    """Replace what stands between `<!-- board:begin -->` / `end` and `<!-- example:begin -->` / `end`.
+def update_readme(
+    board: Board, readme: Path, claims: str = "", *, figures: str = "leaderboard/figures"
+) -> None:
+    """Replace what stands between `<!-- board:begin -->` / `end`, and the same for `claims` and `example`.
 
-    Raises UsageError if the file or a marker is missing.
+    claims: what analyses say, as `analysis.markdown.claims_excerpt` writes it. Raises UsageError if the file or a
+    marker is missing.
     """
     if not readme.is_file():
         raise UsageError(f"no file {readme}")
     text = readme.read_text(encoding="utf-8")
-    for name, content in (("board", board_excerpt(board, figures)), ("example", example_excerpt(board))):
+    excerpts = {
+        "board": board_excerpt(board, figures),
+        "claims": claims,
+        "example": example_excerpt(board),
+    }
+    for name, content in excerpts.items():
         pattern = rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)"
         if not re.search(pattern, text, flags=re.DOTALL):
             raise UsageError(f"{readme} has no <!-- {name}:begin --> ... <!-- {name}:end --> to fill")
@@ -48,16 +57,21 @@ def update_readme(board: Board, readme: Path, *, figures: str = "leaderboard/fig
 
 
 def board_excerpt(board: Board, figures: str) -> str:
-    """A table at one sparsity and the curves, for every task."""
+    """A table at one sparsity and the curves, for the tasks with the most rows; the others are named."""
+    finished = [section for section in board.sections if section.finished]
+    largest = sorted(finished, key=lambda section: -len(section.rows))[:SHOWN_SECTIONS]
     parts = []
-    for section in board.sections:
-        if section.finished:
+    for section in finished:
+        if section in largest:
             parts += [
                 f"**{escape(section.title)}**, sparsity {SPARSITY:g}: accuracy in % over {len(section.seeds)} seeds "
                 f"± the half-width of its 95 % interval.",
                 _table([row for row in section.rows if row.dense or row.sparsity in (SPARSITY, None)]),
                 f"![Accuracy over sparsity, {escape(section.title)}]({figures}/{section.slug}.svg)",
             ]
+    others = [escape(section.title) for section in finished if section not in largest]
+    if others:
+        parts.append(f"On the board too: {', '.join(others)}.")
     return "".join(f"{part}\n\n" for part in parts)
 
 
