@@ -23,9 +23,9 @@ from analysis_values import (
 from board_records import full_records, run
 from PIL import Image
 
-from prunebench.analysis import looks, sections, sheets
+from prunebench.analysis import claims, looks, sections, sheets
 from prunebench.analysis.charts import charts_of
-from prunebench.analysis.foretelling_sheets import exemplar_sheet, sample_foretelling_sheet
+from prunebench.analysis.foretelling_sheets import correlation_sheet, exemplar_sheet, sample_foretelling_sheet
 from prunebench.analysis.map_pictures import attribute_changes
 from prunebench.analysis.markdown import index_markdown, task_markdown
 from prunebench.analysis.page import task_page
@@ -34,7 +34,7 @@ from prunebench.analysis.panels import value_limits
 from prunebench.analysis.pictures import MOST_SAMPLES, draw_pictures, sample_grid
 from prunebench.analysis.stills import scatter_pairs, stills_of
 from prunebench.analysis.stored import stored_analyses
-from prunebench.analysis.values import Estimate, TaskAnalysis, read_analysis, write_analysis
+from prunebench.analysis.values import Correlation, Estimate, TaskAnalysis, read_analysis, write_analysis
 from prunebench.console import write_leaderboard
 from prunebench.errors import StoreError, UsageError
 from prunebench.leaderboard import build_board, write_board
@@ -180,6 +180,20 @@ def test_the_index_has_a_row_a_task_and_the_answers() -> None:
             assert claim.answer in text
     assert "1 for, 1 against, 1 undecided" in text
     assert "no analyses yet" in index_markdown([])
+
+
+def test_rank_correlations_over_all_runs_come_first_then_those_within_methods() -> None:
+    assert looks.WITHIN == claims.WITHIN
+    analysis = class_analysis(FEW)
+    within = Correlation(claims.WITHIN, "uncertain_share", "bias_gap (working)", Estimate(0.5, 0.4, 0.6, 60))
+    analysis = replace(analysis, correlations=(*analysis.correlations, within))
+    rows = [[cell.text for cell in row] for row in correlation_sheet(analysis).rows]
+    assert [row[0] for row in rows] == ["all methods", "all methods", "within methods", "dcwp"]
+    assert rows[2] == [
+        "within methods", "Uncertain outputs", "Bias gap, working runs", "0.50 [0.40, 0.60]", "60"
+    ]  # fmt: skip
+    told = looks.rho_words(analysis, "uncertain_share", "bias_gap")
+    assert told == "all runs 0.62 [0.50, 0.71]; working runs within methods 0.50 [0.40, 0.60]"
 
 
 def test_other_settings_of_a_task_have_another_name() -> None:

@@ -70,7 +70,9 @@ def correlation_sheet(analysis: TaskAnalysis) -> Sheet:
         Column("Second measure", numeric=False), Column("Spearman's rho", "With its 95 % interval"),
         Column("Runs"),
     )  # fmt: skip
-    ordered = sorted(analysis.correlations, key=lambda c: (c.method is not None, c.method or ""))
+    ordered = sorted(
+        analysis.correlations, key=lambda c: (c.method is not None, c.method != looks.WITHIN, c.method or "")
+    )
     rows = tuple(
         (
             text_cell("all methods" if entry.method is None else entry.method),

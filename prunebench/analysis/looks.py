@@ -20,6 +20,8 @@ HEAT_COLOURS = ("#08306b", "#6baed6", "#eeeeee", "#f4a582", "#8c2d04")
 UNITS = {"percent": "%", "points": "percentage points", "number": ""}
 WORKING = " (working)"
 """Marks a measure of the runs that keep most of the dense accuracy."""
+WITHIN = "within methods"
+"""In a method's place: of ranks among the runs of one's own method."""
 
 
 def analysis_styles(analyses: Iterable[TaskAnalysis], board_methods: Sequence[str] = ()) -> dict[str, Style]:
@@ -177,11 +179,15 @@ def measure_title(analysis: TaskAnalysis, key: str) -> str:
 
 def rho_words(analysis: TaskAnalysis, first: str, second: str) -> str:
     """`all runs 0.20 [0.05, 0.35]; working runs 0.40 [0.25, 0.55]`, of two measures; empty where not computed."""
-    found = {(c.first, c.second): c.rho for c in analysis.correlations if c.method is None}
+    found = {(c.method, c.first, c.second): c.rho for c in analysis.correlations}
     told = [
         f"{name} {with_interval(rho)}"
-        for name, mark in (("all runs", ""), ("working runs", WORKING))
-        if (rho := found.get((first, second + mark))) is not None
+        for name, method, mark in (
+            ("all runs", None, ""),
+            ("working runs", None, WORKING),
+            ("working runs within methods", WITHIN, WORKING),
+        )
+        if (rho := found.get((method, first, second + mark))) is not None
     ]
     return "; ".join(told)
 

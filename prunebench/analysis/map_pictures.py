@@ -29,10 +29,10 @@ def draw_scatter(analysis: TaskAnalysis, styles: Styles) -> bytes:
             figure,
             title,
             (),
-            "A mark is a method at a sparsity, mean over seeds; larger for sparser, lines in order",
+            "A mark is a method at a sparsity, mean over seeds; larger for sparser. Above: Spearman's rho",
         )
         spaces = figure.add_gridspec(
-            1, len(pairs), left=0.075, right=0.785, top=1 - 0.95 / height, bottom=0.55 / height, wspace=0.09
+            1, len(pairs), left=0.075, right=0.785, top=1 - 1.18 / height, bottom=0.55 / height, wspace=0.09
         )
         first = None
         for index, (x, y) in enumerate(pairs):
@@ -40,7 +40,7 @@ def draw_scatter(analysis: TaskAnalysis, styles: Styles) -> bytes:
             first = first or panel
             _scatter(panel, analysis, styles, (x, y))
             told = looks.rho_words(analysis, x.key, y.key)
-            panel.set_title(f"Spearman's rho: {told}" if told else "", fontweight="normal", fontsize=8)
+            panel.set_title(told.replace("; ", "\n"), fontweight="normal", fontsize=8.5)
             panel.set_xlabel(looks.axis_title(x), color=INK)
             panel.tick_params(labelleft=index == 0, length=2)
             if index == 0:

@@ -49,7 +49,8 @@ SPLIT_WORDS = (
 CORRELATION_WORDS = (
     "Spearman's rank correlation over runs of sparsity, uncertainty, dependence and bias, with its 95 % bootstrap "
     "interval over runs in brackets; working runs are those that keep most of the dense accuracy, because a network at "
-    "chance treats all groups alike."
+    "chance treats all groups alike. Within methods, a run's rank is that among the runs of its own method, so that "
+    "what differs between methods is left out."
 )
 SAMPLE_WORDS = (
     "Samples are ranked by the dense models' uncertainty, and asked is whether those that changed stand on top: modal "
@@ -233,6 +234,12 @@ def _splits(analysis: TaskAnalysis) -> Part:
 def sentence(text: str) -> str:
     """With a full stop at its end."""
     return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def answer_parts(claim: Claim) -> tuple[str, str]:
+    """The first sentence of the answer, and the rest."""
+    first, mark, rest = claim.answer.partition(". ")
+    return (f"{first}.", rest) if mark else (claim.answer, "")
 
 
 def claim_title(claim: Claim) -> str:
