@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from prunebench.analysis import claims
+from prunebench.analysis import outputs as outputs_file
 from prunebench.analysis.analyze import analyze_outputs, analyze_results
 from prunebench.analysis.cells import estimate, summarize_cells
 from prunebench.analysis.foretelling import bootstrap_area
@@ -31,7 +32,7 @@ from prunebench.analysis.values import (
 )
 from prunebench.errors import StoreError
 from prunebench.store import Store
-from prunebench.tasks import Attributes, resolve_task
+from prunebench.tasks import Attributes, Split, Task, resolve_task
 
 CLASSES, SAMPLES = 10, 1000
 
@@ -361,6 +362,22 @@ def test_runs_without_their_logits_are_listed(
     assert reason in found.left_out[0]
     assert record.run_spec.label in found.left_out[0]
     assert found.runs == 5
+
+
+def test_seeds_with_a_test_split_of_their_own_are_left_out(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = outputs_file._read_truth
+
+    def shifted(task: Task, data_root: Path | None, seed: int) -> tuple[Truth, str, Split]:
+        truth, drawn_hash, test = draw(task, data_root, seed)
+        return truth, drawn_hash, dataclasses.replace(test, x=test.x + seed)
+
+    monkeypatch.setattr(outputs_file, "_read_truth", shifted)
+    found = only(results)
+    assert found.seeds == (0,)
+    assert len(found.left_out) == 3
+    assert all("test split of its own" in reason for reason in found.left_out)
 
 
 def test_without_dense_logits_there_is_no_analysis(results: Path, tmp_path: Path) -> None:

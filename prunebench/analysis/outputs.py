@@ -14,7 +14,7 @@ from prunebench.leaderboard.rows import is_dense, variant_labels, variant_of
 from prunebench.record import RunRecord
 from prunebench.scoring import NOT_STORED, SPLITS, check_draw, has_logits, read_logits
 from prunebench.store import Store
-from prunebench.tasks import Task, resolve_task, splits_hash
+from prunebench.tasks import Split, Task, resolve_task, splits_hash
 
 DENSE = "dense"
 
@@ -87,7 +87,7 @@ def read_outputs(slug: str, records: Sequence[RunRecord], store: Store, data_roo
     labels = variant_labels(records)
     truths: dict[int, Truth] = {}
     hashes: dict[int, str] = {}
-    images: Tensor | None = None
+    test: Split | None = None
     runs: list[Run] = []
     left_out: list[str] = []
     for record in sorted(records, key=lambda record: (record.spec["seed"], record.run_id)):
@@ -98,10 +98,11 @@ def read_outputs(slug: str, records: Sequence[RunRecord], store: Store, data_roo
             if not has_logits(store, record.run_id):
                 raise StoreError(NOT_STORED)
             if seed not in truths:
-                truths[seed], hashes[seed], shown = _read_truth(task, data_root, seed)
-                images = shown if images is None else images
-                if not torch.equal(shown, images):
+                truth, drawn_hash, shown = _read_truth(task, data_root, seed)
+                test = test or shown
+                if not _same_samples(shown, test):
                     raise StoreError("its seed has a test split of its own: samples cannot be compared")
+                truths[seed], hashes[seed] = truth, drawn_hash
             check_draw(record, task, hashes[seed])
             samples = {name: len(truths[seed].y[name]) for name in SPLITS}
             logits = read_logits(record, store, samples, task.num_outputs)
@@ -112,13 +113,22 @@ def read_outputs(slug: str, records: Sequence[RunRecord], store: Store, data_roo
         assert record.sparsity is not None
         name = DENSE if dense else labels[variant_of(record)]
         runs.append(Run(name, 0.0 if dense else asked, dense, record.sparsity.achieved, seed, logits))
-    if images is None or not any(run.dense for run in runs):
+    if test is None or not any(run.dense for run in runs):
         why = f"; {left_out[0]}" if left_out else ""
         raise StoreError(f"{slug}: no dense run with stored logits to compare with{why}")
-    return Outputs(slug, task, records[0].spec, tuple(runs), truths, images, tuple(left_out))
+    return Outputs(slug, task, records[0].spec, tuple(runs), truths, test.x, tuple(left_out))
 
 
-def _read_truth(task: Task, data_root: Path | None, seed: int) -> tuple[Truth, str, Tensor]:
+def _same_samples(first: Split, second: Split) -> bool:
+    """Whether two test splits hold the same images and labels; images that are mapped are told by their digest."""
+    if not torch.equal(first.y, second.y) or not torch.equal(first.bias, second.bias):
+        return False
+    if first.digest is not None or second.digest is not None:
+        return first.digest == second.digest
+    return torch.equal(first.x, second.x)
+
+
+def _read_truth(task: Task, data_root: Path | None, seed: int) -> tuple[Truth, str, Split]:
     splits = task.splits(data_root, seed)
     shape = (task.num_classes, task.num_biases)
     label, bias = torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij")
@@ -129,4 +139,4 @@ def _read_truth(task: Task, data_root: Path | None, seed: int) -> tuple[Truth, s
         {name: split.bias for name, split in named.items()},
         task.aligned(label, bias),
     )
-    return truth, splits_hash(splits), splits.test.x
+    return truth, splits_hash(splits), splits.test
