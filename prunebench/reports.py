@@ -25,22 +25,18 @@ FEW_GROUPS = 10
 def score_with_progress(results: Path, data_root: Path | None, *, dry_run: bool) -> int:
     """Score a results folder and say what changed and what could not be scored; 1 if anything could not."""
     entries = score_results(results, data_root, dry_run=dry_run)
-    scored = list(track(entries, "scoring", console=console, disable=not console.is_terminal))
-    left = [entry for entry in scored if entry.problem is not None]
-    done = [entry for entry in scored if entry.problem is None]
-    new = {change.name for entry in done for change in entry.changes if change.kind == "new"}
-    changed = sum(bool(entry.changes) for entry in done)
-    if changed:
-        console.print(_changes(done))
-    names = f" ({', '.join(sorted(new))})" if new else ""
-    console.print(
-        f"{len(done)} runs scored, {changed} changed, {len(new)} new metrics{names}"
-        + (f", {len(left)} not scored" if left else ""),
-        soft_wrap=True,
-    )
-    if dry_run and changed:
+    changes, left = _Changes(), []
+    for entry in track(entries, "scoring", console=console, disable=not console.is_terminal):
+        if entry.problem is None:
+            changes.take(entry)
+        else:
+            left.append(entry)
+    if changes.changed:
+        console.print(changes.table())
+    console.print(changes.line() + (f", {len(left)} not scored" if left else ""), soft_wrap=True)
+    if dry_run and changes.changed:
         console.print("nothing was written: leave out --dry-run to write what changed")
-    elif changed:
+    elif changes.changed:
         console.print(f"`prunebench leaderboard --results {results}` shows them on the board", soft_wrap=True)
     for reason in dict.fromkeys(entry.problem for entry in left):
         runs = [entry for entry in left if entry.problem == reason]
@@ -50,20 +46,35 @@ def score_with_progress(results: Path, data_root: Path | None, *, dry_run: bool)
     return int(bool(left))
 
 
-def _changes(scored: list[Scored]) -> Table:
-    """By metric: in how many runs it is new, changed or gone, and the largest change."""
-    runs: Counter[tuple[str, str]] = Counter()
-    largest: dict[tuple[str, str], float] = {}
-    for entry in scored:
+class _Changes:
+    """Counts of what changed, by metric: nothing is kept of a run, however many there are."""
+
+    def __init__(self) -> None:
+        self.scored = self.changed = 0
+        self._runs: Counter[tuple[str, str]] = Counter()
+        self._largest: dict[tuple[str, str], float] = {}
+
+    def take(self, entry: Scored) -> None:
+        self.scored += 1
+        self.changed += bool(entry.changes)
         for change in entry.changes:
             key = change.name, change.kind
-            runs[key] += 1
-            largest[key] = max(largest.get(key, 0.0), 0.0 if math.isnan(change.size) else change.size)
-    table = Table("metric", "what", "runs", "largest change")
-    for (name, kind), count in sorted(runs.items()):
-        size = largest[name, kind]
-        table.add_row(name, kind, str(count), f"{size:.2g}" if size else "")
-    return table
+            self._runs[key] += 1
+            size = 0.0 if math.isnan(change.size) else change.size
+            self._largest[key] = max(self._largest.get(key, 0.0), size)
+
+    def line(self) -> str:
+        new = sorted(name for name, kind in self._runs if kind == "new")
+        names = f" ({', '.join(new)})" if new else ""
+        return f"{self.scored} runs scored, {self.changed} changed, {len(new)} new metrics{names}"
+
+    def table(self) -> Table:
+        """By metric: in how many runs it is new, changed or gone, and the largest change."""
+        table = Table("metric", "what", "runs", "largest change")
+        for (name, kind), count in sorted(self._runs.items()):
+            size = self._largest[name, kind]
+            table.add_row(name, kind, str(count), f"{size:.2g}" if size else "")
+        return table
 
 
 @dataclass(frozen=True)
