@@ -60,7 +60,9 @@ def test_three_samples_by_hand() -> None:
     shifted = logits + class_offsets(logits, label)
     assert shifted.argmax(1).tolist() == [0, 1, 2]
     first, second = shifted.topk(2, dim=1).values.unbind(1)
-    assert float((first - second).min()) == pytest.approx(0.5), "half-way between the losses 1 and 2 of class 1"
+    assert float((first - second).min()) == pytest.approx(0.5), (
+        "half-way between the losses 1 and 2 of class 1"
+    )
 
 
 def test_calibrated_logits_are_left_as_they_are_predicted() -> None:
