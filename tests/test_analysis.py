@@ -19,8 +19,8 @@ from prunebench.analysis import outputs as outputs_file
 from prunebench.analysis.analyze import analyze_outputs, analyze_results
 from prunebench.analysis.cells import estimate, summarize_cells
 from prunebench.analysis.foretelling import bootstrap_area
-from prunebench.analysis.measures import class_amplification, measure_run
-from prunebench.analysis.outputs import Outputs, Run, Truth
+from prunebench.analysis.measures import Measured, class_amplification, measure_run
+from prunebench.analysis.outputs import Outputs, Run, Truth, read_outputs
 from prunebench.analysis.values import (
     Cell,
     Correlation,
@@ -156,6 +156,48 @@ def test_an_analysis_of_everything(truth: Truth, tmp_path: Path) -> None:
     assert split["m"].variance == 0
     assert split["m"].bias_squared == split["m"].loss > split["dense"].loss  # type: ignore[operator]
     assert read_analysis(write_analysis(found, tmp_path)) == found
+
+
+def test_pruning_that_changes_no_label_has_no_exemplars(truth: Truth) -> None:
+    runs = [
+        run_of(truth, truth.y["test"], method=method, seed=seed)
+        for method in ("dense", "m")
+        for seed in (0, 1)
+    ]
+    found = analyze_outputs(outputs_of(truth, runs))
+    (exemplars,) = found.exemplars
+    assert (exemplars.share, exemplars.taxicab, exemplars.right_share) == (0, 0, None)
+
+
+def test_equal_populations_have_their_own_distance(truth: Truth) -> None:
+    """Of two seeds one says the next class of every sample, dense as pruned: distance 2 from the other seed."""
+    label = truth.y["test"]
+    said = (label, (label + 1) % CLASSES)
+    runs = [
+        run_of(truth, said[seed], method=method, seed=seed) for method in ("dense", "m") for seed in (0, 1)
+    ]
+    (exemplars,) = analyze_outputs(outputs_of(truth, runs)).exemplars
+    assert exemplars.share == 0
+    assert (exemplars.taxicab, exemplars.control_taxicab) == (2, 2)
+    assert (exemplars.matched_share, exemplars.control_share) == (1, 1)
+
+
+def test_what_defers_to_the_dense_model_says_nothing_of_few_weights(truth: Truth) -> None:
+    label = truth.y["test"]
+    runs = [run_of(truth, label, method=method, seed=seed) for method in ("dense", "m") for seed in (0, 1)]
+    runs += [
+        dataclasses.replace(run_of(truth, label, method="n", seed=seed), deferred=True) for seed in (0, 1)
+    ]
+    found = analyze_outputs(outputs_of(truth, runs))
+    assert [line.what for line in found.claims[0].evidence] == ["m at 10 % of weights"]
+    assert {cell.method for cell in found.cells} == {"dense", "m", "n"}
+
+
+def test_seeds_are_those_of_the_runs(truth: Truth) -> None:
+    runs = [run_of(truth, truth.y["test"], method="dense", seed=3), run_of(truth, truth.bias["test"], seed=3)]
+    outputs = outputs_of(truth, runs)
+    more = dataclasses.replace(outputs, truths={1: truth, **outputs.truths})
+    assert analyze_outputs(more).seeds == (3,)
 
 
 def test_the_same_runs_in_another_order_give_the_same_analysis(truth: Truth) -> None:
@@ -299,6 +341,38 @@ def test_correlations_within_methods_leave_out_what_differs_between_them(truth: 
     assert found[None] == pytest.approx(-0.5151, abs=1e-3)
 
 
+def test_dense_runs_count_once_and_not_within_methods(truth: Truth) -> None:
+    """Two methods of three runs each, in reverse order; two dense runs would tie them together in either."""
+    runs: dict[tuple[str, float | None], list[Measured]] = {}
+    for method, numbers in (("dense", (8.0, 9.0)), ("m", (1.0, 2.0, 3.0)), ("n", (3.0, 2.0, 1.0))):
+        runs[method, 0.5] = [
+            dataclasses.replace(
+                measure_run(run_of(truth, truth.y["test"], method=method, seed=seed), truth),
+                values={"u": number, "b": 9.0 if method == "dense" else seed, "accuracy": 1.0},
+            )
+            for seed, number in enumerate(numbers)
+        ]
+    found = {
+        entry.method: entry.rho
+        for entry in claims.correlate(runs, [("u", "b")], "accuracy")
+        if entry.second == "b"
+    }
+    assert (found[None].n, found["m"].n, found[claims.WITHIN].n) == (8, 5, 6)
+    assert found[claims.WITHIN].mean == pytest.approx(0)
+
+
+def test_a_few_pairs_in_order_decide_nothing() -> None:
+    """Three are in order by chance one time in six; all bootstrap draws of them then have a correlation of 1."""
+    for pairs, verdict in ((3, "undecided"), (4, "undecided"), (5, "for")):
+        rows = [Correlation(None, "uncertain_share", "bias_gap", Estimate(1.0, 1.0, 1.0, pairs))]
+        claim = claims.claim_of_uncertainty(rows, "bias_gap", "logit_correlation")
+        assert [line.verdict for line in claim.evidence] == [verdict]
+
+
+def test_nothing_to_judge_by_is_a_sentence() -> None:
+    assert claims.claim_of_foretelling([], [], "classes").answer == "Nothing to judge it by."
+
+
 @pytest.mark.parametrize(
     ("low", "high", "verdict"), [(0.75, 0.9, "for"), (0.5, 0.6, "against"), (0.6, 0.8, "undecided")]
 )
@@ -336,6 +410,22 @@ def test_a_real_run_is_analysed(results: Path) -> None:
     assert [dense[name].mean for name in ("unbiased", "bias_gap", "entropy", "logit_correlation")] == (
         pytest.approx(means, abs=1e-9)
     )
+
+
+def test_runs_that_defer_are_known_by_their_record(results: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(results, copy)
+    store = Store(copy)
+    for record in store.records()[0]:
+        if record.spec["method"] == "magnitude" and record.spec["sparsity"] == 0.9:
+            share = 0.1 if record.spec["seed"] else 0.0
+            store.write(dataclasses.replace(record, notes={"deferred_share_test": share}))
+    found = read_outputs("digits", store.records()[0], store, None)
+    assert {(run.sparsity, run.seed): run.deferred for run in found.runs} == {
+        (0.0, 0): False, (0.0, 1): False, (0.5, 0): False, (0.5, 1): False, (0.9, 0): False, (0.9, 1): True,
+    }  # fmt: skip
 
 
 Damage = Callable[[Path], None]

@@ -45,6 +45,16 @@ def test_the_control_of_identical_dense_models_is_zero_and_of_random_ones_is_not
     assert loud.control_share == pytest.approx(loud.matched_share, abs=0.02)  # ...and the control says so
 
 
+@pytest.mark.parametrize("models", [2, 5])
+def test_pruning_that_changes_nothing_adds_nothing_to_what_seeds_change(models: int) -> None:
+    """Sparse models that are the dense ones, seed by seed: only those of other seeds are compared."""
+    noise = np.random.default_rng(0).integers(0, 3, (models, 500))
+    result = compression_identified_exemplars(noise, noise)
+    assert result.share == 0
+    assert result.matched_share == result.control_share > 0.3
+    assert result.matched_taxicab == result.control_taxicab > 0
+
+
 def test_one_dense_model_has_no_control() -> None:
     result = compression_identified_exemplars(np.zeros((1, 3), dtype=int), np.ones((2, 3), dtype=int))
     assert result.share == 1

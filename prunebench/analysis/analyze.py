@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from prunebench.analysis.cells import (
+    Cells,
     attribute_rows,
     group_changes,
     loss_splits,
@@ -37,7 +38,7 @@ from prunebench.analysis.measures import (
     measure_run,
 )
 from prunebench.analysis.outputs import Outputs, read_outputs
-from prunebench.analysis.values import SCHEMA_VERSION, TaskAnalysis
+from prunebench.analysis.values import SCHEMA_VERSION, Cell, TaskAnalysis
 from prunebench.environment import describe_code
 from prunebench.errors import PruneBenchError
 from prunebench.execute import one_thread
@@ -113,7 +114,7 @@ def analyze_outputs(outputs: Outputs) -> TaskAnalysis:
         bias_name=task.bias_name,
         accuracy_key=accuracy,
         bias_key=bias,
-        seeds=tuple(sorted(outputs.truths)),
+        seeds=tuple(sorted({run.seed for run in outputs.runs})),
         samples=len(outputs.test_y),
         runs=len(outputs.runs),
         left_out=outputs.left_out,
@@ -129,12 +130,21 @@ def analyze_outputs(outputs: Outputs) -> TaskAnalysis:
         attribute_foretelling=tuple(told),
         susceptible=tuple(susceptible_samples(cells, outputs)),
         claims=(
-            claim_of_harmless_pruning(summaries, accuracy, bias),
+            claim_of_harmless_pruning(_standing_alone(summaries, cells), accuracy, bias),
             claim_of_uncertainty(correlations, bias, dependence),
             claim_of_foretelling(samples, told, "attributes" if attributes else "classes"),
         ),
         code=describe_code(),
     )
+
+
+def _standing_alone(summaries: Sequence[Cell], cells: Cells) -> list[Cell]:
+    """Those that do without the dense model: with it behind them no fewer weights are left than it has."""
+    return [
+        cell
+        for cell in summaries
+        if not any(entry.run.deferred for entry in cells[cell.method, cell.sparsity])
+    ]
 
 
 def _keys(outputs: Outputs) -> tuple[str, str, str]:

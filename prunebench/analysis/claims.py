@@ -29,6 +29,8 @@ BIAS_TOLERANCE = {"bias_gap": 0.02, "bias_amplification": 0.01}
 """Rises of the bias up to this are not substantial."""
 USEFUL_AREA = 0.7
 """Area under the ROC curve from which a ranking counts as foretelling."""
+FEWEST_PAIRS = 5
+"""Of four pairs even the most extreme order has p = 2 / 4! > 0.05: their correlation decides nothing."""
 WITHIN = "within methods"
 WORKING = 0.9
 """A run works if it has at least this share of its dense model's accuracy on data as in training."""
@@ -38,7 +40,8 @@ def correlate(cells: Cells, pairs: Sequence[tuple[str, str]], accuracy: str) -> 
     """Spearman's rho of pairs of measures over the runs of each method with the dense ones, and over all methods.
 
     `within methods` correlates the ranks that values have among the runs of their own method, of all methods
-    together: what differs between methods, debiasing ones among them, is left out. `sparsity` is the achieved one.
+    together: what differs between methods, debiasing ones among them, is left out. So are the dense runs: as part
+    of every method they would count as often as there are methods. `sparsity` is the achieved one.
     A second set, named `(working)`, keeps the runs with at least 90 % of the dense accuracy: a network at chance
     treats all groups alike. Intervals: bootstrap over runs, which share seeds.
     """
@@ -59,7 +62,9 @@ def correlate(cells: Cells, pairs: Sequence[tuple[str, str]], accuracy: str) -> 
             for method in methods
         }
         found.append(Correlation(None, first, named, _rho(values)))
-        inside = [_ranks(values[:, members]) for members in groups.values() if members.sum() > 2]
+        pruned = np.array([not run.run.dense for run in chosen], dtype=bool)
+        own = [members & pruned for members in groups.values()]
+        inside = [_ranks(values[:, members]) for members in own if members.sum() > 2]
         if inside:
             found.append(Correlation(WITHIN, first, named, _rho(np.concatenate(inside, axis=1))))
         found += [
@@ -181,7 +186,7 @@ def claim_of_foretelling(
         "c",
         "The dense model alone foretells which samples pruning will change (area under the ROC curve of its "
         f"uncertainty at least {USEFUL_AREA}) and which {names} it will bias (positive rank correlation)",
-        f"{_counts(lines)} {'; '.join(parts)}.",
+        f"{_counts(lines)} {'; '.join(parts)}{'.' if parts else ''}".strip(),
         tuple(lines),
     )
 
@@ -199,7 +204,7 @@ def _at_most(change: Estimate, bound: float) -> Verdict:
 
 
 def _sign(rho: Estimate) -> Verdict:
-    if rho.low is None or rho.high is None:
+    if rho.low is None or rho.high is None or rho.n < FEWEST_PAIRS:
         return "undecided"
     return "for" if rho.low > 0 else "against" if rho.high < 0 else "undecided"
 

@@ -40,8 +40,10 @@ def exemplar_rows(cells: Cells, outputs: Outputs) -> tuple[list[ExemplarRow], di
         sparse = torch.stack([run.predicted for run in runs])
         found = compression_identified_exemplars(dense, sparse)
         masks[cell_name(method, sparsity)] = found.modal
-        mode = torch.nn.functional.one_hot(sparse[:, found.modal]).sum(0).argmax(1)
-        right = float((mode == truth[found.modal]).double().mean()) if found.modal.any() else math.nan
+        right = math.nan
+        if found.modal.any():
+            mode = torch.nn.functional.one_hot(sparse[:, found.modal]).sum(0).argmax(1)
+            right = float((mode == truth[found.modal]).double().mean())
         rows.append(
             ExemplarRow(
                 method=method,
@@ -49,7 +51,7 @@ def exemplar_rows(cells: Cells, outputs: Outputs) -> tuple[list[ExemplarRow], di
                 share=defined(found.share),
                 matched_share=defined(found.matched_share),
                 control_share=defined(found.control_share),
-                taxicab=defined(float(found.taxicab.mean())),
+                taxicab=defined(found.matched_taxicab),
                 control_taxicab=defined(found.control_taxicab),
                 right_share=defined(right),
                 population=found.population,

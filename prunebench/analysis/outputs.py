@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from prunebench.deferral import TEST_NOTE
 from prunebench.errors import PruneBenchError, StoreError
 from prunebench.leaderboard.rows import is_dense, variant_labels, variant_of
 from prunebench.record import RunRecord
@@ -39,7 +40,10 @@ class Truth:
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run: what it is, and its logits `[N, C]` float32 of val and test."""
+    """One finished run: what it is, and its logits `[N, C]` float32 of val and test.
+
+    `deferred`: the dense model answered for some test samples, so its weights are needed too, whatever was pruned.
+    """
 
     method: str
     sparsity: float | None
@@ -47,6 +51,7 @@ class Run:
     achieved: float
     seed: int
     logits: dict[str, Tensor]
+    deferred: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,10 @@ def read_outputs(slug: str, records: Sequence[RunRecord], store: Store, data_roo
         dense, asked = is_dense(record), record.spec["sparsity"]
         assert record.sparsity is not None
         name = DENSE if dense else labels[variant_of(record)]
-        runs.append(Run(name, 0.0 if dense else asked, dense, record.sparsity.achieved, seed, logits))
+        deferred = bool(record.notes.get(TEST_NOTE))
+        runs.append(
+            Run(name, 0.0 if dense else asked, dense, record.sparsity.achieved, seed, logits, deferred)
+        )
     if test is None or not any(run.dense for run in runs):
         why = f"; {left_out[0]}" if left_out else ""
         raise StoreError(f"{slug}: no dense run with stored logits to compare with{why}")

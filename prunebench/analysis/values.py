@@ -92,8 +92,9 @@ class GroupChange:
 class ExemplarRow:
     """Compression-identified exemplars of a cell: see `metrics.flips.Exemplars`.
 
-    `share` compares all dense with all sparse seeds; `matched_share` and `control_share` populations of equal size,
-    sparse and dense. `right_share`: of the exemplars, those that the sparse mode gets right.
+    `share` compares all dense with all sparse seeds; `matched_share` with `taxicab`, and `control_share` with
+    `control_taxicab`, populations of equal size, sparse and dense. `right_share`: of the exemplars, those that the
+    sparse mode gets right.
     """
 
     method: str

@@ -27,7 +27,9 @@ class Exemplars:
 
     `matched_share` and `matched_taxicab` compare h dense with h sparse models, `control_share` and
     `control_taxicab` h dense with h other dense models (h = min(R // 2, S), mean over splits): what pruning adds
-    is matched minus control. All four are nan with a single dense model.
+    is matched minus control. Populations of one size are taken for the same seeds in the same order, and the sparse
+    models then are of other seeds than the dense ones, as in the control: a model and its own pruned copy agree more
+    than two seeds do. All four are nan with a single dense model.
     """
 
     modal: Tensor
@@ -65,7 +67,8 @@ def compression_identified_exemplars(dense_prediction: Array, sparse_prediction:
     matched: list[tuple[float, float]] = []
     control: list[tuple[float, float]] = []
     for first, rest in _halves(len(dense), half):
-        for others, pool in ((matched, sparse), (control, dense[rest])):
+        unrelated = sparse[rest] if len(sparse) == len(dense) else sparse
+        for others, pool in ((matched, unrelated), (control, dense[rest])):
             flipped, distance = _compare(dense[first], pool[:half])
             others.append((float(flipped.double().mean()), float(distance.mean())))
     (matched_share, matched_taxicab), (control_share, control_taxicab) = (
