@@ -2,8 +2,9 @@
 
 A stage is one JSON file, written again after every item (a temporary file, then a rename):
 
-    schema_version, stage, fingerprint (what results depend on), complete, running (the item under way, or null),
-    pending (names not reached), items: name -> {status, reason, seconds, session, result}
+    schema_version, stage, fingerprint (what results depend on), complete, session (that wrote it),
+    running (the item under way, or null), pending (names not reached),
+    items: name -> {status, reason, seconds, session, result}
 
 `status` is `ok`, `failed` (reason: the traceback; tried again by the next session) or `not measured` (reason:
 what is missing). A file whose fingerprint differs is begun anew: its numbers are of another machine or source.
@@ -103,6 +104,7 @@ def read_stage(stage: Stage, context: Context) -> dict[str, Any]:
         "stage": stage.name,
         "fingerprint": context.fingerprint,
         "complete": False,
+        "session": context.session,
         "running": None,
         "pending": [],
         "items": {},
@@ -152,9 +154,10 @@ def run_stage(stage: Stage, context: Context) -> dict[str, Any]:
     """Run what is not done and fits into the remaining time. Returns the stage's results."""
     results = read_stage(stage, context)
     path = stage.path(context.out)
-    if results["running"] is not None:  # the process ended inside this item
-        record(results, results["running"], "failed", "the process ended while it ran", context, 0.0)
     items = [item for item in stage.items(context) if context.only_item in (None, item.name)]
+    if results["running"] is not None:
+        items = after_interruption(items, results, context)
+    results["session"] = context.session
     for item in items:
         if is_done(results["items"].get(item.name), context):
             continue
@@ -179,6 +182,20 @@ def run_stage(stage: Stage, context: Context) -> dict[str, Any]:
     if results["pending"]:
         context.log(f"{stage.name}: {len(results['pending'])} of {len(names)} items left for the next call")
     return results
+
+
+def after_interruption(items: list[Item], results: dict[str, Any], context: Context) -> list[Item]:
+    """The items in the order for a process that finds another one ended inside an item.
+
+    Within a session that item crashed: it has failed. Of an earlier session, which was killed, it runs again, but
+    last: it may be what took all the time.
+    """
+    name = results["running"]
+    if results.get("session") == context.session:
+        record(results, name, "failed", "the process ended while it ran", context, 0.0)
+        return items
+    results["running"] = None
+    return sorted(items, key=lambda item: item.name == name)
 
 
 def run_item(item: Item, results: dict[str, Any], context: Context) -> None:

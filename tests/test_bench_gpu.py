@@ -93,6 +93,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_runs_to_the_end_and_leaves_few_files(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == FILES
+    assert len(FILES) < 8  # on a GPU tuned.json comes with them
+    assert sum(path.stat().st_size for path in finished.iterdir()) < 4e6
     for stage in gpu.STAGES:
         stored = read(stage.path(finished))
         assert stored["complete"], stage.name
@@ -104,7 +106,7 @@ def test_every_file_has_the_schema(finished: Path) -> None:
     for stage in gpu.STAGES:
         stored = read(stage.path(finished))
         assert stored.keys() == {
-            *("schema_version", "stage", "fingerprint", "complete", "running", "pending", "items"),
+            *("schema_version", "stage", "fingerprint", "complete", "session", "running", "pending", "items"),
         }
         assert stored["schema_version"] == SCHEMA_VERSION
         for name, item in stored["items"].items():
@@ -257,6 +259,95 @@ def test_an_item_in_which_the_process_ended_is_recorded(tmp_path: Path) -> None:
     stored = run_stage(toy, context)
     assert stored["items"]["deadly"]["reason"] == "the process ended while it ran"
     assert stored["items"]["after"]["status"] == "ok"
+
+
+def test_the_time_box_ends_in_the_middle_of_the_stages_and_the_next_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The most valuable stages are whole before others begin; what is too long for the rest waits for the next call."""
+    clock, begun = FakeClock(), list[str]()
+
+    def item(name: str, seconds: float) -> Item:
+        def run(_: Context) -> Result:
+            begun.append(name)
+            clock.now += seconds
+            return {"done": True}
+
+        return Item(name, run, seconds=seconds)
+
+    sizes = {"environment": (10, 10), "correctness": (100, 100), "benchmarks": (200, 200, 50)}
+    stages = [
+        Stage(name, lambda _, name=name, sizes=sizes: [item(f"{name} {i}", s) for i, s in enumerate(sizes)])  # type: ignore[misc]
+        for name, sizes in sizes.items()
+    ]
+    monkeypatch.setattr(gpu, "STAGES", (*stages, gpu.STAGES[-1]))
+    arguments = ["--minutes", "8", "--out", str(tmp_path), "--device", "cpu"]
+    assert gpu.main(arguments, clock=clock) == 0
+    first = [
+        "environment 0",
+        "environment 1",
+        "correctness 0",
+        "correctness 1",
+        "benchmarks 0",
+        "benchmarks 2",
+    ]
+    assert begun == first
+    assert clock.now <= 8 * 60
+    assert read(tmp_path / "benchmarks.json")["pending"] == ["benchmarks 1"]
+    assert gpu.main(arguments, clock=clock) == 0
+    assert begun == [*first, "benchmarks 1"]
+    assert read(tmp_path / "benchmarks.json")["complete"]
+
+
+def test_a_killed_session_is_taken_up_by_the_same_command(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [
+        *(
+            sys.executable,
+            str(BENCH / "gpu.py"),
+            "--only",
+            "environment",
+            "--out",
+            str(out),
+            "--device",
+            "cpu",
+        )
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    path = out / "environment.json"
+    for _ in range(2400):
+        if process.poll() is not None or (path.exists() and "machine" in read(path)["items"]):
+            break
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    stored = read(path)
+    machine, session = stored["items"]["machine"], stored["items"]["machine"]["session"]
+    assert not stored["complete"]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    stored = read(path)
+    assert stored["complete"]
+    assert stored["items"]["machine"] == machine  # not run again
+    assert {item["status"] for item in stored["items"].values()} == {"ok"}
+    assert stored["items"]["matrix product"]["session"] != session
+
+
+def test_an_item_that_an_earlier_session_was_killed_in_runs_again_last(tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    def item(name: str) -> Item:
+        return Item(name, lambda _: {"place": ran.append(name)})
+
+    toy = Stage("toy", lambda _: [item("slow"), item("after"), item("last")])
+    context = make_context(tmp_path)
+    stored = run_stage(toy, context)
+    stored["items"].clear()
+    stored["running"] = "slow"
+    toy.path(tmp_path).write_text(json.dumps(stored))
+    ran.clear()
+    stored = run_stage(toy, make_context(tmp_path, session="two"))
+    assert ran == ["after", "last", "slow"]
+    assert stored["complete"]
 
 
 def test_fresh_forgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,9 +193,9 @@ def _read_mosaics(folder: Path) -> Cifar10:
     """Decoding takes seconds, so decoded images are kept (see `corruption_cache`)."""
     names = (*MOSAICS, "test.webp")
     digest = hashlib.sha256()
-    for name in names:
-        digest.update(_bytes_of(folder / name))
     try:
+        for name in names:
+            digest.update((folder / name).read_bytes())
         with np.load(folder / "labels.npz", allow_pickle=False) as stored:
             labels = np.concatenate([stored["y_train"], stored["y_test"]]).astype(np.int64)
             train = len(stored["y_train"])

@@ -132,4 +132,4 @@ def zoom_matrix(side: int, factor: float) -> Images:
 def enlarge(layers: Images, factor: float) -> Images:
     """The middle of square layers `[N, side, side]`, enlarged to the same size."""
     matrix = zoom_matrix(layers.shape[1], factor)
-    return matrix @ layers @ matrix.T
+    return np.asarray(matrix @ layers @ matrix.T, dtype=np.float32)
