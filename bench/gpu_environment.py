@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -69,6 +70,12 @@ def command_output(*command: str) -> str | None:
     return done.stdout.strip()
 
 
+def packed_commit() -> str | None:
+    """The commit that `bench/pack.py` wrote beside a copy of the source without git."""
+    path = ROOT / "commit.json"
+    return json.loads(path.read_text())["commit"] if path.is_file() else None
+
+
 def describe_machine(context: Context) -> Result:
     """Versions, processor, commit and, of a GPU, its properties, driver and clocks as found."""
     described: Result = {
@@ -78,7 +85,7 @@ def describe_machine(context: Context) -> Result:
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "commit": command_output("git", "rev-parse", "HEAD"),
+        "commit": command_output("git", "rev-parse", "HEAD") or packed_commit(),
         "changed_files": (command_output("git", "status", "--porcelain") or "").splitlines()[:50],
         "gpu": None,
     }

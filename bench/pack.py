@@ -6,7 +6,7 @@
     python bench/pack.py collect back --into results/gpu          # here: records and logits, checked
 
 A parcel is a tar file of at most `--limit-mib`; its size against the limit is printed, and what does not fit into one
-is an error. Needs the standard library alone (`collect` checks records with the package).
+is an error. `unpack` and `results` need the standard library alone.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ def pack_inputs(options: argparse.Namespace) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     for old in options.out.glob("parcel-*.tar"):
         old.unlink()
-    entries = [*source_entries(ROOT), *wheel_entries(options), *data_entries(options.data)]
+    commit = options.out / "commit.json"
+    commit.write_text(json.dumps(describe_commit(ROOT)) + "\n")
+    sources = [*source_entries(ROOT), Entry(commit, "source/commit.json")]
+    entries = [*sources, *wheel_entries(options), *data_entries(options.data)]
     limit = round((options.limit_mib - options.reserve_mib) * MIB)
     parcels = fill(entries, limit)
     for number, parcel in enumerate(parcels, 1):
@@ -90,6 +93,15 @@ def source_entries(root: Path) -> list[Entry]:
         listed = [path.relative_to(root).as_posix() for path in found if "__pycache__" not in path.parts]
     paths = [root / name for name in listed]
     return [Entry(path, f"source/{path.relative_to(root).as_posix()}") for path in paths if path.is_file()]
+
+
+def describe_commit(root: Path) -> dict[str, str | bool | None]:
+    """The commit that a record made from the packed source names, and whether the source differs from it."""
+    sys.path[:0] = [str(root), str(root / "kernels")]
+    from prunebench.environment import describe_code
+
+    code = describe_code()
+    return {"commit": code["commit"], "dirty": code["dirty"]}
 
 
 def wheel_entries(options: argparse.Namespace) -> list[Entry]:

@@ -252,5 +252,7 @@ def test_the_trip_killed_in_the_middle_and_taken_up_again(trip: Path, tmp_path: 
     records, damaged = Store(tmp_path / "collected").records()
     assert (len(records), damaged) == (6, [])
     assert {record.status for record in records} == {"ok"}
+    packed = json.loads((trip / "source" / "commit.json").read_text())
+    assert {record.code["commit"] for record in records} == {packed["commit"]}
     assert {record.spec["task"] for record in records} == {"colored-mnist@1pct", "corrupted-cifar10@1pct"}
     assert len(list((trip / "back").iterdir())) <= 8
