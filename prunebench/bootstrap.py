@@ -198,5 +198,6 @@ def _widening(seeds: int, how: Resampling) -> float:
 def _intervals(estimate: Tensor, drawn: Tensor, confidence: float) -> Intervals:
     """Percentiles of `[D, K, 6]` around the estimates `[K, 6]`; nan where a draw is."""
     tail = (1 - confidence) / 2
-    low, high = (torch.quantile(drawn.flatten(1), level, dim=0) for level in (tail, 1 - tail))
+    levels = torch.tensor([tail, 1 - tail], dtype=drawn.dtype)
+    low, high = torch.quantile(drawn.flatten(1), levels, dim=0)
     return Intervals(estimate, low.view_as(estimate), high.view_as(estimate))

@@ -22,7 +22,7 @@ from torch import Tensor
 from prunebench.errors import DataError, StoreError, UsageError
 from prunebench.metrics.flips import holm
 from prunebench.pairing import Pair
-from prunebench.scoring import check_draw, read_logits
+from prunebench.scoring import Draw, check_draw, has_logits, read_logits
 from prunebench.stats import (
     Interval,
     mcnemar_p_value,
@@ -236,11 +236,11 @@ def _read_answers(
     for pair in pairs:
         try:
             for record, store in ((pair.first, pair.first_store), (pair.second, pair.second_store)):
-                if not (store.folder(record.run_id) / "outputs.safetensors").is_file():
+                if not has_logits(store, record.run_id):
                     raise StoreError(f"run {record.run_id}: its logits are not stored in {store.root}")
                 seed = record.run_spec.seed
                 if seed not in truths:
-                    truths[seed] = _read_truth(resolve(record.run_spec.task, data_root), data_root, seed)
+                    truths[seed] = _read_truth((record.run_spec.task, seed), data_root, resolve)
             answers.append(_answers(pair, truths))
         except (StoreError, DataError) as error:
             notes.append(f"{pair.name}: compared by its metrics alone, not by sample: {error}")
@@ -268,10 +268,18 @@ def _answers(pair: Pair, truths: Mapping[int, Truth]) -> Answers:
     return Answers(pair.name, right[0], right[1], first)
 
 
-def _read_truth(task: Task, data_root: Path | None, seed: int) -> Truth:
+def _read_truth(draw: Draw, data_root: Path | None, resolve: Callable[[str, Path | None], Task]) -> Truth:
+    """The test split of a draw. Raises DataError where the task is not known here or its data not at hand."""
+    name, seed = draw
+    try:
+        task = resolve(name, data_root)
+    except UsageError as error:
+        raise DataError(str(error)) from error
     splits = task.splits(data_root, seed)
-    digest = hashlib.sha256()
-    for values in (splits.test.x, splits.test.y, splits.test.bias):
+    test = splits.test
+    digest = hashlib.sha256(
+        test.x.contiguous().numpy().tobytes() if test.digest is None else test.digest.encode()
+    )
+    for values in (test.y, test.bias):
         digest.update(values.contiguous().numpy().tobytes())
-    label = task.group_label(splits.test.y)
-    return Truth(task, label, splits.test.bias, splits_hash(splits), digest.hexdigest())
+    return Truth(task, task.group_label(test.y), test.bias, splits_hash(splits), digest.hexdigest())

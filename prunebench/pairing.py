@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prunebench.errors import UsageError, unknown
 from prunebench.record import RunRecord
@@ -176,20 +177,29 @@ def _check_same_data(pair: Pair) -> None:
 
 
 def _what_differs(pairs: Sequence[Pair]) -> list[str]:
-    """What sets the sides apart besides method and sparsity."""
+    """What sets the sides apart besides method and sparsity, each once."""
+    return list(dict.fromkeys(note for pair in pairs for note in _differences(pair)))
+
+
+def _differences(pair: Pair) -> list[str]:
     notes = []
-    first, second = (pairs[0].first.run_spec, pairs[0].second.run_spec)
+    first, second = pair.first.run_spec, pair.second.run_spec
+    if first.method == second.method:
+        settings = [{**dict(spec.params), "version": spec.method_version} for spec in (first, second)]
+        notes += _told("settings", *settings)
     if first.model != second.model:
         notes.append(f"They differ in their model, too: {first.model} and {second.model}.")
-    one, other = (spec.to_dict()["recipe"] for spec in (first, second))
-    fields = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-    if fields:
-        told = ", ".join(f"{name} {one.get(name)} and {other.get(name)}" for name in fields)
-        notes.append(f"They differ in their recipe, too: {told}.")
-    precisions = [pairs[0].first.environment.get("precision"), pairs[0].second.environment.get("precision")]
+    notes += _told("recipe", *(spec.to_dict()["recipe"] for spec in (first, second)))
+    precisions = [record.environment.get("precision") for record in (pair.first, pair.second)]
     if precisions[0] != precisions[1]:
         notes.append(f"They were trained in different precisions: {precisions[0]} and {precisions[1]}.")
     return notes
+
+
+def _told(what: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    fields = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    told = ", ".join(f"{name} {one.get(name)} and {other.get(name)}" for name in fields)
+    return [f"They differ in their {what}, too: {told}."] if fields else []
 
 
 def _left_out(first: Side, second: Side, pairs: Sequence[Pair]) -> list[str]:

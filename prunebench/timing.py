@@ -60,7 +60,9 @@ def time_again(results: Path, data_root: Path | None, device: str) -> Iterator[T
                 task = resolve_task(key[0], data_root)
                 data, draw = TaskData(task, data_root, key[1], torch.device(device)), key
             assert data is not None
-            record = store.write(replace(record, cost=_measured(record, store, data, data_root)))
+            cost = _measured(record, store, data, data_root)
+            # Read anew: it may have been scored since the pass began.
+            record = store.write(replace(store.read(record.run_id), cost=cost))
         except Exception as error:  # one record's trouble must not stop the others
             problem = str(error)
         yield Timed(record, problem, number, len(records))

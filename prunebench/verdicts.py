@@ -107,8 +107,12 @@ def _by_sample(found: Comparison) -> Lines:
                 f"By sample, {test.scope}: {found.second} is {apart} than {found.first} "
                 f"(corrected p {_equals(test)})."
             )
+        elif test.first_only == test.second_only == 0:
+            not_shown.append(f"By sample, {test.scope}: both are right on the same of all {test.samples}.")
         elif test.differing == 0:
-            not_shown.append(f"By sample, {test.scope}: the two agree on all {test.samples}.")
+            not_shown.append(
+                f"By sample, {test.scope}: on each of {test.samples}, as many runs of one as of the other are right."
+            )
         elif _too_few_differ(test):
             untold.append(
                 f"By sample, {test.scope}: the two differ on {test.differing} of {test.samples} only."
@@ -126,7 +130,7 @@ def _too_few_differ(test: SampleTest) -> bool:
 
 
 def _by_group(found: Comparison) -> Lines:
-    """Groups together in a sentence each; with one aligned and one conflicting group they say nothing new."""
+    """Groups together, in a sentence each."""
     groups = [test for test in found.pooled if test.scope not in WIDE]
     lines: Lines = ([], [], [])
     for higher in (True, False):

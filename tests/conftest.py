@@ -31,7 +31,7 @@ def _own_choices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def spec() -> RunSpec:
     """One fixed cell."""
     return RunSpec(
@@ -48,7 +48,7 @@ def spec() -> RunSpec:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_record(spec: RunSpec) -> Callable[..., RunRecord]:
     """Make a valid ok record of the fixed cell; keyword arguments replace its fields."""
 

@@ -140,6 +140,7 @@ def damage(path: Path, old: str, new: str, *, line: int) -> None:
         ("list_attr_celeba.txt", 7, "1", "x", r"the row of x?0*\w*\.jpg|differ first"),
         ("list_attr_celeba.txt", 7, " 1", "", "the row of 000006.jpg: 39 values, 40 in the first row"),
         ("list_attr_celeba.txt", 7, " 1", " 7", "attributes must be 1 or -1"),
+        ("list_attr_celeba.txt", 7, " 1", " 257", "attributes must be 1 or -1"),
         ("list_attr_celeba.txt", 7, " 1", " one", "the row of 000006.jpg"),
         ("list_attr_celeba.txt", 7, "000006", "000600", "differ first at 000600.jpg and 000006.jpg"),
         ("list_eval_partition.txt", 5, " 0", " 3", "a row must be a name and 0, 1 or 2"),

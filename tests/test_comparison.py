@@ -334,6 +334,32 @@ def test_without_the_data_runs_are_compared_by_seed(runs: Runs) -> None:
     assert len(found.notes) == 3
 
 
+def test_runs_of_a_task_that_is_not_known_here_are_compared_by_seed(runs: Runs) -> None:
+    found = compare_pairs(*choose_pairs(("dense", "magnitude"), (runs.store, runs.store))[:2], None)
+    assert found.pooled == ()
+    assert all("not by sample: unknown task 'coins'" in note for note in found.notes)
+    assert [test.p_value for test in found.by_seed[:2]] == [0.25, 0.25]
+
+
+def test_mapped_images_are_told_by_their_digest_and_not_read(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, draw = runs.compare("dense", "magnitude"), Coins.draw
+
+    def mapped(task: Coins, data_root: Path | None, seed: int) -> Splits:
+        splits = draw(task, data_root, seed)
+        images = torch.empty(TEST_SAMPLES, 3, 2, 2, dtype=torch.uint8, device="meta")
+        return replace(splits, test=replace(splits.test, x=images, digest="d"))
+
+    monkeypatch.setattr(Coins, "draw", mapped)
+    drawn = splits_hash(Coins().splits(None, 0)), splits_hash(Coins().splits(None, 1))
+    assert drawn[0] != drawn[1]
+    for record in runs.store.records()[0]:
+        found = splits_hash(Coins().splits(None, record.spec["seed"]))
+        runs.store.write(replace(record, splits_hash=found))
+    assert runs.compare("dense", "magnitude").pooled == before.pooled
+
+
 def test_logits_that_are_not_the_runs_own_are_not_used(runs: Runs) -> None:
     record = next(record for record in runs.store.records()[0] if record.spec["method"] == "dense")
     path = runs.store.folder(record.run_id) / "outputs.safetensors"
@@ -427,6 +453,20 @@ def test_one_method_in_two_folders(
     assert scope(found.pooled, "all samples").first_only == 40
 
 
+def test_other_settings_of_any_seed_are_told(
+    runs: Runs, tmp_path: Path, make_record: MakeRecord, spec: RunSpec
+) -> None:
+    others = Runs(tmp_path / "others", make_record, spec, Coins())
+    right = torch.ones(120, dtype=torch.bool)
+    others.write("magnitude", 0, right)
+    others.spec = replace(others.spec, params=(("allocation", "erk"), ("start", "dense")))
+    others.write("magnitude", 1, right, environment={"precision": "bf16"})
+    _, pairs, notes = choose_pairs(("magnitude", "magnitude"), (runs.store, others.store))
+    assert "They differ in their settings, too: allocation global and erk." in notes
+    precision = pairs[0].first.environment.get("precision")
+    assert f"They were trained in different precisions: {precision} and bf16." in notes
+
+
 # What is said
 
 
@@ -472,9 +512,21 @@ def test_verdicts_by_sample(runs: Runs) -> None:
     assert "By sample, all samples: the two differ on 4 of 120 only." in said.untold
     runs.write("random", 0, torch.arange(120) < 110)
     assert (
-        "By sample, all samples: the two agree on all 120."
+        "By sample, all samples: both are right on the same of all 120."
         in conclude(runs.compare("dense", "random")).not_shown
     )
+
+
+def test_differences_that_cancel_out_over_the_pairs_are_no_agreement(runs: Runs) -> None:
+    here, there = torch.arange(120) < 60, torch.arange(120) >= 60
+    for seed, first, second in ((0, here, there), (1, there, here)):
+        runs.write("snip", seed, first)
+        runs.write("random", seed, second)
+    found = runs.compare("snip", "random")
+    every = scope(found.pooled, "all samples")
+    assert (every.first_only, every.second_only, every.differing) == (120, 120, 0)
+    said = conclude(found).not_shown
+    assert "By sample, all samples: on each of 120, as many runs of one as of the other are right." in said
 
 
 def test_the_command(tmp_path: Path, make_record: MakeRecord, spec: RunSpec) -> None:

@@ -109,6 +109,12 @@ def test_gmp_pt_has_a_constant_adam() -> None:
     assert list(recorder.kept) == list(range(1, 58, 4))
 
 
+def test_a_span_may_be_that_of_the_events() -> None:
+    assert 0.8 - 0.1 > 0.7, "but for rounding"
+    times = {"begin": 0.1, "end": 0.8, "events": 8}
+    assert fit("gmp-ri", {**times, "span": 0.7}).kept == fit("gmp-ri", times).kept
+
+
 def test_one_shot_pruning_takes_the_optimiser_too() -> None:
     recorder = fit("magnitude", {"optimizer": "adam", "budget": "steps"})
     call = recorder.calls[0]

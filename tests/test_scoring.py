@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -64,16 +65,22 @@ def write_run(store: Store, make_record: MakeRecord, data: TaskData, method: str
     return store.write(make_record(spec, splits_hash=data.splits_hash, **changes), outputs)
 
 
-@pytest.fixture
-def store(tmp_path: Path, make_record: MakeRecord) -> Store:
-    """Three runs of two draws."""
-    store = Store(tmp_path)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, make_record: MakeRecord) -> Path:
+    """Three runs of two draws; not to be changed."""
+    store = Store(tmp_path_factory.mktemp("results"))
     store.prepare()
     for seed, methods in ((0, METHODS[:2]), (1, METHODS[2:])):
         data = TaskData(resolve_task(TASK), None, seed, torch.device("cpu"))
         for method in methods:
             write_run(store, make_record, data, method)
-    return store
+    return store.root
+
+
+@pytest.fixture
+def store(written: Path, tmp_path: Path) -> Store:
+    """The three runs, to be changed."""
+    return Store(Path(shutil.copytree(written, tmp_path, dirs_exist_ok=True)))
 
 
 def texts(store: Store) -> dict[str, str]:

@@ -76,6 +76,16 @@ def test_what_cannot_be_timed_is_left_and_named(results: Path) -> None:
     assert [r for r in Store(results).records()[0] if r.cost and not r.cost.timed_on]
 
 
+def test_metrics_scored_meanwhile_are_kept(results: Path) -> None:
+    store = Store(results)
+    timing = time_again(results, None, "cpu")
+    next(timing)
+    for record in store.records()[0]:
+        store.write(replace(record, metrics={**record.metrics, "plain": 0.125}))
+    last = list(timing)[-1].record
+    assert (last.metrics["plain"], store.read(last.run_id)) == (0.125, last)
+
+
 def test_another_model_in_the_folder_is_refused(results: Path) -> None:
     dense, pruned = sorted(Store(results).records()[0], key=lambda r: r.spec["method"])
     folder = results / "runs"

@@ -58,7 +58,7 @@ class Prune:
                 raise unknown(kind, str(getattr(self, kind)), filter(None, known))
         if not 0 <= self.begin <= self.end <= 1 or not 0 <= self.initial < 1 or self.events < 1:
             raise ValueError("want 0 <= begin <= end <= 1, 0 <= initial < 1 and events >= 1")
-        if self.span is not None and not self.span >= self.end - self.begin:
+        if self.span is not None and not self.span >= self.end - self.begin - 1e-9:
             raise ValueError(f"span: want at least end - begin, {self.end - self.begin:g}, got {self.span:g}")
         if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay: want a number of at least 0, got {self.weight_decay:g}")

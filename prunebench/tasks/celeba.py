@@ -105,7 +105,7 @@ def find_layout(data_root: Path | None) -> Layout:
     raise DataError(f"no CelebA in {' or '.join(map(str, bases))}. {HELP}")
 
 
-def read_rows(path: Path) -> tuple[list[str], list[str], NDArray[np.int8]]:
+def read_rows(path: Path) -> tuple[list[str], list[str], NDArray[np.int32]]:
     """Header, image names and values `[N, K]` of an official `.txt` or a Kaggle `.csv`; the header may be empty.
 
     An official attribute file begins with the number of images. Raises DataError where rows are damaged or missing.
@@ -125,7 +125,7 @@ def read_rows(path: Path) -> tuple[list[str], list[str], NDArray[np.int8]]:
         warnings.simplefilter("error", DeprecationWarning)  # how NumPy says that a text is no number
         for line in lines:
             try:
-                rows.append(np.fromstring(line[1], dtype=np.int8, sep=" "))
+                rows.append(np.fromstring(line[1], dtype=np.int32, sep=" "))
                 if len(rows[-1]) != len(rows[0]):
                     raise ValueError(f"{len(rows[-1])} values, {len(rows[0])} in the first row")
             except (IndexError, ValueError, DeprecationWarning) as error:
