@@ -245,6 +245,7 @@ def test_a_cache_that_was_cut_short_is_completed(
     [
         ("json", b'"format":1', b'"format":2', "other images or another format: remove .*test-"),
         ("json", b'"images":60', b'"images":61', "other images"),
+        ("sha256", None, bytes(64 * COUNT), "does not hold what was decoded into it"),
         (
             "u8",
             None,
@@ -263,6 +264,17 @@ def test_a_foreign_cache_is_refused(
     with pytest.raises(DataError, match=message):
         open_images(folder)
     assert path.read_bytes() == before, "and not overwritten"
+
+
+def test_one_changed_bit_of_the_records_is_noticed(folder: Path) -> None:
+    """The hashes of the files make the task's fingerprint."""
+    open_images(folder)
+    path = only(folder, "sha256")
+    changed = bytearray(path.read_bytes())
+    changed[5 * 64] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(DataError, match="does not hold what was decoded into it: remove"):
+        open_images(folder)
 
 
 def test_other_images_of_the_same_names_get_a_cache_of_their_own(folder: Path, tmp_path: Path) -> None:

@@ -55,13 +55,14 @@ class CachedImages:
 
 @dataclass(frozen=True)
 class Header:
-    """What the JSON file says of a cache that is whole."""
+    """What the JSON file says of a cache that is whole; `records` is the SHA-256 of that file."""
 
     format: int
     key: str
     images: int
     height: int
     width: int
+    records: str
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _load(files: CacheFiles, key: str, count: int) -> CachedImages | None:
         return None
     records = np.fromfile(files.records, dtype=np.uint8).reshape(count, RECORD_BYTES)
     mapped = np.memmap(files.pixels, dtype=np.uint8, mode="r", shape=shape)
-    if not _agree(mapped, records):
+    if _hash_of(records) != header.records or not _agree(mapped, records):
         raise DataError(f"{files.pixels} does not hold what was decoded into it: {_removal(files)}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*")
@@ -173,6 +174,10 @@ def _load(files: CacheFiles, key: str, count: int) -> CachedImages | None:
 
 def _removal(files: CacheFiles) -> str:
     return f"remove {files.folder / files.stem}.* (they are made again), or set {VARIABLE} to another folder"
+
+
+def _hash_of(records: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(records.tobytes()).hexdigest()
 
 
 def _agree(pixels: NDArray[np.uint8], records: NDArray[np.uint8]) -> bool:
@@ -198,8 +203,9 @@ def _build(files: CacheFiles, sources: Sources, key: str) -> None:
             f"({len(sources) * size / 1e9:.3g} GB), once"
         )
         _write(decode(sources, done, shape), pixels, records, len(sources) - done)
-    header = Header(FORMAT, key, len(sources), *shape[:2])
-    _write_header(files.header, header)
+    records_hash = _hash_of(np.fromfile(files.records, dtype=np.uint8))
+    height, width, _ = shape
+    _write_header(files.header, Header(FORMAT, key, len(sources), height, width, records_hash))
 
 
 def _resume_point(files: CacheFiles, count: int, shape: tuple[int, ...]) -> int:
