@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import TASK, run_inline, tiny_suite
+from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
@@ -321,56 +322,92 @@ def test_correlations_are_judged_by_their_sign(low: float, high: float, verdict:
     assert [line.verdict for line in claim.evidence] == [verdict]
 
 
+def measured_at(truth: Truth, method: str, values: dict[str, float], seed: int = 0) -> Measured:
+    """A run with these values and no others."""
+    run = measure_run(run_of(truth, truth.y["test"], method=method, seed=seed), truth)
+    return dataclasses.replace(run, values={"accuracy": 1.0, **values}, entries={})
+
+
+def rhos_of(cells: dict[tuple[str, float | None], list[Measured]]) -> dict[str | None, Estimate]:
+    found = claims.correlate(cells, [("u", "b")], "accuracy")
+    return {entry.method: entry.rho for entry in found if entry.second == "b"}
+
+
 def test_correlations_within_methods_leave_out_what_differs_between_them(truth: Truth) -> None:
     """In either method uncertainty rises with the bias; the method with less bias is the more uncertain one."""
-    runs = {}
-    for method, base, bias in (("m", 0.0, 0.5), ("n", 0.5, 0.0)):
-        runs[method, 0.5] = [
-            dataclasses.replace(
-                measure_run(run_of(truth, truth.y["test"], method=method, seed=seed), truth),
-                values={"u": base + seed / 100, "b": bias + seed / 100, "accuracy": 1.0},
-            )
-            for seed in range(5)
+    cells = {
+        (method, step / 10): [
+            measured_at(truth, method, {"u": base + step / 100, "b": bias + step / 100}, seed)
+            for seed in (0, 1)
         ]
-    found = {
-        entry.method: entry.rho.mean
-        for entry in claims.correlate(runs, [("u", "b")], "accuracy")
-        if entry.second == "b"
+        for method, base, bias in (("m", 0.0, 0.5), ("n", 0.5, 0.0))
+        for step in range(5)
     }
-    assert found["m"] == found["n"] == found[claims.WITHIN] == pytest.approx(1)
-    assert found[None] == pytest.approx(-0.5151, abs=1e-3)
+    found = rhos_of(cells)
+    assert [found[name].mean for name in ("m", "n", claims.WITHIN)] == pytest.approx([1, 1, 1])
+    assert found[None].mean == pytest.approx(-0.5151, abs=1e-3)
+    assert found[None].n == 2
 
 
-def test_dense_runs_count_once_and_not_within_methods(truth: Truth) -> None:
-    """Two methods of three runs each, in reverse order; two dense runs would tie them together in either."""
-    runs: dict[tuple[str, float | None], list[Measured]] = {}
-    for method, numbers in (("dense", (8.0, 9.0)), ("m", (1.0, 2.0, 3.0)), ("n", (3.0, 2.0, 1.0))):
-        runs[method, 0.5] = [
-            dataclasses.replace(
-                measure_run(run_of(truth, truth.y["test"], method=method, seed=seed), truth),
-                values={"u": number, "b": 9.0 if method == "dense" else seed, "accuracy": 1.0},
-            )
-            for seed, number in enumerate(numbers)
-        ]
-    found = {
-        entry.method: entry.rho
-        for entry in claims.correlate(runs, [("u", "b")], "accuracy")
-        if entry.second == "b"
-    }
-    assert (found[None].n, found["m"].n, found[claims.WITHIN].n) == (8, 5, 6)
-    assert found[claims.WITHIN].mean == pytest.approx(0)
+def test_dense_runs_are_no_part_of_every_method(truth: Truth) -> None:
+    cells = {("dense", 0.0): [measured_at(truth, "dense", {"u": 9.0, "b": -9.0})]}
+    for step in range(5):
+        cells["m", step / 10] = [measured_at(truth, "m", {"u": step, "b": step})]
+    found = rhos_of(cells)
+    assert found[claims.WITHIN].mean == pytest.approx(1)
+    assert found["m"].mean is not None
+    assert found["m"].mean < 1
 
 
-def test_a_few_pairs_in_order_decide_nothing() -> None:
-    """Three are in order by chance one time in six; all bootstrap draws of them then have a correlation of 1."""
-    for pairs, verdict in ((3, "undecided"), (4, "undecided"), (5, "for")):
-        rows = [Correlation(None, "uncertain_share", "bias_gap", Estimate(1.0, 1.0, 1.0, pairs))]
-        claim = claims.claim_of_uncertainty(rows, "bias_gap", "logit_correlation")
-        assert [line.verdict for line in claim.evidence] == [verdict]
+def test_the_interval_of_a_correlation_is_over_seeds(truth: Truth) -> None:
+    """Rising in two seeds, falling in a third: 1, 1 and -1 leave everything open; four points decide nothing."""
+
+    def cells(steps: int, signs: tuple[int, ...]) -> dict[tuple[str, float | None], list[Measured]]:
+        return {
+            ("m", step / 10): [
+                measured_at(truth, "m", {"u": step, "b": sign * step}, seed)
+                for seed, sign in enumerate(signs)
+            ]
+            for step in range(steps)
+        }
+
+    found = rhos_of(cells(5, (1, 1, -1)))["m"]
+    assert found.mean == pytest.approx(1 / 3)
+    assert found.low is not None
+    assert found.low < -1
+    assert rhos_of(cells(5, (1, 1, 1)))["m"].low == pytest.approx(1)
+    few = rhos_of(cells(4, (1, 1, 1)))["m"]
+    assert (few.mean, few.low) == (pytest.approx(1), None)
 
 
 def test_nothing_to_judge_by_is_a_sentence() -> None:
     assert claims.claim_of_foretelling([], [], "classes").answer == "Nothing to judge it by."
+
+
+def test_spearman_matches_scipy() -> None:
+    generator = np.random.default_rng(0)
+    first, second = np.round(generator.normal(size=(2, 40)), 1)
+    assert claims.spearman(first, second) == pytest.approx(spearmanr(first, second).statistic)
+    assert np.isnan(claims.spearman(first, np.zeros(40)))
+
+
+def test_changes_of_amplification_are_over_outputs_defined_in_both_runs(truth: Truth) -> None:
+    """The pruned model never says 0, so nothing is known of that class; all others are as they were."""
+    bias = truth.bias["test"]
+    dense = measure_run(run_of(truth, bias, method="dense"), truth)
+    half = torch.where(torch.arange(SAMPLES) % 3 == 0, truth.y["test"], bias)
+    before = measure_run(run_of(truth, torch.where(half == 0, bias, half), method="dense"), truth)
+    silent = before.entries["bias_amplification"].clone()
+    silent[0] = torch.nan
+    after = dataclasses.replace(
+        before,
+        entries={"bias_amplification": silent},
+        values={**before.values, "bias_amplification": float(silent.nanmean())},
+    )
+    assert after.change_from(before, "bias_amplification") == 0
+    assert dense.values["amplification_defined"] == 1
+    never = measure_run(run_of(truth, bias.clamp(min=1)), truth)
+    assert never.values["amplification_defined"] == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def summarize_cells(cells: Cells) -> list[Cell]:
                 changes={}
                 if runs[0].run.dense or not paired
                 else {
-                    key: estimate([run.values[key] - dense[run.run.seed].values[key] for run in paired])
+                    key: estimate([run.change_from(dense[run.run.seed], key) for run in paired])
                     for key in keys
                 },
             )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prunebench.analysis.cells import Cells, defined
+from prunebench.analysis.cells import Cells, estimate
 from prunebench.analysis.measures import Measured
 from prunebench.analysis.values import (
     AttributeForetelling,
@@ -20,7 +21,6 @@ from prunebench.analysis.values import (
     SampleForetelling,
     Verdict,
 )
-from prunebench.metrics.criteria import rank_correlation
 
 HIGH_SPARSITY = 0.9
 """From here on a tenth of the weights or fewer are left."""
@@ -31,19 +31,23 @@ USEFUL_AREA = 0.7
 """Area under the ROC curve from which a ranking counts as foretelling."""
 FEWEST_PAIRS = 5
 """Of four pairs even the most extreme order has p = 2 / 4! > 0.05: their correlation decides nothing."""
+CRITERIA = ("uncertainty", "identity_imbalance")
+"""Dense criteria that claim (c) rests on: without the dense bias, from which the change of the bias is measured, so
+that noise in it alone gives a negative correlation."""
 WITHIN = "within methods"
 WORKING = 0.9
 """A run works if it has at least this share of its dense model's accuracy on data as in training."""
 
 
 def correlate(cells: Cells, pairs: Sequence[tuple[str, str]], accuracy: str) -> list[Correlation]:
-    """Spearman's rho of pairs of measures over the runs of each method with the dense ones, and over all methods.
+    """Spearman's rho of pairs of measures over the runs of each method with the dense one, and over all methods.
 
-    `within methods` correlates the ranks that values have among the runs of their own method, of all methods
-    together: what differs between methods, debiasing ones among them, is left out. So are the dense runs: as part
-    of every method they would count as often as there are methods. `sparsity` is the achieved one.
-    A second set, named `(working)`, keeps the runs with at least 90 % of the dense accuracy: a network at chance
-    treats all groups alike. Intervals: bootstrap over runs, which share seeds.
+    One rho for each seed, over its runs at all sparsities; then mean and t interval over seeds, which are what was
+    repeated: runs of one seed share its data and its dense model. `within methods` correlates the ranks that values
+    have among the seed's runs of their own method, of all methods together: what differs between methods, debiasing
+    ones among them, is left out, and so are the dense runs, as part of every method. A second set, named
+    `(working)`, keeps the runs with at least 90 % of the dense accuracy: a network at chance treats all groups
+    alike. `sparsity` is the achieved one.
     """
     runs = [run for group in cells.values() for run in group]
     dense = {run.run.seed: run for run in runs if run.run.dense}
@@ -55,37 +59,59 @@ def correlate(cells: Cells, pairs: Sequence[tuple[str, str]], accuracy: str) -> 
     methods = sorted({run.run.method for run in runs if not run.run.dense})
     found = []
     for (first, second), (suffix, chosen) in itertools.product(pairs, (("", runs), (" (working)", working))):
-        named = second + suffix
-        values = np.array([[_value(run, key) for run in chosen] for key in (first, second)]).reshape(2, -1)
-        groups = {
-            method: np.array([run.run.dense or run.run.method == method for run in chosen], dtype=bool)
-            for method in methods
+        points = {
+            seed: [run for run in chosen if run.run.seed == seed]
+            for seed in sorted({run.run.seed for run in chosen})
         }
-        found.append(Correlation(None, first, named, _rho(values)))
-        pruned = np.array([not run.run.dense for run in chosen], dtype=bool)
-        own = [members & pruned for members in groups.values()]
-        inside = [_ranks(values[:, members]) for members in own if members.sum() > 2]
-        if inside:
-            found.append(Correlation(WITHIN, first, named, _rho(np.concatenate(inside, axis=1))))
-        found += [
-            Correlation(method, first, named, _rho(values[:, members])) for method, members in groups.items()
-        ]
+        for method in (None, WITHIN, *methods):
+            rhos = [_points(members, method, (first, second)) for members in points.values()]
+            found.append(Correlation(method, first, second + suffix, _over_seeds(rhos)))
     return found
 
 
-def _rho(values: NDArray[np.float64]) -> Estimate:
-    """Of two rows `[2, n]`, one of each measure."""
-    if values.shape[1] < 3:
-        return Estimate(None, None, None, values.shape[1])
-    found = rank_correlation(*values)
-    return Estimate(defined(found.rho), defined(found.low), defined(found.high), found.pairs)
+def _points(runs: Sequence[Measured], method: str | None, keys: tuple[str, str]) -> NDArray[np.float64]:
+    """What is correlated of a seed's runs: two rows `[2, n]`, one a measure."""
+    if method == WITHIN:
+        by_method: dict[str, list[Measured]] = {}
+        for run in runs:
+            if not run.run.dense:
+                by_method.setdefault(run.run.method, []).append(run)
+        own = [_ranks(_values(members, keys)) for members in by_method.values() if len(members) > 2]
+        return np.concatenate(own, axis=1) if own else np.zeros((2, 0))
+    return _values([run for run in runs if run.run.dense or method in (None, run.run.method)], keys)
+
+
+def _values(runs: Sequence[Measured], keys: tuple[str, str]) -> NDArray[np.float64]:
+    """Two rows, without the runs in which either measure is undefined."""
+    values = np.array([[_value(run, key) for run in runs] for key in keys]).reshape(2, -1)
+    return values[:, np.isfinite(values).all(0)]
+
+
+def _over_seeds(points: Sequence[NDArray[np.float64]]) -> Estimate:
+    """Mean and t interval of the seeds' rhos; no interval where a seed has too few points to mean anything."""
+    rhos = [spearman(*rows) for rows in points]
+    found = estimate(rhos)
+    if any(rows.shape[1] < FEWEST_PAIRS for rows in points):
+        return Estimate(found.mean, None, None, found.n)
+    return found
+
+
+def spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Spearman's rank correlation; nan with fewer than three pairs, or where a side is constant."""
+    from scipy.stats import rankdata
+
+    if len(first) < 3:
+        return math.nan
+    one, two = (rank - rank.mean() for rank in (rankdata(first), rankdata(second)))
+    spread = math.sqrt(float((one**2).sum() * (two**2).sum()))
+    return float((one * two).sum()) / spread if spread else math.nan
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Each row's ranks as shares of its length; undefined values stay so."""
+    """Each row's ranks as shares of its length."""
     from scipy.stats import rankdata
 
-    return rankdata(values, axis=1, nan_policy="omit") / values.shape[1]
+    return rankdata(values, axis=1) / max(values.shape[1], 1)
 
 
 def _value(run: Measured, key: str) -> float:
@@ -136,7 +162,8 @@ def claim_of_uncertainty(correlations: Iterable[Correlation], bias: str, depende
         text = words.get((entry.first, entry.second))
         if text is not None and entry.rho.mean is not None:
             who = entry.method or "all methods"
-            lines.append(Evidence(f"{text}: {who}", correlation(entry.rho), _sign(entry.rho)))
+            numbers = f"rho {interval(entry.rho, 2)}, {entry.rho.n} seeds"
+            lines.append(Evidence(f"{text}: {who}", numbers, _sign(entry.rho)))
     told = " ".join(
         f"{where.capitalize()}: "
         + "; ".join(
@@ -151,7 +178,8 @@ def claim_of_uncertainty(correlations: Iterable[Correlation], bias: str, depende
     return Claim(
         "b",
         "Uncertainty and dependence between outputs rise with sparsity, and bias rises with them (rank correlations "
-        f"over runs; working runs have at least {100 * WORKING:g} % of the dense accuracy)",
+        "over the runs of a seed, mean over seeds; working runs have at least "
+        f"{100 * WORKING:g} % of the dense accuracy)",
         f"{_counts(lines)} {told}".strip(),
         tuple(lines),
     )
@@ -174,11 +202,13 @@ def claim_of_foretelling(
         what = f"samples, {row.event}: {_cell(row.method, row.sparsity)}"
         lines.append(Evidence(what, f"area under the curve {interval(area, 2)}", verdict))
     for entry in attributes:
-        if entry.criterion == "combined" and entry.rho.mean is not None:
-            what = f"{names}, combined criterion: {_cell(entry.method, entry.sparsity)}"
-            lines.append(Evidence(what, correlation(entry.rho), _sign(entry.rho)))
+        if entry.criterion in CRITERIA and entry.rho.mean is not None:
+            what = f"{names} by {entry.criterion.replace('_', ' ')}: {_cell(entry.method, entry.sparsity)}"
+            numbers = f"rho {interval(entry.rho, 2)}, {entry.rho.n} {names}"
+            lines.append(Evidence(what, numbers, _sign(entry.rho)))
     parts = []
-    for kind in ("samples, modal exemplar", "samples, flip", "samples, new error", f"{names}, combined"):
+    kinds = [f"{names} by {criterion.replace('_', ' ')}" for criterion in CRITERIA]
+    for kind in ("samples, modal exemplar", "samples, flip", "samples, new error", *kinds):
         chosen = [line for line in lines if line.what.startswith(kind)]
         if chosen:
             parts.append(f"{kind}: {sum(line.verdict == 'for' for line in chosen)} of {len(chosen)} for")
@@ -204,7 +234,7 @@ def _at_most(change: Estimate, bound: float) -> Verdict:
 
 
 def _sign(rho: Estimate) -> Verdict:
-    if rho.low is None or rho.high is None or rho.n < FEWEST_PAIRS:
+    if rho.low is None or rho.high is None:
         return "undecided"
     return "for" if rho.low > 0 else "against" if rho.high < 0 else "undecided"
 
@@ -228,11 +258,6 @@ def points(change: Estimate) -> str:
     if change.low is None or change.high is None:
         return f"{100 * change.mean:+.1f} points (no interval)"
     return f"{100 * change.mean:+.1f} points ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
-
-
-def correlation(rho: Estimate) -> str:
-    """A rank correlation in words."""
-    return f"rho {interval(rho, 2)}, n = {rho.n}"
 
 
 def interval(value: Estimate, decimals: int) -> str:

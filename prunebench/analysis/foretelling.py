@@ -25,6 +25,8 @@ from prunebench.metrics.flips import compression_identified_exemplars
 from prunebench.metrics.risk import bias_risks
 
 SHOWN_SAMPLES = 32
+FEWEST_PAIRS = 5
+"""Of fewer classes or attributes a rank correlation has no interval: four cannot be ordered significantly."""
 DRAWS = 400
 """Bootstrap draws of an area under the curve."""
 
@@ -159,24 +161,37 @@ def bootstrap_area(
 def foretell_attributes(cells: Cells, outputs: Outputs) -> list[AttributeForetelling]:
     """Spearman's rho over classes or attributes (and identities) of each dense criterion with the change of the bias.
 
-    Criteria and bias amplification are means over the seeds where they are defined.
+    Criteria and changes are means over the seeds where they are defined; a change is taken from the dense model of
+    the same seed. With fewer than five of them there is no interval.
     """
     dense = dense_runs(cells)
     risks = [_risks(run, outputs) for run in dense.values()]
     criteria = {
         name: torch.stack([entry[name] for entry in risks]).nanmean(0) for name in (risks[0] if risks else ())
     }
-    before = torch.stack([run.outputs["bias_amplification"] for run in dense.values()]).nanmean(0)
     rows = []
     for (method, sparsity), runs in cells.items():
         if runs[0].run.dense:
             continue
-        after = torch.stack([run.outputs["bias_amplification"] for run in runs]).nanmean(0)
+        changes = [
+            _by_output(run.entries["bias_amplification"] - dense[run.run.seed].entries["bias_amplification"])
+            for run in runs
+            if run.run.seed in dense
+        ]
+        if not changes:
+            continue
+        change = torch.stack(changes).nanmean(0)
         for name, criterion in criteria.items():
-            found = rank_correlation(criterion, after - before)
-            rho = Estimate(defined(found.rho), defined(found.low), defined(found.high), found.pairs)
+            found = rank_correlation(criterion, change)
+            low, high = (found.low, found.high) if found.pairs >= FEWEST_PAIRS else (math.nan, math.nan)
+            rho = Estimate(defined(found.rho), defined(low), defined(high), found.pairs)
             rows.append(AttributeForetelling(method, sparsity, name, rho))
     return rows
+
+
+def _by_output(entries: Tensor) -> Tensor:
+    """`[K]` of `[I, K]` or `[K]`: the mean over identities where it is defined."""
+    return entries.nanmean(0) if entries.ndim == 2 else entries
 
 
 def _risks(run: Measured, outputs: Outputs) -> dict[str, Tensor]:

@@ -64,11 +64,11 @@ def split_sheet(analysis: TaskAnalysis) -> Sheet:
 
 
 def correlation_sheet(analysis: TaskAnalysis) -> Sheet:
-    """Rank correlations of pairs of measures over runs: of all methods first."""
+    """Rank correlations of pairs of measures: of all methods first."""
     columns = (
         Column("Method", numeric=False), Column("First measure", numeric=False),
         Column("Second measure", numeric=False), Column("Spearman's rho", "With its 95 % interval"),
-        Column("Runs"),
+        Column("Seeds"),
     )  # fmt: skip
     ordered = sorted(
         analysis.correlations, key=lambda c: (c.method is not None, c.method != looks.WITHIN, c.method or "")

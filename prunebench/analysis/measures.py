@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ ACCURACY = {
     "in_distribution": Measure(
         "in_distribution",
         "Accuracy as in training",
-        "Share of right validation images, which carry the training bias: the accuracy that pruning papers report",
+        "Share of right validation images, which carry the training bias: the accuracy that pruning papers report "
+        "(calibrated methods fit their thresholds on them)",
         "percent",
     ),
     "attribute_accuracy": Measure(
@@ -58,6 +59,13 @@ BIAS = {
         "training, minus that share among images that have it; mean over attributes. Above 0: amplified",
         "points",
     ),
+    "amplification_defined": Measure(
+        "amplification_defined",
+        "Amplification defined",
+        "Share of the outputs (and identities) whose bias amplification is defined: nothing can be said of one that is "
+        "never predicted. Changes are taken over those that are defined in both models",
+        "percent",
+    ),
     "calibrated_bias_amplification": Measure(
         "calibrated_bias_amplification",
         "Threshold-calibrated bias amplification",
@@ -65,6 +73,8 @@ BIAS = {
         "points",
     ),
 }
+DEFINED = {"bias_amplification": "amplification_defined"}
+"""Measures that are means over entries which may be undefined, and the measure that says how many are not."""
 UNCERTAINTY = {
     "uncertain_share": Measure(
         "uncertain_share",
@@ -97,7 +107,7 @@ UNCERTAINTY = {
 }
 CLASS_MEASURES = (
     *(ACCURACY[key] for key in ("in_distribution", "unbiased", "conflicting", "worst_group")),
-    *(BIAS[key] for key in ("bias_gap", "bias_amplification")),
+    *(BIAS[key] for key in ("bias_gap", "bias_amplification", "amplification_defined")),
     *(UNCERTAINTY[key] for key in ("uncertain_share", "entropy", "logit_correlation", "calibration_error")),
 )
 ATTRIBUTE_TASK_MEASURES = (
@@ -129,6 +139,9 @@ ATTRIBUTE_ROW_MEASURES = (
 class Measured:
     """A run's numbers: `values` by measure, `outputs` by measure and class or attribute, float64 `[K]`.
 
+    `entries` by measure: what a mean in `values` is taken over where it is defined, float64 `[I, K]` or `[K]`. Another
+    run may have others defined: differences are taken entry by entry.
+
     `predicted`: class indices int64 `[N]`, or for attributes 0/1 int64 `[N K]`, sample by sample. `right` bool `[N]`:
     whether the group label is right.
     """
@@ -138,6 +151,13 @@ class Measured:
     outputs: dict[str, Tensor]
     predicted: Tensor
     right: Tensor
+    entries: dict[str, Tensor] = field(default_factory=dict)
+
+    def change_from(self, other: Measured, key: str) -> float:
+        """The measure minus that of another run; of means over entries, over those that both have."""
+        if key in self.entries:
+            return float((self.entries[key] - other.entries[key]).nanmean())
+        return self.values[key] - other.values[key]
 
 
 def measure_run(run: Run, truth: Truth) -> Measured:
@@ -145,12 +165,15 @@ def measure_run(run: Run, truth: Truth) -> Measured:
     logits = as_finite("test logits", run.logits["test"], ndim=2).float()
     right = truth.task.group_prediction(logits) == truth.task.group_label(truth.y["test"])
     if truth.multi_label:
-        values, outputs = _measure_attributes(logits, run.logits["val"], truth)
+        values, outputs, entries = _measure_attributes(logits, run.logits["val"], truth)
         predicted = (logits > 0).long().flatten()
     else:
         values, outputs = _measure_classes(logits, run.logits["val"], truth)
+        entries = {"bias_amplification": outputs["bias_amplification"]}
         predicted = logits.argmax(1)
-    return Measured(run, values, outputs, predicted, right)
+    for key, where in DEFINED.items():
+        values[where] = float((~entries[key].isnan()).double().mean())
+    return Measured(run, values, outputs, predicted, right, entries)
 
 
 def _measure_classes(
@@ -199,7 +222,7 @@ def class_amplification(prediction: Tensor, truth: Truth) -> Tensor:
 
 def _measure_attributes(
     logits: Tensor, val_logits: Tensor, truth: Truth
-) -> tuple[dict[str, float], dict[str, Tensor]]:
+) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]:
     attributes = truth.task.attributes
     assert attributes is not None
     given = AttributeTruth(
@@ -210,7 +233,7 @@ def _measure_attributes(
         attributes.target_index,
         attributes.identity_indices,
     )
-    _, summary = summarize_attribute_run(logits, given, validation=(val_logits, truth.y["val"]))
+    _, summary = summarize_attribute_run(logits, given)
     table = attribute_table(
         logits,
         truth.y["test"],
@@ -218,6 +241,7 @@ def _measure_attributes(
         identities=attributes.identity_indices,
         thresholds=calibrated_thresholds(val_logits, truth.y["val"]),
     )
+    summary = {**summary, **table.means()}
     outputs = {
         "accuracy": table.accuracy,
         "bias_amplification": table.amplification.nanmean(0),
@@ -227,4 +251,13 @@ def _measure_attributes(
         "calibration_error": table.calibration_error,
         "underprediction": table.underprediction,
     }
-    return {measure.key: summary[measure.key] for measure in ATTRIBUTE_TASK_MEASURES}, outputs
+    values = {
+        measure.key: summary[measure.key]
+        for measure in ATTRIBUTE_TASK_MEASURES
+        if measure.key not in DEFINED.values()
+    }
+    entries = {
+        "bias_amplification": table.amplification,
+        "calibrated_bias_amplification": table.calibrated_amplification,
+    }
+    return values, outputs, entries

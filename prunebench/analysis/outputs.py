@@ -111,6 +111,10 @@ def read_outputs(slug: str, records: Sequence[RunRecord], store: Store, data_roo
             check_draw(record, task, hashes[seed])
             samples = {name: len(truths[seed].y[name]) for name in SPLITS}
             logits = read_logits(record, store, samples, task.num_outputs)
+            if not all(values.isfinite().all() for values in logits.values()):
+                raise StoreError("its logits are not finite")
+            if is_dense(record) and any(run.dense and run.seed == seed for run in runs):
+                raise StoreError("there is another dense run of this seed")
         except PruneBenchError as error:
             left_out.append(f"{record.run_spec.label}: {error}")
             continue

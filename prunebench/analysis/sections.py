@@ -47,20 +47,23 @@ SPLIT_WORDS = (
     "(how far the seeds scatter about their mean)."
 )
 CORRELATION_WORDS = (
-    "Spearman's rank correlation over runs of sparsity, uncertainty, dependence and bias, with its 95 % bootstrap "
-    "interval over runs in brackets; working runs are those that keep most of the dense accuracy, because a network at "
-    "chance treats all groups alike. Within methods, a run's rank is that among the runs of its own method, so that "
-    "what differs between methods is left out."
+    "Spearman's rank correlation over the runs of a seed, of sparsity, uncertainty, dependence and bias: mean over "
+    "seeds, in brackets the 95 % t-interval over seeds; none where a seed has fewer than five runs. Working runs are "
+    "those that keep most of the dense accuracy, because a network at chance treats all groups alike. Within methods, "
+    "a run's rank is that among the runs of its own method, without the dense ones: what differs between methods is "
+    "left out."
 )
 SAMPLE_WORDS = (
-    "Samples are ranked by the dense models' uncertainty, and asked is whether those that changed stand on top: modal "
+    "Samples (with several attributes: outputs, of a sample and an attribute) are ranked by the dense models' "
+    "uncertainty, and asked is whether those that changed stand on top: modal "
     "exemplars, flips (the label of the dense model of the same seed changed) and new errors (a right one became "
     "wrong). AUROC is the chance that a changed sample ranks above an unchanged one; 0.5 is guessing. Its 95 % "
     "interval is a bootstrap over samples for modal exemplars and a t-interval over seeds for flips and new errors."
 )
 ATTRIBUTE_FORETELLING_WORDS = (
     "Do {names} that look risky in the dense models gain the most bias? Spearman's rank correlation over {names}, with "
-    "its 95 % bootstrap interval in brackets."
+    "its 95 % bootstrap interval in brackets. The criteria amplification and combined hold the dense bias, from which "
+    "the gain is measured: noise in it alone pulls them below 0, so the claims leave them out."
 )
 SUSCEPTIBLE_WORDS = (
     "The test samples of which the dense models are least sure. Under each: its true label; then what the dense "

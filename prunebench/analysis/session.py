@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from prunebench.analysis.analyze import Analysed, analyze_results
 from prunebench.analysis.stored import FOLDER
 from prunebench.analysis.values import SusceptibleSample, TaskAnalysis, write_analysis
-from prunebench.errors import StoreError, UsageError
+from prunebench.errors import StoreError, UsageError, unknown
+from prunebench.scoring import find_runs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,17 +23,20 @@ def analyze_folder(results: Path, data_root: Path | None, tasks: Sequence[str], 
     """
     if not (results / "runs").is_dir():
         raise StoreError(f"{results}: no results here (no folder `runs`)")
-    done = failed = 0
+    known = sorted({draw[0] for draw in find_runs(results) if draw is not None})
+    for name in tasks:
+        if name not in known:
+            raise unknown("task", name, known)
+    if not known:
+        raise UsageError(f"{results} holds no finished runs")
+    failed = 0
     for found in analyze_results(results, data_root, tasks):
         if found.analysis is None:
             failed += 1
             console.print(f"{found.slug}: not analysed: {found.problem}", style="red", soft_wrap=True)
         else:
-            done += 1
             store_analysis(found, results / FOLDER)
             _report(found.analysis, console)
-    if not done + failed:
-        raise UsageError(f"{results} holds no runs{' of ' + ', '.join(tasks) if tasks else ''}")
     return failed
 
 

@@ -126,7 +126,10 @@ class SampleForetelling:
 
 @dataclass(frozen=True)
 class AttributeForetelling:
-    """Spearman's rank correlation, over attributes, of a criterion of the dense model with the change of the bias."""
+    """Spearman's rank correlation, over attributes, of a criterion of the dense model with the change of the bias.
+
+    With a bootstrap interval over attributes; none with few of them.
+    """
 
     method: str
     sparsity: float | None
@@ -138,7 +141,8 @@ class AttributeForetelling:
 class Correlation:
     """Spearman's rank correlation of two measures over the runs of a method.
 
-    None: over the runs of all methods; `within methods`: over their ranks among the runs of the same method.
+    None: over the runs of all methods; `within methods`: over their ranks among the runs of the same method. One rho
+    a seed; mean and t interval over seeds.
     """
 
     method: str | None
