@@ -34,6 +34,7 @@ from prunebench.errors import MetricError
 
 METRICS = ("plain", "unbiased", "aligned", "conflicting", "worst_group", "bias_gap")
 """The columns of every result, as in `metrics.groups.GroupTable`."""
+LOWEST = torch.tensor([-1.0 if name == "bias_gap" else 0.0 for name in METRICS], dtype=torch.float64)
 ELEMENTS_AT_A_TIME = 1 << 20
 """Of the counts of a group, and of the accuracies of all runs: 8 MiB in float64."""
 
@@ -93,11 +94,14 @@ def bootstrap_cells(
     _check(hits, group, aligned, reference)
     with _one_thread():
         means, values = _resample(hits, group, aligned, how)
-        within = _intervals(means, values, how.confidence)
+        within = _intervals(means, values, how.confidence, LOWEST)
         if reference is None:
             return BoardIntervals(within, None)
         apart = values - values[:, reference : reference + 1]
-        return BoardIntervals(within, _intervals(means - means[reference], apart, how.confidence))
+        differences = means - means[reference]
+        return BoardIntervals(
+            within, _intervals(differences, apart, how.confidence, -torch.ones_like(LOWEST))
+        )
 
 
 def _resample(hits: Tensor, group: Tensor, aligned: Tensor, how: Resampling) -> tuple[Tensor, Tensor]:
@@ -195,9 +199,13 @@ def _widening(seeds: int, how: Resampling) -> float:
     return wider if how.widen else 1.0
 
 
-def _intervals(estimate: Tensor, drawn: Tensor, confidence: float) -> Intervals:
-    """Percentiles of `[D, K, 6]` around the estimates `[K, 6]`; nan where a draw is."""
+def _intervals(estimate: Tensor, drawn: Tensor, confidence: float, lowest: Tensor) -> Intervals:
+    """Percentiles of `[D, K, 6]` around the estimates `[K, 6]`; nan where a draw is.
+
+    Cut at 1 and at the lowest values `[6]` that there can be: widened deviations may lie outside.
+    """
     tail = (1 - confidence) / 2
     levels = torch.tensor([tail, 1 - tail], dtype=drawn.dtype)
     low, high = torch.quantile(drawn.flatten(1), levels, dim=0)
-    return Intervals(estimate, low.view_as(estimate), high.view_as(estimate))
+    low, high = (bound.view_as(estimate).clamp(max=1).maximum(lowest) for bound in (low, high))
+    return Intervals(estimate, low, high)

@@ -121,6 +121,9 @@ def compare_pairs(
     """
     answers, notes = _read_answers(pairs, data_root, resolve)
     pooled, by_pair = compare_samples(answers)
+    attributes = answers[0].truth.task.attributes if answers else None
+    if attributes is not None:
+        notes.append(f"By sample, right means right about {attributes.target}, the attribute of the groups.")
     if answers and not _one_test_split(answers):
         notes.append(
             "The test split differs between seeds: pooled, each seed's samples count as samples of their own."

@@ -264,3 +264,20 @@ def test_refused(changes: dict[str, Any], why: str) -> None:
 def test_refused_ways_to_resample(bad: dict[str, Any]) -> None:
     with pytest.raises(MetricError, match=next(iter(bad))):
         Resampling(**bad)
+
+
+def test_widened_intervals_stay_where_values_can_be() -> None:
+    """Two seeds far apart, near the upper end: widening alone would leave 0..1."""
+    hits = torch.zeros(2, 2, 40, dtype=torch.bool)
+    hits[:, 0] = True
+    hits[:, 1, :30] = True
+    group = torch.arange(40) % 4
+    found = bootstrap_cells(hits, group, torch.tensor([True, False, False, True]), reference=0)
+    assert found.differences is not None
+    for intervals, lowest in ((found.values, 0), (found.differences, -1)):
+        assert float(intervals.high.max()) <= 1
+        gap = METRICS.index("bias_gap")
+        others = [column for column in range(len(METRICS)) if column != gap]
+        assert float(intervals.low[:, others].min()) >= lowest
+        assert float(intervals.low[:, gap].min()) >= -1
+    assert float(found.values.high[0, 0]) == 1
