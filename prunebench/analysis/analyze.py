@@ -91,13 +91,9 @@ def analyze_outputs(outputs: Outputs) -> TaskAnalysis:
     exemplars, masks = exemplar_rows(cells, outputs)
     samples = foretell_samples(cells, outputs, masks)
     told = foretell_attributes(cells, outputs)
-    pairs = [
-        ("sparsity", "uncertain_share"),
-        ("sparsity", dependence),
-        ("sparsity", bias),
-        ("uncertain_share", bias),
-        (dependence, bias),
-    ]
+    pairs = [("sparsity", "uncertain_share"), ("sparsity", bias), ("uncertain_share", bias)]
+    if attributes is not None or task.num_classes > 2:  # two classes have one logit, and its opposite
+        pairs += [("sparsity", dependence), (dependence, bias)]
     correlations = correlate(cells, pairs, accuracy)
     recipe: Any = outputs.spec["recipe"]
     return TaskAnalysis(

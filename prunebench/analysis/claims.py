@@ -88,12 +88,14 @@ def _values(runs: Sequence[Measured], keys: tuple[str, str]) -> NDArray[np.float
 
 
 def _over_seeds(points: Sequence[NDArray[np.float64]]) -> Estimate:
-    """Mean and t interval of the seeds' rhos; no interval where a seed has too few points to mean anything."""
+    """Mean and t interval of the seeds' rhos, within -1..1; none where a seed has too few points to mean anything."""
     rhos = [spearman(*rows) for rows in points]
     found = estimate(rhos)
     if any(rows.shape[1] < FEWEST_PAIRS for rows in points):
         return Estimate(found.mean, None, None, found.n)
-    return found
+    if found.low is None or found.high is None:
+        return found
+    return Estimate(found.mean, max(found.low, -1.0), min(found.high, 1.0), found.n)
 
 
 def spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
