@@ -57,9 +57,11 @@ def update_readme(
 
 
 def board_excerpt(board: Board, figures: str) -> str:
-    """A table at one sparsity and the curves, for the tasks with the most rows; the others are named."""
+    """A table at one sparsity and the curves, for the tasks with the most methods; the others are named."""
     finished = [section for section in board.sections if section.finished]
-    largest = sorted(finished, key=lambda section: -len(section.rows))[:SHOWN_SECTIONS]
+    largest = sorted(finished, key=lambda section: -len({row.method for row in section.rows}))[
+        :SHOWN_SECTIONS
+    ]
     parts = []
     for section in finished:
         if section in largest:
