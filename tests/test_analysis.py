@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import TASK, run_inline, tiny_suite
+from rich.console import Console
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -22,16 +24,18 @@ from prunebench.analysis.cells import estimate, summarize_cells
 from prunebench.analysis.foretelling import bootstrap_area
 from prunebench.analysis.measures import Measured, class_amplification, measure_run
 from prunebench.analysis.outputs import Outputs, Run, Truth, read_outputs
+from prunebench.analysis.session import analyze_folder, caption
 from prunebench.analysis.values import (
     Cell,
     Correlation,
     Estimate,
     SampleForetelling,
+    SusceptibleSample,
     TaskAnalysis,
     read_analysis,
     write_analysis,
 )
-from prunebench.errors import StoreError
+from prunebench.errors import StoreError, UsageError
 from prunebench.store import Store
 from prunebench.tasks import Attributes, Split, Task, resolve_task
 
@@ -533,3 +537,23 @@ def test_an_analysis_that_is_not_one_is_refused(tmp_path: Path) -> None:
     path.write_text('{"schema_version": 1, "slug": 3}')
     with pytest.raises(StoreError, match="invalid analysis"):
         read_analysis(path)
+
+
+def test_captions_fit_below_a_sample() -> None:
+    digit = SusceptibleSample(3, 0.9, "5", "colour 7", "3", "5", 0.5)
+    assert caption(digit, multi_label=False) == "5, colour 7\n3 \u2192 5"
+    large = SusceptibleSample(3, 0.9, "not large", "ink colour 0", "large", "-", None)
+    assert caption(large, multi_label=True) == "large: no\nyes \u2192 -"
+
+
+def test_folders_are_analysed_or_refused_with_the_reason(results: Path, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    with pytest.raises(StoreError, match="no results here"):
+        analyze_folder(tmp_path, None, (), console)
+    with pytest.raises(UsageError, match="colored-digits@2pct"):
+        analyze_folder(results, None, ("colored-digit@2pct",), console)
+    assert analyze_folder(results, None, (TASK,), console) == 0
+    assert {path.name for path in (results / "analysis").iterdir()} == {
+        "colored-digits-2pct.json", "colored-digits-2pct-samples.png",
+    }  # fmt: skip
+    assert "(a)" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -52,14 +52,23 @@ def store_analysis(found: Analysed, folder: Path) -> None:
         raise StoreError(f"cannot write {folder}: {error.strerror or error}") from error
     samples = found.analysis.susceptible
     images = found.outputs.images[[sample.index for sample in samples]]
-    captions = [caption(sample) for sample in samples]
+    captions = [caption(sample, found.analysis.multi_label) for sample in samples]
     sample_grid(images, captions, folder / found.analysis.grid_name)
     write_analysis(found.analysis, folder)
 
 
-def caption(sample: SusceptibleSample) -> str:
-    """What stands below a sample: its label, then what dense and pruned models say."""
-    return f"{sample.label}, {sample.bias}\n{sample.dense} \N{RIGHTWARDS ARROW} {sample.sparse}"
+def caption(sample: SusceptibleSample, multi_label: bool) -> str:
+    """What stands below a sample: its label, then what dense and pruned models say; of an attribute, yes or no."""
+    said = f"{sample.dense} \N{RIGHTWARDS ARROW} {sample.sparse}"
+    if not multi_label:
+        return f"{sample.label}, {sample.bias}\n{said}"
+    name = sample.label.removeprefix("not ")
+    answers = [_yes_or_no(text, name) for text in (sample.label, sample.dense, sample.sparse)]
+    return f"{name}: {answers[0]}\n{answers[1]} \N{RIGHTWARDS ARROW} {answers[2]}"
+
+
+def _yes_or_no(said: str, name: str) -> str:
+    return {name: "yes", f"not {name}": "no"}.get(said, said)
 
 
 def _report(analysis: TaskAnalysis, console: Console) -> None:
