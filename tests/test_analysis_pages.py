@@ -21,6 +21,7 @@ from analysis_values import (
     odd_analysis,
 )
 from board_records import full_records, run
+from browsing import Visit, chromium
 from PIL import Image
 
 from prunebench.analysis import claims, looks, sections, sheets
@@ -43,7 +44,6 @@ from prunebench.leaderboard.layout import Sheet
 from prunebench.leaderboard.words import MISSING, UNKNOWN
 from prunebench.store import Store
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE = {"width": 390, "height": 844}
 FEW = ("dcwp", "magnitude", "snip")
 
@@ -434,31 +434,8 @@ def test_a_section_links_to_the_analysis_of_its_own_task_alone(tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium or Chrome on this machine")
-    with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
+    with chromium() as launched:
         yield launched
-        launched.close()
-
-
-class Visit:
-    """A page with everything that it complained about or asked for."""
-
-    def __init__(self, browser: object, path: Path, **settings: object) -> None:
-        self.context = browser.new_context(**settings)  # type: ignore[attr-defined]
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("requestfailed", lambda request: self.complaints.append(request.url))
-        self.page.goto(path.as_uri())
-        self.page.wait_for_load_state("load")
 
 
 @pytest.mark.parametrize("name", ["few", "digit-attributes", "odd"])
