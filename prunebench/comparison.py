@@ -9,7 +9,6 @@ by Holm's method.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +19,10 @@ import torch
 from torch import Tensor
 
 from prunebench.errors import DataError, StoreError, UsageError
+from prunebench.labels import Labels
 from prunebench.metrics.flips import holm
 from prunebench.pairing import Pair
-from prunebench.scoring import Draw, check_draw, has_logits, read_logits
+from prunebench.scoring import Draw, check_draw, has_logits, load_labels, read_logits
 from prunebench.stats import (
     Interval,
     mcnemar_p_value,
@@ -30,7 +30,7 @@ from prunebench.stats import (
     pooled_mcnemar_p_value,
     sign_flip_p_value,
 )
-from prunebench.tasks import Task, resolve_task, splits_hash
+from prunebench.tasks import Task, resolve_task
 
 METRICS = ("plain", "unbiased", "aligned", "conflicting", "worst_group", "bias_gap", "attribute_accuracy")
 """What is compared by seed: accuracies; the last one of multi-label tasks only."""
@@ -84,24 +84,13 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Truth:
-    """The test split of one draw: labels and groups `[N]`, which groups are aligned, and what names the draw."""
-
-    task: Task
-    label: Tensor
-    bias: Tensor
-    splits_hash: str
-    test_hash: str
-
-
-@dataclass(frozen=True)
 class Answers:
     """One pair of runs on the test split: whether each is right, bool `[N]`."""
 
     pair: str
     first: Tensor
     second: Tensor
-    truth: Truth
+    truth: Labels
 
 
 Tested = TypeVar("Tested", SeedTest, SampleTest)
@@ -192,7 +181,7 @@ def _scopes(answers: Sequence[Answers]) -> dict[str, list[Tensor]]:
     scopes: dict[str, list[Tensor]] = {}
     task = answers[0].truth.task
     for entry in answers:
-        label, bias = entry.truth.label, entry.truth.bias
+        label, bias = entry.truth.label("test"), entry.truth.bias["test"]
         aligned = task.aligned(label, bias)
         wide = {"all samples": torch.ones_like(aligned), "aligned": aligned, "conflicting": ~aligned}
         groups = {
@@ -235,7 +224,7 @@ def _read_answers(
 ) -> tuple[list[Answers], list[str]]:
     """What the runs of each pair answered, and notes on pairs that cannot be compared by sample."""
     answers, notes = [], []
-    truths: dict[int, Truth] = {}
+    truths: dict[int, Labels] = {}
     for pair in pairs:
         try:
             for record, store in ((pair.first, pair.first_store), (pair.second, pair.second_store)):
@@ -250,7 +239,7 @@ def _read_answers(
     return answers, notes
 
 
-def _answers(pair: Pair, truths: Mapping[int, Truth]) -> Answers:
+def _answers(pair: Pair, truths: Mapping[int, Labels]) -> Answers:
     right = []
     first, second = (truths[record.run_spec.seed] for record in (pair.first, pair.second))
     for record, store, truth in (
@@ -259,11 +248,12 @@ def _answers(pair: Pair, truths: Mapping[int, Truth]) -> Answers:
     ):
         try:
             check_draw(record, truth.task, truth.splits_hash)
-            samples = {"test": len(truth.label)}
+            label = truth.label("test")
+            samples = {"test": len(label)}
             logits = read_logits(record, store, samples, truth.task.num_outputs)["test"]
         except StoreError as error:
             raise StoreError(f"run {record.run_id}: {error}") from error
-        right.append(truth.task.group_prediction(logits) == truth.label)
+        right.append(truth.task.group_prediction(logits) == label)
     if first.test_hash != second.test_hash:
         raise UsageError(
             f"{pair.name}: the two runs were tested on different samples; compare runs of one seed"
@@ -271,18 +261,9 @@ def _answers(pair: Pair, truths: Mapping[int, Truth]) -> Answers:
     return Answers(pair.name, right[0], right[1], first)
 
 
-def _read_truth(draw: Draw, data_root: Path | None, resolve: Callable[[str, Path | None], Task]) -> Truth:
-    """The test split of a draw. Raises DataError where the task is not known here or its data not at hand."""
-    name, seed = draw
+def _read_truth(draw: Draw, data_root: Path | None, resolve: Callable[[str, Path | None], Task]) -> Labels:
+    """The labels of a draw. Raises DataError where the task is not known here or its data not at hand."""
     try:
-        task = resolve(name, data_root)
+        return load_labels(draw, data_root, resolve)
     except UsageError as error:
         raise DataError(str(error)) from error
-    splits = task.splits(data_root, seed)
-    test = splits.test
-    digest = hashlib.sha256(
-        test.x.contiguous().numpy().tobytes() if test.digest is None else test.digest.encode()
-    )
-    for values in (test.y, test.bias):
-        digest.update(values.contiguous().numpy().tobytes())
-    return Truth(task, task.group_label(test.y), test.bias, splits_hash(splits), digest.hexdigest())

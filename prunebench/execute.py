@@ -128,7 +128,7 @@ def _fit_and_measure(cell: Cell, place: Workplace, data: TaskData, progress: Pro
         record,
         status="ok",
         phase_seconds=seconds,
-        splits_hash=data.splits_hash,
+        splits_hash=data.labels.splits_hash,
         sparsity=Sparsity(**asdict(report)),
         groups=tables,
         metrics=metrics,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from pathlib import Path
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 
 from prunebench.deferral import TEST_NOTE, THRESHOLD_NOTE, VALIDATION_NOTE, TwoStage
 from prunebench.experiment import VisibleSplit
+from prunebench.labels import SPLITS, Labels
 from prunebench.metrics.groups import GroupTable
-from prunebench.metrics.summary import AttributeTruth, summarize_attribute_run, summarize_runs
 from prunebench.record import PLAIN_PATH, CostReport, GroupRow, Mining
 from prunebench.speed import (
     Inference,
@@ -23,7 +22,7 @@ from prunebench.speed import (
     peak_memory_mb,
     ready_for_inference,
 )
-from prunebench.tasks import Task, splits_hash
+from prunebench.tasks import Task
 from prunebench.training.data import Images, StreamedImages
 from prunebench.training.loop import evaluate
 
@@ -37,13 +36,10 @@ class TaskData:
         start = time.perf_counter()
         splits = task.splits(data_root, seed)
         self.task, self.seed, self.device = task, seed, device
-        self.splits_hash = splits_hash(splits)
-        self.y: dict[str, Tensor] = {}
-        self.bias: dict[str, Tensor] = {}
+        self.labels = Labels.of(task, splits)
         self.images: dict[str, Images] = {}
-        for name in ("train", "val", "test"):
+        for name in SPLITS:
             split = getattr(splits, name)
-            self.y[name], self.bias[name] = split.y, split.bias
             kind = Images if split.digest is None else StreamedImages
             self.images[name] = kind(split.x, mean=task.mean, std=task.std, device=device, view=task.view)
         self.seconds = round(time.perf_counter() - start, 3)
@@ -51,40 +47,9 @@ class TaskData:
     def visible(self, name: str, supervision: str) -> VisibleSplit:
         """The split as a method with this supervision sees it."""
         granted = {"none": (), "val-groups": ("val",), "train-groups": ("train", "val")}[supervision]
-        bias = self.bias[name].clone() if name in granted else None
+        bias = self.labels.bias[name].clone() if name in granted else None
         needs = "train-groups" if name == "train" else "val-groups"
-        return VisibleSplit(self.images[name], self.y[name].clone(), bias, name=name, needs=needs)
-
-    def summary(
-        self, logits: Tensor, name: str, validation: Tensor | None = None
-    ) -> tuple[GroupTable, dict[str, float]]:
-        """Group table and metrics of logits `[N, C]` on a split; thresholds from validation logits `[N', C]`.
-
-        `train_weighted` weighs the groups as they occur in training.
-        """
-        label, bias, pairs = self.y[name], self.bias[name], self.aligned_pair()
-        attributes = self.task.attributes
-        if attributes is None:
-            table, metrics = summarize_runs(logits.unsqueeze(0), label, bias, aligned_pair=pairs)[0]
-        else:
-            columns = attributes.target_index, attributes.identity_indices
-            truth = AttributeTruth(label, bias, self.y["train"], pairs, *columns)
-            calibration = None if validation is None else (validation, self.y["val"])
-            table, metrics = summarize_attribute_run(logits, truth, validation=calibration)
-        return table, {**metrics, "train_weighted": table.train_weighted(self.train_count)}
-
-    @functools.cached_property
-    def train_count(self) -> Tensor:
-        """Training samples by (label, bias): int64 `[C, B]`."""
-        pairs = self.aligned_pair()
-        group = self.task.group_label(self.y["train"]) * pairs.shape[1] + self.bias["train"]
-        return torch.bincount(group, minlength=pairs.numel()).view_as(pairs)
-
-    def aligned_pair(self) -> Tensor:
-        """Which (label, bias) pairs are aligned, bool `[C, B]`."""
-        shape = (self.task.num_classes, self.task.num_biases)
-        label, bias = torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij")
-        return self.task.aligned(label, bias)
+        return VisibleSplit(self.images[name], self.labels.y[name].clone(), bias, name=name, needs=needs)
 
 
 Summary = dict[str, float | None]
@@ -100,9 +65,8 @@ def measure_outputs(
     outputs = {f"{name}_logits": evaluate(model, data.images[name]).half() for name in ("val", "test")}
     summaries: dict[str, Summary] = {}
     for name in ("val", "test"):
-        table, metrics = data.summary(
-            outputs[f"{name}_logits"].float(), name, validation=outputs["val_logits"].float()
-        )
+        logits, validation = outputs[f"{name}_logits"].float(), outputs["val_logits"].float()
+        table, metrics = data.labels.summary(logits, name, validation)
         summaries[name] = {**metrics}
     return outputs, group_rows(table), summaries["test"], summaries["val"]
 
@@ -121,7 +85,7 @@ def measure_mining(mined: Tensor | None, data: TaskData) -> Mining | None:
     """Precision and recall of the mined samples against the withheld bias labels."""
     if mined is None:
         return None
-    truth = ~data.task.aligned(data.task.group_label(data.y["train"]), data.bias["train"])
+    truth = ~data.task.aligned(data.labels.label("train"), data.labels.bias["train"])
     hits, found, total = int((mined & truth).sum()), int(mined.sum()), int(truth.sum())
     return Mining(found, total, hits / found if found else math.nan, hits / total if total else math.nan)
 

@@ -28,7 +28,8 @@ from torch import Tensor
 from prunebench.environment import describe_code
 from prunebench.errors import PruneBenchError, StoreError
 from prunebench.execute import one_thread
-from prunebench.measure import TaskData, group_rows
+from prunebench.labels import Labels
+from prunebench.measure import group_rows
 from prunebench.record import GroupRow, RunRecord
 from prunebench.store import Store
 from prunebench.tasks import Task, resolve_task
@@ -127,7 +128,7 @@ def find_runs(results: Path) -> dict[Draw | None, list[str]]:
 
 def _load(
     draw: Draw | None, data_root: Path | None, resolve: Callable[[str, Path | None], Task]
-) -> TaskData | str:
+) -> Labels | str:
     """The draw's labels, or why it cannot be loaded."""
     if draw is None:
         return "its record does not say of which task and seed it is"
@@ -139,16 +140,17 @@ def _load(
 
 def load_labels(
     draw: Draw, data_root: Path | None, resolve: Callable[[str, Path | None], Task] = resolve_task
-) -> TaskData:
-    """A draw without its images: on the device `meta` they keep their shape and take no memory."""
+) -> Labels:
+    """The labels of a draw. Raises UsageError for an unknown task, DataError where its data are not at hand."""
     name, seed = draw
-    return TaskData(resolve(name, data_root), data_root, seed, torch.device("meta"))
+    task = resolve(name, data_root)
+    return Labels.of(task, task.splits(data_root, seed))
 
 
 def _score(
     store: Store,
     run_id: str,
-    data: TaskData | str,
+    data: Labels | str,
     scored_on: Mapping[str, str | bool | None] | None,
     place: tuple[int, int],
 ) -> Scored:
@@ -220,9 +222,9 @@ def _outputs(store: Store, run_id: str) -> Path:
     return store.folder(run_id) / "outputs.safetensors"
 
 
-def score_record(record: RunRecord, logits: Mapping[str, Tensor], data: TaskData) -> RunRecord:
+def score_record(record: RunRecord, logits: Mapping[str, Tensor], labels: Labels) -> RunRecord:
     """The record with groups and metrics of these logits, computed as `measure_outputs` does."""
-    found = {name: data.summary(logits[name], name, validation=logits["val"]) for name in SPLITS}
+    found = {name: labels.summary(logits[name], name, logits["val"]) for name in SPLITS}
     table, metrics = found["test"]
     return replace(
         record,

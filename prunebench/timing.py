@@ -72,7 +72,7 @@ def _measured(record: RunRecord, store: Store, data: TaskData, data_root: Path |
     """The record's cost with new latencies."""
     spec, before = record.run_spec, record.cost
     assert before is not None
-    if data.splits_hash != record.splits_hash:
+    if data.labels.splits_hash != record.splits_hash:
         raise StoreError("its task draws other data here")
     dense, pruned = (
         build_model(spec.model, data.task.num_outputs, seed=spec.seed, data_root=data_root).to(data.device)

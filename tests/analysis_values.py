@@ -23,8 +23,8 @@ from prunebench.analysis.values import (
     Evidence,
     ExemplarRow,
     GroupChange,
+    LossSplit,
     SampleForetelling,
-    Split,
     SusceptibleSample,
     TaskAnalysis,
 )
@@ -144,9 +144,9 @@ def foretelling(found: list[Place]) -> tuple[SampleForetelling, ...]:
     )  # fmt: skip
 
 
-def splits(found: list[Place]) -> tuple[Split, ...]:
+def splits(found: list[Place]) -> tuple[LossSplit, ...]:
     return tuple(
-        Split(
+        LossSplit(
             place.method, place.sparsity, place.dense, round(0.5 + 0.4 * place.harm, 6),
             round(0.35 + 0.4 * place.harm, 6), 0.15,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,18 +13,14 @@ import pytest
 import torch
 from helpers import TASK, run_inline, tiny_suite
 from rich.console import Console
-from scipy.stats import spearmanr
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
 
 from prunebench.analysis import claims
-from prunebench.analysis import outputs as outputs_file
 from prunebench.analysis.analyze import analyze_outputs, analyze_results
 from prunebench.analysis.cells import estimate, summarize_cells
-from prunebench.analysis.foretelling import bootstrap_area
 from prunebench.analysis.measures import Measured, class_amplification, measure_run
-from prunebench.analysis.outputs import Outputs, Run, Truth, read_outputs
+from prunebench.analysis.outputs import Outputs, Run, read_outputs
 from prunebench.analysis.session import analyze_folder, caption
 from prunebench.analysis.values import (
     Cell,
@@ -36,14 +33,16 @@ from prunebench.analysis.values import (
     write_analysis,
 )
 from prunebench.errors import StoreError, UsageError
+from prunebench.labels import Labels
 from prunebench.store import Store
-from prunebench.tasks import Attributes, Split, Task, resolve_task
+from prunebench.tasks import Attributes, Splits, Task, resolve_task
+from prunebench.tasks.colored_digits import ColoredDigits
 
 CLASSES, SAMPLES = 10, 1000
 
 
 @pytest.fixture
-def truth() -> Truth:
+def truth() -> Labels:
     """Digits in balanced groups; in training nine of ten are aligned."""
     task = resolve_task(TASK)
     generator = torch.Generator().manual_seed(0)
@@ -51,11 +50,10 @@ def truth() -> Truth:
     test_bias = torch.arange(SAMPLES) // CLASSES % CLASSES
     broken = torch.rand(SAMPLES, generator=generator) < 0.1
     train_bias = torch.where(broken, (y + 1) % CLASSES, y)
-    return Truth(
+    return Labels(
         task,
         {"train": y, "val": y, "test": y},
         {"train": train_bias, "val": train_bias, "test": test_bias},
-        torch.eye(CLASSES, dtype=torch.bool),
     )
 
 
@@ -63,22 +61,21 @@ def logits_of(said: Tensor, confidence: float = 4.0) -> Tensor:
     return confidence * functional.one_hot(said, CLASSES).float()
 
 
-def run_of(truth: Truth, said: Tensor, *, method: str = "m", sparsity: float = 0.9, seed: int = 0) -> Run:
+def run_of(truth: Labels, said: Tensor, *, method: str = "m", sparsity: float = 0.9, seed: int = 0) -> Run:
     """A run that says `said` on test and is right on validation."""
     dense = method == "dense"
     logits = {"val": logits_of(truth.y["val"]), "test": logits_of(said)}
     return Run(method, 0.0 if dense else sparsity, dense, 0.0 if dense else sparsity, seed, logits)
 
 
-def outputs_of(truth: Truth, runs: list[Run]) -> Outputs:
-    images = torch.zeros(SAMPLES, 3, 4, 4, dtype=torch.uint8)
+def outputs_of(truth: Labels, runs: list[Run]) -> Outputs:
     spec = {"model": "convnet-small", "recipe": {"steps": 1}}
     return Outputs(
-        "digits", truth.task, spec, tuple(runs), {run.seed: truth for run in runs}, images, ("x: no logits",)
+        "digits", truth.task, spec, tuple(runs), {run.seed: truth for run in runs}, ("x: no logits",)
     )
 
 
-def test_a_model_that_reads_the_bias_alone(truth: Truth) -> None:
+def test_a_model_that_reads_the_bias_alone(truth: Labels) -> None:
     found = measure_run(run_of(truth, truth.bias["test"]), truth)
     assert found.values["bias_gap"] == 1
     assert found.values["conflicting"] == 0
@@ -89,22 +86,24 @@ def test_a_model_that_reads_the_bias_alone(truth: Truth) -> None:
     assert found.predicted.tolist() == truth.bias["test"].tolist()
 
 
-def test_a_model_that_reads_the_label_alone(truth: Truth) -> None:
+def test_a_model_that_reads_the_label_alone(truth: Labels) -> None:
     found = measure_run(run_of(truth, truth.y["test"]), truth)
     assert found.values["bias_gap"] == 0
     assert found.values["bias_amplification"] == 0
     assert found.right.all()
 
 
-def test_a_class_without_an_identity_of_its_own_has_no_amplification(truth: Truth) -> None:
-    pairs = truth.aligned_pair.clone()
-    pairs[0], pairs[1] = True, False
+def test_a_class_without_an_identity_of_its_own_has_no_amplification(truth: Labels) -> None:
+    class Odd(ColoredDigits):
+        def aligned(self, y: Tensor, bias: Tensor) -> Tensor:
+            return (y == 0) | ((y == bias) & (y > 1))
+
     prediction = functional.one_hot(truth.y["test"], CLASSES)
-    found = class_amplification(prediction, dataclasses.replace(truth, aligned_pair=pairs))
+    found = class_amplification(prediction, dataclasses.replace(truth, task=Odd(0.02)))
     assert torch.isnan(found).tolist() == [True, True, *[False] * 8]
 
 
-def test_changes_are_paired_by_seed(truth: Truth) -> None:
+def test_changes_are_paired_by_seed(truth: Labels) -> None:
     """Dense is right in seed 0 and reads the bias in seed 1; pruned reads the bias in both, and in seed 7."""
     label, bias = truth.y["test"], truth.bias["test"]
     runs = [run_of(truth, label, method="dense"), run_of(truth, bias, method="dense", seed=1)]
@@ -128,7 +127,7 @@ def test_estimates_have_no_interval_with_one_seed_and_no_mean_with_an_undefined_
     assert both.low == pytest.approx(0.5 - 12.7062 * 0.1, abs=1e-3)
 
 
-def test_an_analysis_of_everything(truth: Truth, tmp_path: Path) -> None:
+def test_an_analysis_of_everything(truth: Labels, tmp_path: Path) -> None:
     """Pruned runs say the next class of the first tenth of the samples: the exemplars are just those."""
     label = truth.y["test"]
     wrong = torch.where(torch.arange(SAMPLES) < SAMPLES // 10, (label + 1) % CLASSES, label)
@@ -163,7 +162,7 @@ def test_an_analysis_of_everything(truth: Truth, tmp_path: Path) -> None:
     assert read_analysis(write_analysis(found, tmp_path)) == found
 
 
-def test_pruning_that_changes_no_label_has_no_exemplars(truth: Truth) -> None:
+def test_pruning_that_changes_no_label_has_no_exemplars(truth: Labels) -> None:
     runs = [
         run_of(truth, truth.y["test"], method=method, seed=seed)
         for method in ("dense", "m")
@@ -174,7 +173,7 @@ def test_pruning_that_changes_no_label_has_no_exemplars(truth: Truth) -> None:
     assert (exemplars.share, exemplars.taxicab, exemplars.right_share) == (0, 0, None)
 
 
-def test_equal_populations_have_their_own_distance(truth: Truth) -> None:
+def test_equal_populations_have_their_own_distance(truth: Labels) -> None:
     """Of two seeds one says the next class of every sample, dense as pruned: distance 2 from the other seed."""
     label = truth.y["test"]
     said = (label, (label + 1) % CLASSES)
@@ -187,7 +186,7 @@ def test_equal_populations_have_their_own_distance(truth: Truth) -> None:
     assert (exemplars.matched_share, exemplars.control_share) == (1, 1)
 
 
-def test_what_defers_to_the_dense_model_says_nothing_of_few_weights(truth: Truth) -> None:
+def test_what_defers_to_the_dense_model_says_nothing_of_few_weights(truth: Labels) -> None:
     label = truth.y["test"]
     runs = [run_of(truth, label, method=method, seed=seed) for method in ("dense", "m") for seed in (0, 1)]
     runs += [
@@ -198,14 +197,14 @@ def test_what_defers_to_the_dense_model_says_nothing_of_few_weights(truth: Truth
     assert {cell.method for cell in found.cells} == {"dense", "m", "n"}
 
 
-def test_seeds_are_those_of_the_runs(truth: Truth) -> None:
+def test_seeds_are_those_of_the_runs(truth: Labels) -> None:
     runs = [run_of(truth, truth.y["test"], method="dense", seed=3), run_of(truth, truth.bias["test"], seed=3)]
     outputs = outputs_of(truth, runs)
     more = dataclasses.replace(outputs, truths={1: truth, **outputs.truths})
     assert analyze_outputs(more).seeds == (3,)
 
 
-def test_the_same_runs_in_another_order_give_the_same_analysis(truth: Truth) -> None:
+def test_the_same_runs_in_another_order_give_the_same_analysis(truth: Labels) -> None:
     generator = torch.Generator().manual_seed(1)
     runs = []
     for method in ("dense", "m", "n"):
@@ -215,7 +214,7 @@ def test_the_same_runs_in_another_order_give_the_same_analysis(truth: Truth) -> 
     assert analyze_outputs(outputs_of(truth, runs)) == analyze_outputs(outputs_of(truth, runs[::-1]))
 
 
-def test_a_single_seed_has_neither_tests_nor_control(truth: Truth) -> None:
+def test_a_single_seed_has_neither_tests_nor_control(truth: Labels) -> None:
     runs = [run_of(truth, truth.y["test"], method="dense"), run_of(truth, truth.bias["test"])]
     found = analyze_outputs(outputs_of(truth, runs))
     assert not found.splits
@@ -226,7 +225,7 @@ def test_a_single_seed_has_neither_tests_nor_control(truth: Truth) -> None:
     assert {line.verdict for line in found.claims[0].evidence} == {"undecided"}
 
 
-def test_attributes_are_analysed_by_output(truth: Truth) -> None:
+def test_attributes_are_analysed_by_output(truth: Labels) -> None:
     """Five attributes, the last one an identity; pruned models flip the first attribute of every tenth sample."""
     generator = torch.Generator().manual_seed(2)
     label = (torch.rand(SAMPLES, 5, generator=generator) < 0.5).to(torch.uint8)
@@ -236,7 +235,7 @@ def test_attributes_are_analysed_by_output(truth: Truth) -> None:
     task.num_classes = task.num_biases = 2
     labels = dict.fromkeys(("train", "val", "test"), label)
     bias = {name: label[:, 4].long() for name in labels}
-    many = Truth(task, labels, bias, torch.eye(2, dtype=torch.bool))
+    many = Labels(task, labels, bias)
     dense = 6.0 * label.float() - 3 + 0.1 * torch.randn(label.shape, generator=generator)
     pruned = dense.clone()
     pruned[::10, 0] *= -1
@@ -255,29 +254,6 @@ def test_attributes_are_analysed_by_output(truth: Truth) -> None:
     assert rows["b"]["accuracy"] == 1
     assert rows["g"]["bias_amplification"] is None  # an identity is not measured against itself
     assert {row.label for row in found.groups} == {"a", "not a"}
-
-
-def test_bootstrap_of_the_area_matches_scikit_learn() -> None:
-    generator = np.random.default_rng(0)
-    score = np.round(generator.normal(size=300), 1)
-    happened = generator.random(300) < 1 / (1 + np.exp(-score))
-    low, high = bootstrap_area(score, happened, draws=300)
-    again = np.random.default_rng(0)
-    areas = [
-        roc_auc_score(happened[index], score[index])
-        for index in (again.integers(0, 300, 300) for _ in range(300))
-    ]
-    assert (low, high) == pytest.approx(tuple(np.quantile(areas, [0.025, 0.975])), abs=1e-12)
-
-
-def test_bootstrap_of_the_area_draws_the_outputs_of_a_sample_together() -> None:
-    generator = np.random.default_rng(0)
-    score = np.repeat(generator.normal(size=100), 6)
-    happened = np.repeat(generator.random(100) < 0.4, 6)
-    assert bootstrap_area(score, happened, columns=6) == pytest.approx(
-        bootstrap_area(score[::6], happened[::6])
-    )
-    assert bootstrap_area(score, np.zeros(600, bool)) == (None, None)
 
 
 def cell(accuracy: tuple[float, float], bias: tuple[float, float], achieved: float = 0.9) -> Cell:
@@ -326,7 +302,7 @@ def test_correlations_are_judged_by_their_sign(low: float, high: float, verdict:
     assert [line.verdict for line in claim.evidence] == [verdict]
 
 
-def measured_at(truth: Truth, method: str, values: dict[str, float], seed: int = 0) -> Measured:
+def measured_at(truth: Labels, method: str, values: dict[str, float], seed: int = 0) -> Measured:
     """A run with these values and no others."""
     run = measure_run(run_of(truth, truth.y["test"], method=method, seed=seed), truth)
     return dataclasses.replace(run, values={"accuracy": 1.0, **values}, entries={})
@@ -337,7 +313,7 @@ def rhos_of(cells: dict[tuple[str, float | None], list[Measured]]) -> dict[str |
     return {entry.method: entry.rho for entry in found if entry.second == "b"}
 
 
-def test_correlations_within_methods_leave_out_what_differs_between_them(truth: Truth) -> None:
+def test_correlations_within_methods_leave_out_what_differs_between_them(truth: Labels) -> None:
     """In either method uncertainty rises with the bias; the method with less bias is the more uncertain one."""
     cells = {
         (method, step / 10): [
@@ -353,7 +329,7 @@ def test_correlations_within_methods_leave_out_what_differs_between_them(truth: 
     assert found[None].n == 2
 
 
-def test_dense_runs_are_no_part_of_every_method(truth: Truth) -> None:
+def test_dense_runs_are_no_part_of_every_method(truth: Labels) -> None:
     cells = {("dense", 0.0): [measured_at(truth, "dense", {"u": 9.0, "b": -9.0})]}
     for step in range(5):
         cells["m", step / 10] = [measured_at(truth, "m", {"u": step, "b": step})]
@@ -363,7 +339,7 @@ def test_dense_runs_are_no_part_of_every_method(truth: Truth) -> None:
     assert found["m"].mean < 1
 
 
-def test_the_interval_of_a_correlation_is_over_seeds(truth: Truth) -> None:
+def test_the_interval_of_a_correlation_is_over_seeds(truth: Labels) -> None:
     """Rising in two seeds, falling in a third: 1, 1 and -1 leave everything open; four points decide nothing."""
 
     def cells(steps: int, signs: tuple[int, ...]) -> dict[tuple[str, float | None], list[Measured]]:
@@ -387,14 +363,7 @@ def test_nothing_to_judge_by_is_a_sentence() -> None:
     assert claims.claim_of_foretelling([], [], "classes").answer == "Nothing to judge it by."
 
 
-def test_spearman_matches_scipy() -> None:
-    generator = np.random.default_rng(0)
-    first, second = np.round(generator.normal(size=(2, 40)), 1)
-    assert claims.spearman(first, second) == pytest.approx(spearmanr(first, second).statistic)
-    assert np.isnan(claims.spearman(first, np.zeros(40)))
-
-
-def test_changes_of_amplification_are_over_outputs_defined_in_both_runs(truth: Truth) -> None:
+def test_changes_of_amplification_are_over_outputs_defined_in_both_runs(truth: Labels) -> None:
     """The pruned model never says 0, so nothing is known of that class; all others are as they were."""
     bias = truth.bias["test"]
     dense = measure_run(run_of(truth, bias, method="dense"), truth)
@@ -497,13 +466,11 @@ def test_runs_without_their_logits_are_listed(
 def test_seeds_with_a_test_split_of_their_own_are_left_out(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw = outputs_file._read_truth
+    def shifted(task: Task, splits: Splits) -> Labels:
+        return dataclasses.replace(original(task, splits), test_hash=str(next(numbers)))
 
-    def shifted(task: Task, data_root: Path | None, seed: int) -> tuple[Truth, str, Split]:
-        truth, drawn_hash, test = draw(task, data_root, seed)
-        return truth, drawn_hash, dataclasses.replace(test, x=test.x + seed)
-
-    monkeypatch.setattr(outputs_file, "_read_truth", shifted)
+    original, numbers = Labels.of, itertools.count()
+    monkeypatch.setattr(Labels, "of", shifted)
     found = only(results)
     assert found.seeds == (0,)
     assert len(found.left_out) == 3

@@ -87,7 +87,7 @@ def test_they_declare_themselves() -> None:
 
 def test_the_calibrated_network_predicts_as_many_positives_as_there_are(attributes: Run) -> None:
     data = data_of(ATTRIBUTES)
-    wanted = data.y["val"].long().sum(0)
+    wanted = data.labels.y["val"].long().sum(0)
     for name in ("magnitude-calibrated 0.9 0", "gmp-pt-calibrated 0.9 0"):
         logits = evaluate(model_of(attributes, name, data), data.images["val"])
         assert torch.equal((logits > 0).sum(0), wanted)
@@ -105,7 +105,7 @@ def test_the_calibrated_network_predicts_as_many_positives_as_there_are(attribut
 def test_the_calibrated_network_predicts_classes_as_often_as_they_occur(classes: Run) -> None:
     data = data_of(TASK)
     logits = evaluate(model_of(classes, "magnitude-calibrated 0.9 0", data), data.images["val"])
-    assert torch.equal(logits.argmax(1).bincount(minlength=10), data.y["val"].bincount(minlength=10))
+    assert torch.equal(logits.argmax(1).bincount(minlength=10), data.labels.y["val"].bincount(minlength=10))
     notes = classes[1]["magnitude-calibrated 0.9 0"].notes
     before = evaluate(model_of(classes, "magnitude 0.9 0", data), data.images["val"])
     assert notes["calibration_changed"] == int((before.argmax(1) != logits.argmax(1)).sum()) > 0

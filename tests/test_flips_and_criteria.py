@@ -16,8 +16,10 @@ from prunebench.errors import MetricError
 from prunebench.metrics import flips
 from prunebench.metrics.criteria import (
     bias_variance,
+    bootstrap_area,
     evaluate_susceptibility,
     rank_correlation,
+    spearman,
     susceptibility,
 )
 from prunebench.metrics.flips import compression_identified_exemplars, holm, recall_change
@@ -222,3 +224,39 @@ def test_bias_and_variance_add_up_by_hand() -> None:
         bias_variance(probabilities[:1], label)
     with pytest.raises(MetricError, match=r"^label: values outside"):
         bias_variance(probabilities, label + 1)
+
+
+def test_spearman_matches_scipy() -> None:
+    generator = np.random.default_rng(0)
+    first, second = np.round(generator.normal(size=(2, 40)), 1)
+    rows = np.stack([first, second]), np.stack([second, np.zeros(40)])
+    found = spearman(*rows)
+    assert found[0] == pytest.approx(stats.spearmanr(first, second).statistic)
+    assert np.isnan(found[1])
+
+
+def test_bootstrap_of_the_area_matches_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    score = np.round(generator.normal(size=300), 1)
+    happened = generator.random(300) < 1 / (1 + np.exp(-score))
+    low, high = bootstrap_area(score, happened, draws=300)
+    again = np.random.default_rng(0)
+    areas = [
+        roc_auc_score(happened[index], score[index])
+        for index in (again.integers(0, 300, 300) for _ in range(300))
+    ]
+    assert (low, high) == pytest.approx(tuple(np.quantile(areas, [0.025, 0.975])), abs=1e-12)
+
+
+def test_bootstrap_of_the_area_draws_the_outputs_of_a_sample_together() -> None:
+    generator = np.random.default_rng(0)
+    score = np.repeat(generator.normal(size=100), 6)
+    happened = np.repeat(generator.random(100) < 0.4, 6)
+    assert bootstrap_area(score, happened, columns=6) == pytest.approx(
+        bootstrap_area(score[::6], happened[::6])
+    )
+    assert np.isnan(bootstrap_area(score, np.zeros(600, bool))).all()
+    with pytest.raises(MetricError, match="rows of 7"):
+        bootstrap_area(score, happened, columns=7)
+    with pytest.raises(MetricError, match="score 600"):
+        bootstrap_area(score, happened[:6])

@@ -12,13 +12,15 @@ from torch.nn import functional
 
 from prunebench.analysis.measures import Measured
 from prunebench.analysis.outputs import Outputs
-from prunebench.analysis.values import AttributeRow, Cell, Estimate, GroupChange, Split
+from prunebench.analysis.values import AttributeRow, Cell, Estimate, GroupChange, LossSplit
 from prunebench.bootstrap import METRICS, Intervals, bootstrap_cells
 from prunebench.errors import MetricError
 from prunebench.metrics.criteria import bias_variance
 from prunebench.metrics.flips import recall_change
 from prunebench.stats import mean_interval
 
+FEWEST_PAIRS = 5
+"""Of four pairs even the most extreme order has p = 2 / 4! > 0.05: their correlation gets no interval."""
 SHOWN_GROUPS = 5
 """Of a cell, so many groups with the largest loss and with the largest gain are listed."""
 
@@ -73,28 +75,20 @@ def resample_cells(cells: Cells, summaries: Sequence[Cell], outputs: Outputs) ->
 
     Cells that lack a seed of the dense model, or have another, keep none: their seeds would not be paired.
     """
-    truth = next(iter(outputs.truths.values()))
-    group = truth.task.group_label(truth.y["test"]) * truth.task.num_biases + truth.bias["test"]
-    seeds = tuple(dense_runs(cells))
+    truth, seeds = outputs.truth, tuple(dense_runs(cells))
     chosen = [key for key, runs in cells.items() if tuple(run.run.seed for run in runs) == seeds]
     hits = torch.stack([torch.stack([run.right for run in cells[key]]) for key in chosen])
     dense = next(place for place, key in enumerate(chosen) if cells[key][0].run.dense)
-    found = bootstrap_cells(hits, group, truth.aligned_pair.flatten(), reference=dense)
+    found = bootstrap_cells(hits, truth.group("test"), truth.aligned_pair.flatten(), reference=dense)
     assert found.differences is not None
-    return [
-        replace(
-            cell,
-            sampled=_by_metric(found.values, place, len(seeds)),
-            sampled_changes={} if cell.dense else _by_metric(found.differences, place, len(seeds)),
-        )
-        if (place := _place((cell.method, cell.sparsity), chosen)) is not None
-        else cell
-        for cell in summaries
-    ]
-
-
-def _place(key: tuple[str, float | None], chosen: Sequence[tuple[str, float | None]]) -> int | None:
-    return chosen.index(key) if key in chosen else None
+    resampled = []
+    for cell in summaries:
+        if (cell.method, cell.sparsity) in chosen:
+            place = chosen.index((cell.method, cell.sparsity))
+            changes = {} if cell.dense else _by_metric(found.differences, place, len(seeds))
+            cell = replace(cell, sampled=_by_metric(found.values, place, len(seeds)), sampled_changes=changes)
+        resampled.append(cell)
+    return resampled
 
 
 def _by_metric(intervals: Intervals, place: int, seeds: int) -> dict[str, Estimate]:
@@ -120,9 +114,7 @@ def attribute_rows(cells: Cells, names: Sequence[str]) -> list[AttributeRow]:
 
 def group_changes(cells: Cells, outputs: Outputs) -> list[GroupChange]:
     """The groups whose accuracy pruning changed most, by cell; tests need two seeds on either side."""
-    truth = next(iter(outputs.truths.values()))
-    label, bias = truth.task.group_label(truth.y["test"]), truth.bias["test"]
-    group = label * truth.task.num_biases + bias
+    truth, group = outputs.truth, outputs.truth.group("test")
     size = torch.bincount(group, minlength=truth.aligned_pair.numel())
     present = torch.nonzero(size).flatten().tolist()
     dense = list(dense_runs(cells).values())
@@ -183,7 +175,7 @@ def _label_name(outputs: Outputs, label: int) -> str:
     return attributes.target if label else f"not {attributes.target}"
 
 
-def loss_splits(cells: Cells, outputs: Outputs) -> list[Split]:
+def loss_splits(cells: Cells, outputs: Outputs) -> list[LossSplit]:
     """Bias and variance of the squared loss, for cells with two seeds or more."""
     label = outputs.test_y.long().flatten()
     found = []
@@ -193,7 +185,7 @@ def loss_splits(cells: Cells, outputs: Outputs) -> list[Split]:
         probabilities = torch.stack([_probabilities(run.run.logits["test"], outputs) for run in runs])
         split = bias_variance(probabilities, label)
         numbers = (split.loss, split.bias_squared, split.variance)
-        found.append(Split(method, sparsity, runs[0].run.dense, *(defined(value) for value in numbers)))
+        found.append(LossSplit(method, sparsity, runs[0].run.dense, *(defined(value) for value in numbers)))
     return found
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from prunebench.analysis.cells import Cells, estimate
+from prunebench.analysis.cells import FEWEST_PAIRS, Cells, estimate
 from prunebench.analysis.measures import Measured
 from prunebench.analysis.values import (
     AttributeForetelling,
@@ -21,6 +21,7 @@ from prunebench.analysis.values import (
     SampleForetelling,
     Verdict,
 )
+from prunebench.metrics.criteria import spearman
 
 HIGH_SPARSITY = 0.9
 """From here on a tenth of the weights or fewer are left."""
@@ -29,8 +30,8 @@ BIAS_TOLERANCE = {"bias_gap": 0.02, "bias_amplification": 0.01}
 """Rises of the bias up to this are not substantial."""
 USEFUL_AREA = 0.7
 """Area under the ROC curve from which a ranking counts as foretelling."""
-FEWEST_PAIRS = 5
-"""Of four pairs even the most extreme order has p = 2 / 4! > 0.05: their correlation decides nothing."""
+FEWEST_POINTS = 3
+"""Of two points every correlation is 1 or -1."""
 CRITERIA = ("uncertainty", "identity_imbalance")
 """Dense criteria that claim (c) rests on: without the dense bias, from which the change of the bias is measured, so
 that noise in it alone gives a negative correlation."""
@@ -89,24 +90,15 @@ def _values(runs: Sequence[Measured], keys: tuple[str, str]) -> NDArray[np.float
 
 def _over_seeds(points: Sequence[NDArray[np.float64]]) -> Estimate:
     """Mean and t interval of the seeds' rhos, within -1..1; none where a seed has too few points to mean anything."""
-    rhos = [spearman(*rows) for rows in points]
+    rhos = [
+        float(spearman(*rows[:, None])[0]) if rows.shape[1] >= FEWEST_POINTS else math.nan for rows in points
+    ]
     found = estimate(rhos)
     if any(rows.shape[1] < FEWEST_PAIRS for rows in points):
         return Estimate(found.mean, None, None, found.n)
     if found.low is None or found.high is None:
         return found
     return Estimate(found.mean, max(found.low, -1.0), min(found.high, 1.0), found.n)
-
-
-def spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Spearman's rank correlation; nan with fewer than three pairs, or where a side is constant."""
-    from scipy.stats import rankdata
-
-    if len(first) < 3:
-        return math.nan
-    one, two = (rank - rank.mean() for rank in (rankdata(first), rankdata(second)))
-    spread = math.sqrt(float((one**2).sum() * (two**2).sum()))
-    return float((one * two).sum()) / spread if spread else math.nan
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from prunebench.analysis.cells import Cells, defined, dense_runs, estimate
-from prunebench.analysis.measures import Measured
+from prunebench.analysis.cells import FEWEST_PAIRS, Cells, defined, dense_runs, estimate
+from prunebench.analysis.measures import Measured, own_identity
 from prunebench.analysis.outputs import Outputs
 from prunebench.analysis.values import (
     AttributeForetelling,
@@ -20,15 +19,16 @@ from prunebench.analysis.values import (
     SampleForetelling,
     SusceptibleSample,
 )
-from prunebench.metrics.criteria import evaluate_susceptibility, rank_correlation, susceptibility
+from prunebench.metrics.criteria import (
+    bootstrap_area,
+    evaluate_susceptibility,
+    rank_correlation,
+    susceptibility,
+)
 from prunebench.metrics.flips import compression_identified_exemplars
 from prunebench.metrics.risk import bias_risks
 
 SHOWN_SAMPLES = 32
-FEWEST_PAIRS = 5
-"""Of fewer classes or attributes a rank correlation has no interval: four cannot be ordered significantly."""
-DRAWS = 400
-"""Bootstrap draws of an area under the curve."""
 
 
 def exemplar_rows(cells: Cells, outputs: Outputs) -> tuple[list[ExemplarRow], dict[str, Tensor]]:
@@ -89,8 +89,8 @@ def foretell_samples(cells: Cells, outputs: Outputs, masks: dict[str, Tensor]) -
             continue
         mask = masks[cell_name(method, sparsity)]
         told = evaluate_susceptibility(together, mask)
-        bounds = bootstrap_area(together.numpy(), mask.numpy(), columns)
-        area = Estimate(defined(told.area_under_curve), *bounds, told.samples)
+        low, high = bootstrap_area(together, mask, columns=columns)
+        area = Estimate(defined(told.area_under_curve), defined(low), defined(high), told.samples)
         rows.append(
             SampleForetelling(
                 method,
@@ -129,33 +129,6 @@ def foretell_samples(cells: Cells, outputs: Outputs, masks: dict[str, Tensor]) -
 def _mean(values: Sequence[float]) -> float | None:
     """The mean, or None where a value is undefined."""
     return defined(float(np.mean(values)))
-
-
-def bootstrap_area(
-    score: NDArray[np.float64], happened: NDArray[np.bool_], columns: int = 1, draws: int = DRAWS
-) -> tuple[float | None, float | None]:
-    """95 % percentile interval of the area under the ROC curve, over samples drawn with replacement; ties count half.
-
-    score and happened: `[N columns]`, sample by sample; the outputs of a sample are drawn together, and a draw weighs
-    them by how often. None where nothing or everything happened.
-    """
-    if happened.all() or not happened.any():
-        return None, None
-    _, place = np.unique(score, return_inverse=True)
-    size = int(place.max()) + 1
-    generator, samples = np.random.default_rng(0), len(score) // columns
-    areas = []
-    for _ in range(draws):
-        drawn = np.bincount(generator.integers(0, samples, samples), minlength=samples)
-        weight = np.repeat(drawn, columns)
-        positive = np.bincount(place, weights=weight * happened, minlength=size)
-        negative = np.bincount(place, weights=weight * ~happened, minlength=size)
-        pairs = positive.sum() * negative.sum()
-        if pairs:
-            below = np.cumsum(negative) - negative / 2
-            areas.append(float((positive * below).sum() / pairs))
-    low, high = np.quantile(areas, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def foretell_attributes(cells: Cells, outputs: Outputs) -> list[AttributeForetelling]:
@@ -200,9 +173,7 @@ def _risks(run: Measured, outputs: Outputs) -> dict[str, Tensor]:
     logits = run.run.logits["test"]
     attributes = outputs.task.attributes
     if attributes is None:
-        identity, train_identity = (
-            truth.aligned_pair.T[truth.bias[name]].long() for name in ("test", "train")
-        )
+        identity, train_identity = (own_identity(truth, name) for name in ("test", "train"))
         return bias_risks(
             logits, truth.y["test"], identity, train_label=truth.y["train"], train_identity=train_identity
         )
@@ -226,7 +197,7 @@ def susceptible_samples(cells: Cells, outputs: Outputs) -> list[SusceptibleSampl
     score = torch.stack([output_uncertainty(run, outputs) for run in dense.values()]).mean(0)
     columns = 1 if attributes is None else len(attributes)
     by_sample, least_sure = score.view(-1, columns).max(1)
-    truth = next(iter(outputs.truths.values()))
+    truth = outputs.truth
     pruned = [
         run
         for runs in cells.values()

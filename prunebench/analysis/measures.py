@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
-from prunebench.analysis.outputs import Run, Truth
+from prunebench.analysis.outputs import Run
 from prunebench.analysis.values import Measure
+from prunebench.labels import Labels
 from prunebench.metrics.arrays import as_finite
-from prunebench.metrics.attributes import attribute_table
 from prunebench.metrics.bias import bias_amplification
-from prunebench.metrics.calibration import (
-    calibrated_thresholds,
-    expected_calibration_error,
-    rare_value_underprediction,
-)
-from prunebench.metrics.classes import one_vs_rest
-from prunebench.metrics.summary import AttributeTruth, summarize_attribute_run, summarize_runs
+from prunebench.metrics.calibration import expected_calibration_error, rare_value_underprediction
+from prunebench.metrics.classes import one_hot, one_vs_rest
 from prunebench.metrics.uncertainty import uncertain_share
 
 ACCURACY = {
@@ -160,88 +152,66 @@ class Measured:
         return self.values[key] - other.values[key]
 
 
-def measure_run(run: Run, truth: Truth) -> Measured:
+def measure_run(run: Run, truth: Labels) -> Measured:
     """Measure one run on the test split; thresholds and in-distribution accuracy come from validation."""
     logits = as_finite("test logits", run.logits["test"], ndim=2).float()
-    right = truth.task.group_prediction(logits) == truth.task.group_label(truth.y["test"])
-    if truth.multi_label:
+    right = truth.task.group_prediction(logits) == truth.label("test")
+    if truth.task.attributes is not None:
         values, outputs, entries = _measure_attributes(logits, run.logits["val"], truth)
         predicted = (logits > 0).long().flatten()
     else:
-        values, outputs = _measure_classes(logits, run.logits["val"], truth)
-        entries = {"bias_amplification": outputs["bias_amplification"]}
+        values, outputs, entries = _measure_classes(logits, run.logits["val"], truth)
         predicted = logits.argmax(1)
     for key, where in DEFINED.items():
         values[where] = float((~entries[key].isnan()).double().mean())
     return Measured(run, values, outputs, predicted, right, entries)
 
 
-def _measure_classes(
-    logits: Tensor, val_logits: Tensor, truth: Truth
-) -> tuple[dict[str, float], dict[str, Tensor]]:
+Numbers = tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]
+"""Values, outputs and entries of `Measured`."""
+
+
+def _measure_classes(logits: Tensor, val_logits: Tensor, truth: Labels) -> Numbers:
     """Classes are judged one against the rest: class c's logit is z_c - log sum of exp of the others."""
-    y, bias = truth.y["test"], truth.bias["test"]
-    _, summary = summarize_runs(logits.unsqueeze(0), y, bias, aligned_pair=truth.aligned_pair)[0]
-    classes = logits.shape[1]
-    binary, label = one_vs_rest(logits), functional.one_hot(y, classes)
-    prediction = functional.one_hot(logits.argmax(1), classes)
-    train_label = functional.one_hot(truth.y["train"], classes)
+    _, summary = truth.summary(logits, "test", val_logits)
+    classes, y = logits.shape[1], truth.y["test"]
+    binary, label = one_vs_rest(logits), one_hot(y, classes)
+    prediction = one_hot(logits.argmax(1), classes)
     outputs = {
         "recall": (prediction * label).sum(0).double() / label.sum(0),
         "bias_amplification": class_amplification(prediction, truth),
         "uncertain_share": uncertain_share(binary),
         "calibration_error": expected_calibration_error(binary, label),
-        "underprediction": rare_value_underprediction(prediction, label, train_label),
+        "underprediction": rare_value_underprediction(prediction, label, one_hot(truth.y["train"], classes)),
     }
     values = {key: summary[key] for key in ("unbiased", "conflicting", "worst_group", "bias_gap")}
     values |= {key: summary[key] for key in ("entropy", "logit_correlation")}
     values["in_distribution"] = float((val_logits.argmax(1) == truth.y["val"]).double().mean())
     for key in ("bias_amplification", "uncertain_share", "calibration_error"):
         values[key] = float(outputs[key].nanmean())
-    return values, outputs
+    return values, outputs, {"bias_amplification": outputs["bias_amplification"]}
 
 
-def class_amplification(prediction: Tensor, truth: Truth) -> Tensor:
+def class_amplification(prediction: Tensor, truth: Labels) -> Tensor:
     """Bias amplification `[C]` of every class against its own identity: the biases that are aligned with it.
 
     prediction: 0/1 `[N, C]`, one-hot. nan where no bias, or every one, is aligned with the class.
     """
-    found = torch.full((prediction.shape[1],), math.nan, dtype=torch.float64)
-    for index in range(prediction.shape[1]):
-        towards = truth.aligned_pair[index]
-        if towards.any() and not towards.all():
-            found[index] = bias_amplification(
-                prediction[:, index : index + 1],
-                (truth.y["test"] == index).long().unsqueeze(1),
-                towards[truth.bias["test"]].long(),
-                train_label=(truth.y["train"] == index).long().unsqueeze(1),
-                train_identity=towards[truth.bias["train"]].long(),
-            ).value[0]
-    return found
+    label, train_label = (one_hot(truth.y[name], prediction.shape[1]) for name in ("test", "train"))
+    identity, train_identity = (own_identity(truth, name) for name in ("test", "train"))
+    return bias_amplification(
+        prediction, label, identity, train_label=train_label, train_identity=train_identity
+    ).value
 
 
-def _measure_attributes(
-    logits: Tensor, val_logits: Tensor, truth: Truth
-) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]:
-    attributes = truth.task.attributes
-    assert attributes is not None
-    given = AttributeTruth(
-        truth.y["test"],
-        truth.bias["test"],
-        truth.y["train"],
-        truth.aligned_pair,
-        attributes.target_index,
-        attributes.identity_indices,
-    )
-    _, summary = summarize_attribute_run(logits, given)
-    table = attribute_table(
-        logits,
-        truth.y["test"],
-        train_label=truth.y["train"],
-        identities=attributes.identity_indices,
-        thresholds=calibrated_thresholds(val_logits, truth.y["val"]),
-    )
-    summary = {**summary, **table.means()}
+def own_identity(truth: Labels, name: str) -> Tensor:
+    """Whether each sample's bias is aligned with each class: 0/1 `[N, C]`."""
+    return truth.aligned_pair.T[truth.bias[name]].long()
+
+
+def _measure_attributes(logits: Tensor, val_logits: Tensor, truth: Labels) -> Numbers:
+    table = truth.attribute_table(logits, "test", val_logits)
+    _, summary = truth.summary(logits, "test", val_logits, table)
     outputs = {
         "accuracy": table.accuracy,
         "bias_amplification": table.amplification.nanmean(0),

@@ -35,12 +35,12 @@ def analyze_folder(results: Path, data_root: Path | None, tasks: Sequence[str], 
             failed += 1
             console.print(f"{found.slug}: not analysed: {found.problem}", style="red", soft_wrap=True)
         else:
-            store_analysis(found, results / FOLDER)
+            store_analysis(found, data_root, results / FOLDER)
             _report(found.analysis, console)
     return failed
 
 
-def store_analysis(found: Analysed, folder: Path) -> None:
+def store_analysis(found: Analysed, data_root: Path | None, folder: Path) -> None:
     """Write the numbers of a section and the image of its susceptible samples. Raises StoreError."""
     from prunebench.analysis.pictures import sample_grid
 
@@ -51,7 +51,8 @@ def store_analysis(found: Analysed, folder: Path) -> None:
     except OSError as error:
         raise StoreError(f"cannot write {folder}: {error.strerror or error}") from error
     samples = found.analysis.susceptible
-    images = found.outputs.images[[sample.index for sample in samples]]
+    test = found.outputs.task.splits(data_root, found.analysis.seeds[0]).test
+    images = test.x[[sample.index for sample in samples]]
     captions = [caption(sample, found.analysis.multi_label) for sample in samples]
     sample_grid(images, captions, folder / found.analysis.grid_name)
     write_analysis(found.analysis, folder)

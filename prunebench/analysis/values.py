@@ -152,7 +152,7 @@ class Correlation:
 
 
 @dataclass(frozen=True)
-class Split:
+class LossSplit:
     """Bias and variance of the squared loss over seeds, in a cell."""
 
     method: str
@@ -229,7 +229,7 @@ class TaskAnalysis:
     attributes: tuple[AttributeRow, ...]
     groups: tuple[GroupChange, ...]
     exemplars: tuple[ExemplarRow, ...]
-    splits: tuple[Split, ...]
+    splits: tuple[LossSplit, ...]
     correlations: tuple[Correlation, ...]
     sample_foretelling: tuple[SampleForetelling, ...]
     attribute_foretelling: tuple[AttributeForetelling, ...]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from prunebench.errors import MetricError
@@ -83,8 +84,6 @@ def rank_correlation(
     is constant. All is nan with fewer than three pairs or a constant side. Raises MetricError on lengths that
     disagree, no value, no draw, and a confidence outside 0..1.
     """
-    from scipy.stats import rankdata
-
     if draws < 1:
         raise MetricError(f"draws: want at least one, got {draws}")
     if not 0 < confidence < 1:
@@ -102,17 +101,56 @@ def rank_correlation(
         return RankCorrelation(math.nan, math.nan, math.nan, len(one))
     index = np.random.default_rng(seed).integers(0, len(one), (draws, len(one)))
     index = np.concatenate([np.arange(len(one))[None], index])
-    ranks = [rankdata(values[index], axis=1) for values in (one, two)]
-    centred = [values - values.mean(1, keepdims=True) for values in ranks]
-    spread = np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
-    with np.errstate(invalid="ignore"):
-        rho = (centred[0] * centred[1]).sum(1) / spread
+    rho = spearman(one[index], two[index])
     if math.isnan(rho[0]):
         return RankCorrelation(math.nan, math.nan, math.nan, len(one))
     tail = (1 - confidence) / 2
     drawn = rho[1:][~np.isnan(rho[1:])]
     low, high = np.quantile(drawn, [tail, 1 - tail]) if len(drawn) else (math.nan, math.nan)
     return RankCorrelation(float(rho[0]), float(low), float(high), len(one))
+
+
+def spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Spearman's rank correlation of each row of `[D, n]` and `[D, n]`: float64 `[D]`; nan where a side is constant."""
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(values, axis=1) for values in (first, second)]
+    centred = [values - values.mean(1, keepdims=True) for values in ranks]
+    spread = np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
+    with np.errstate(invalid="ignore"):
+        return (centred[0] * centred[1]).sum(1) / spread
+
+
+def bootstrap_area(
+    score: Array, happened: Array, *, columns: int = 1, draws: int = 400
+) -> tuple[float, float]:
+    """95 % percentile interval of the area under the ROC curve, over samples drawn with replacement; ties count half.
+
+    score: float, happened: 0/1, both `[N columns]`, sample by sample; the outputs of a sample are drawn together, and a
+    draw weighs them by how often. nan where nothing or everything happened. Raises MetricError on lengths that
+    disagree or are no multiple of `columns`.
+    """
+    values = as_finite("score", score, ndim=1).numpy()
+    truth = as_binary("happened", happened, ndim=1).numpy()
+    if len(values) != len(truth) or columns < 1 or len(truth) % columns:
+        raise MetricError(f"happened: has {len(truth)} values, score {len(values)}; want rows of {columns}")
+    if truth.all() or not truth.any():
+        return math.nan, math.nan
+    _, place = np.unique(values, return_inverse=True)
+    size, samples = int(place.max()) + 1, len(truth) // columns
+    generator = np.random.default_rng(0)
+    areas = []
+    for _ in range(draws):
+        drawn = np.bincount(generator.integers(0, samples, samples), minlength=samples)
+        weight = np.repeat(drawn, columns)
+        positive = np.bincount(place, weights=weight * truth, minlength=size)
+        negative = np.bincount(place, weights=weight * (1 - truth), minlength=size)
+        pairs = positive.sum() * negative.sum()
+        if pairs:
+            below = np.cumsum(negative) - negative / 2
+            areas.append(float((positive * below).sum() / pairs))
+    low, high = np.quantile(areas, [0.025, 0.975])
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prunebench.metrics.attributes import attribute_table
-from prunebench.metrics.calibration import calibrated_thresholds
+from prunebench.metrics.attributes import AttributeTable
 from prunebench.metrics.dependence import mean_absolute_correlation
 from prunebench.metrics.groups import GroupTable, group_accuracy, group_tables
 from prunebench.metrics.uncertainty import uncertainty_summaries
@@ -44,37 +42,23 @@ def summarize_runs(
     return found
 
 
-@dataclass(frozen=True)
-class AttributeTruth:
-    """What a multi-label run is judged by: label 0/1 `[N, K]`, bias int64 `[N]`, train_label 0/1 `[N', K]`.
-
-    `target` is the column of the group table, aligned_pair `[2, B]`; `identities` are columns.
-    """
-
-    label: Tensor
-    bias: Tensor
-    train_label: Tensor
-    aligned_pair: Tensor
-    target: int
-    identities: tuple[int, ...]
-
-
 def summarize_attribute_run(
-    logits: Tensor, truth: AttributeTruth, *, validation: tuple[Tensor, Tensor] | None = None
+    logits: Tensor,
+    label: Tensor,
+    bias: Tensor,
+    *,
+    target: int,
+    aligned_pair: Tensor,
+    attributes: AttributeTable,
 ) -> Summary:
     """Group table of the target attribute, and metrics of all attributes: logits `[N, K]` of one multi-label run.
 
-    validation: logits and labels that the thresholds are calibrated on. Metrics: the accuracies of
-    `GroupTable.summary`, the means of `AttributeTable.means`, logit_correlation, and over all outputs: entropy (as a
-    share of log 2), confidence, margin, and negative_log_likelihood in nats.
+    label: 0/1 `[N, K]`, bias int64 `[N]`; target: the column of the group table, aligned_pair bool `[2, B]`.
+    Metrics: the accuracies of `GroupTable.summary`, the means of `attributes`, logit_correlation, and over all
+    outputs: entropy (as a share of log 2), confidence, margin, and negative_log_likelihood in nats.
     """
-    label = truth.label
-    predicted, true = (logits[:, truth.target] > 0).long(), label[:, truth.target].long()
-    table = group_accuracy(predicted, true, truth.bias, aligned_pair=truth.aligned_pair)
-    thresholds = None if validation is None else calibrated_thresholds(*validation)
-    attributes = attribute_table(
-        logits, label, train_label=truth.train_label, identities=truth.identities, thresholds=thresholds
-    )
+    predicted, true = (logits[:, target] > 0).long(), label[:, target].long()
+    table = group_accuracy(predicted, true, bias, aligned_pair=aligned_pair)
     together = (
         float(mean_absolute_correlation(logits.float().unsqueeze(0))[0]) if len(logits) > 1 else math.nan
     )

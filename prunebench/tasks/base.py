@@ -195,6 +195,14 @@ def data_withheld() -> Iterator[None]:
         _WITHHELD.active = False
 
 
+def split_hash(split: Split) -> str:
+    """Sixteen hex digits over one split: equal for equal images and labels. `digest` stands for the images."""
+    digest = hashlib.sha256(split.digest.encode() if split.digest else split.x.contiguous().numpy().tobytes())
+    for values in (split.y, split.bias):
+        digest.update(values.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def splits_hash(splits: Splits) -> str:
     """Sixteen hex digits over all tensors as loaded: tells when a generator drifted.
 
