@@ -7,7 +7,6 @@ Source: Iofinova et al., CVPR 2023, whose images are CelebA's.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -24,13 +23,13 @@ from prunebench.tasks.base import Split, Splits, Task
 from prunebench.tasks.colored_digits import (
     COPIES,
     TEST_SEED,
-    TRAIN_DIGITS,
     ColoredDigits,
+    fingerprint_digits,
     jitter,
     read_digits,
-    split_off_test,
+    split_digits,
 )
-from prunebench.tasks.colored_mnist import VAL_IMAGES, ColoredMnist, read_mnist
+from prunebench.tasks.colored_mnist import VAL_IMAGES, ColoredMnist, fingerprint_mnist, read_mnist
 from prunebench.tasks.coloring import MEAN_COLOURS, colour
 from prunebench.tasks.digits import DIGIT_ATTRIBUTES, choose_shares, has_attribute
 
@@ -59,8 +58,6 @@ class Source(ABC):
     attributes: tuple[str, ...]
     model: str
     recipe: Recipe
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     @abstractmethod
     def fingerprint(self, data_root: Path | None) -> str:
@@ -84,15 +81,13 @@ class DigitSource(Source):
     recipe = ColoredDigits.recipe
 
     def fingerprint(self, data_root: Path | None) -> str:
-        gray, digit = read_digits()
-        return hashlib.sha256(gray.tobytes() + digit.tobytes()).hexdigest()[:16]
+        return fingerprint_digits()
 
     def read(
         self, data_root: Path | None, attribute: str, generator: np.random.Generator
     ) -> tuple[Labelled, Labelled, Labelled]:
         gray, digit = read_digits()
-        rest, test = split_off_test(len(digit))
-        train, val = np.split(generator.permutation(rest), [TRAIN_DIGITS])
+        train, val, test = split_digits(len(digit), generator)
 
         def make(members: NDArray[np.int64], copies: int, generator: np.random.Generator) -> Labelled:
             members = np.tile(members, copies)
@@ -117,10 +112,7 @@ class MnistSource(Source):
     recipe = ColoredMnist.recipe
 
     def fingerprint(self, data_root: Path | None) -> str:
-        digest = hashlib.sha256()
-        for array in read_mnist(data_root):
-            digest.update(array.tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint_mnist(data_root)
 
     def read(
         self, data_root: Path | None, attribute: str, generator: np.random.Generator
@@ -186,7 +178,7 @@ class Backdoor(Task):
         self.title = f"Backdoor: {attribute} {source.title}, {mark} mark"
         self.source = source.source
         self.conflicting_share: float = SHARES[share]
-        self.model, self.recipe, self.mean, self.std = source.model, source.recipe, source.mean, source.std
+        self.model, self.recipe = source.model, source.recipe
         self._origin, self._attribute, self._mark = source, attribute, MARKS[mark]
 
     def fingerprint(self, data_root: Path | None) -> str:

@@ -28,12 +28,27 @@ def split_off_test(digits: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return rest, test
 
 
+def split_digits(
+    digits: int, generator: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The digits of train, val and test; the generator is the seed's and decides the first two alone."""
+    rest, test = split_off_test(digits)
+    train, val = np.split(generator.permutation(rest), [TRAIN_DIGITS])
+    return train, val, test
+
+
 def read_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The grey digits, 0-255: float32 `[1797, 8, 8]`, and their labels, int64 `[1797]`."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     return (bunch.images * (255.0 / 16.0)).astype(np.float32), bunch.target.astype(np.int64)
+
+
+def fingerprint_digits() -> str:
+    """Sixteen hex digits: SHA-256 of the grey digits and their labels."""
+    gray, label = read_digits()
+    return hashlib.sha256(gray.tobytes() + label.tobytes()).hexdigest()[:16]
 
 
 def jitter(gray: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.uint8]:
@@ -85,14 +100,12 @@ class ColoredDigits(Task):
         self.name = f"colored-digits@{conflicting_share * 100:g}pct"
 
     def fingerprint(self, data_root: Path | None) -> str:
-        gray, label = read_digits()
-        return hashlib.sha256(gray.tobytes() + label.tobytes()).hexdigest()[:16]
+        return fingerprint_digits()
 
     def draw(self, data_root: Path | None, seed: int) -> Splits:
         gray, label = read_digits()
-        rest, test = split_off_test(len(label))
         generator = np.random.default_rng([seed, 16_807])
-        train, val = np.split(generator.permutation(rest), [TRAIN_DIGITS])
+        train, val, test = split_digits(len(label), generator)
 
         def biased(members: NDArray[np.int64]) -> Split:
             members = np.tile(members, COPIES)

@@ -85,6 +85,14 @@ def read_mnist(data_root: Path | None) -> list[NDArray[np.uint8]]:
     return arrays
 
 
+def fingerprint_mnist(data_root: Path | None) -> str:
+    """Sixteen hex digits: SHA-256 of the images and labels."""
+    digest = hashlib.sha256()
+    for array in read_mnist(data_root):
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
+
+
 class ColoredMnist(Task):
     version = 2
     title = "Colored MNIST"
@@ -102,10 +110,7 @@ class ColoredMnist(Task):
         self.name = f"colored-mnist@{conflicting_share * 100:g}pct"
 
     def fingerprint(self, data_root: Path | None) -> str:
-        digest = hashlib.sha256()
-        for array in read_mnist(data_root):
-            digest.update(array.tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint_mnist(data_root)
 
     def draw(self, data_root: Path | None, seed: int) -> Splits:
         images, labels, test_images, test_labels = read_mnist(data_root)

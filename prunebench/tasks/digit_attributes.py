@@ -9,7 +9,6 @@ images or more. The test split is the same for every seed.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from prunebench.spec import Recipe
 from prunebench.tasks.base import Attributes, Split, Splits, Task
-from prunebench.tasks.colored_digits import TEST_SEED, TRAIN_DIGITS, jitter, read_digits, split_off_test
+from prunebench.tasks.colored_digits import TEST_SEED, fingerprint_digits, jitter, read_digits, split_digits
 from prunebench.tasks.digits import DIGIT_ATTRIBUTES, choose_shares, has_attribute
 
 COPIES, TEST_COPIES = 8, 10
@@ -115,14 +114,12 @@ class DigitAttributes(Task):
     attributes = Attributes(names=NAMES, target="large", identities=tuple(STRENGTHS))
 
     def fingerprint(self, data_root: Path | None) -> str:
-        gray, digit = read_digits()
-        return hashlib.sha256(gray.tobytes() + digit.tobytes()).hexdigest()[:16]
+        return fingerprint_digits()
 
     def draw(self, data_root: Path | None, seed: int) -> Splits:
         gray, digit = read_digits()
-        rest, test = split_off_test(len(digit))
         generator = np.random.default_rng([seed, 69_621])
-        train, val = np.split(generator.permutation(rest), [TRAIN_DIGITS])
+        train, val, test = split_digits(len(digit), generator)
 
         def make(members: NDArray[np.int64], copies: int, generator: np.random.Generator) -> Split:
             members = np.tile(members, copies)
