@@ -355,7 +355,7 @@ def test_pictures_are_plain_png_of_one_width(written: Path) -> None:
             assert "Software" not in image.info
             if path.name != "few-samples.png":
                 assert image.width == 1300
-                assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 5, path
+                assert len(image.convert("RGB").getcolors(image.width * image.height)) > 5, path
 
 
 def test_a_picture_drawn_twice_has_the_same_bytes() -> None:
