@@ -139,13 +139,13 @@ def run(  # noqa: PLR0913
     Calling it again resumes. `tasks`, `methods`, `sparsities` and `seeds` replace the suite's own lists. Raises
     `prunebench.errors.PruneBenchError` with a message that names the fix.
     """
-    from prunebench.leaderboard import write_board
+    from prunebench.analysis.publish import publish
 
     suite = load_suite(suite) if isinstance(suite, str) else suite
     suite = suite.narrowed(tasks=tasks, methods=methods, sparsities=sparsities, seeds=seeds)
     plan = make_plan(suite, out=out, data_root=data_root, device=device)
     outcome = carry_out(plan, workers=workers, on_event=on_event)
-    write_board(Store(plan.place.out).records()[0], plan.place.out / "leaderboard")
+    publish([plan.place.out], plan.place.out / "leaderboard")
     return outcome
 
 

@@ -8,14 +8,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
-
-from prunebench.errors import StoreError
 
 if TYPE_CHECKING:
     from prunebench.api import Outcome, Plan
@@ -171,12 +169,11 @@ def run_with_progress(plan: Plan, workers: int | None) -> int:
 
 
 def _report(plan: Plan, outcome: Outcome, seconds: float) -> int:
-    from prunebench.leaderboard import build_board, write_board
+    from prunebench.analysis.publish import publish
+    from prunebench.leaderboard import build_board
     from prunebench.leaderboard.terminal import terminal_table
-    from prunebench.store import Store
 
-    records, _ = Store(outcome.out).records()
-    write_board(records, outcome.out / "leaderboard")
+    records = publish([outcome.out], outcome.out / "leaderboard").records
     planned = {cell.spec.run_id for cell in plan.cells}
     for table in terminal_table(build_board(record for record in records if record.run_id in planned)):
         console.print(table)
@@ -190,15 +187,6 @@ def _report(plan: Plan, outcome: Outcome, seconds: float) -> int:
     if outcome.failed:
         errors.print("some cells failed; the same command tries them again", style="red")
     return 1 if outcome.failed else 0
-
-
-def read_results(results: Path) -> tuple[list[Any], list[Any]]:
-    """Records and damaged ones of a folder. Raises StoreError if it holds no results."""
-    from prunebench.store import Store
-
-    if not (results / "runs").is_dir():
-        raise StoreError(f"{results}: no results here (no folder `runs`); pass --results DIR")
-    return Store(results).records()
 
 
 def analyze_with_progress(
@@ -221,34 +209,20 @@ def write_leaderboard(
     damaged.
     """
     from prunebench.analysis.markdown import claims_excerpt
-    from prunebench.analysis.pages import links_of, write_pages
-    from prunebench.analysis.stored import stored_analyses
-    from prunebench.leaderboard import write_board
+    from prunebench.analysis.publish import publish
     from prunebench.leaderboard.excerpt import update_readme
 
-    records: list[Any] = []
-    damaged: list[Any] = []
-    for folder in results:
-        found, broken = read_results(folder)
-        records += found
-        damaged += broken
-    for entry in damaged:
+    made = publish(results, out, redraw=redraw)
+    for entry in made.damaged:
         errors.print(f"left out: {entry.reason}", style="red", soft_wrap=True)
-    stored = [stored_analyses(folder) for folder in results]
-    analyses = [analysis for found, _ in stored for analysis in found]
-    grids = {slug: path for _, images in stored for slug, path in images.items()}
-    links = links_of(analyses)
-    board = write_board(records, out, links)
-    if analyses:
-        write_pages(analyses, grids, out, board_methods=board.labels, redraw=redraw)
     if readme is not None:
-        update_readme(board, readme, claims_excerpt(analyses))
+        update_readme(made.board, readme, claims_excerpt(made.analyses))
     console.print(
-        f"{board.runs} runs -> {out / 'README.md'}, {out / 'site' / 'index.html'}"
-        + (f"; {len(links)} analyses -> {out / 'analysis' / 'README.md'}" if links else ""),
+        f"{made.board.runs} runs -> {out / 'README.md'}, {out / 'site' / 'index.html'}"
+        + (f"; {len(made.analyses)} analyses -> {out / 'analysis' / 'README.md'}" if made.analyses else ""),
         soft_wrap=True,
     )
-    return 1 if damaged else 0
+    return 1 if made.damaged else 0
 
 
 def print_findings(path: Path, findings: Sequence[Finding]) -> int:

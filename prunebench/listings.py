@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Column, Table
 
-from prunebench.console import console, errors, print_groups, read_results, run_table, sparsity_text
+from prunebench.console import console, errors, print_groups, run_table, sparsity_text
 from prunebench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def list_suites() -> None:
 
 def list_runs(results: Path) -> None:
     """The runs of a results folder, and what could not be read."""
+    from prunebench.analysis.publish import read_results
+
     records, damaged = read_results(results)
     table = run_table("task", "method", "sparsity", "seed", "status", "unbiased", "conflicting")
     for record in records:
@@ -106,6 +108,8 @@ def show_run(run_id: str, results: Path) -> None:
     """One run: the record without its group list, then the groups as a table, then the traceback."""
     import dataclasses
     import json
+
+    from prunebench.analysis.publish import read_results
 
     records, _ = read_results(results)
     matches = [record for record in records if record.run_id.startswith(run_id)]

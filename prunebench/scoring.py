@@ -172,10 +172,25 @@ def _score(
         scored = score_record(record, logits, data)
         changes = find_changes(record, scored)
         if changes and scored_on is not None:
-            store.write(replace(scored, scored_on=dict(scored_on)))
+            store.update(run_id, lambda current: _with_scores(current, scored, scored_on))
     except Exception as error:  # one record's trouble must not stop the others
         problem = str(error) if isinstance(error, PruneBenchError) else f"{type(error).__name__}: {error}"
     return Scored(run_id, label, problem, changes, *place)
+
+
+def _with_scores(
+    current: RunRecord, scored: RunRecord, scored_on: Mapping[str, str | bool | None]
+) -> RunRecord:
+    """The record as it is now, with these groups and metrics. Raises StoreError if its outputs are others by now."""
+    if current.outputs_sha256 != scored.outputs_sha256:
+        raise StoreError("it was run again meanwhile")
+    return replace(
+        current,
+        groups=scored.groups,
+        metrics=scored.metrics,
+        validation=scored.validation,
+        scored_on=dict(scored_on),
+    )
 
 
 def check_draw(record: RunRecord, task: Task, drawn_hash: str) -> None:

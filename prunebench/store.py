@@ -113,6 +113,16 @@ class Store:
         write_atomically(folder / "record.json", to_json(record).encode())
         return record
 
+    def update(self, run_id: str, change: Callable[[RunRecord], RunRecord]) -> RunRecord:
+        """Write what `change` makes of a record as it is now, under the run's lock; returns it.
+
+        Raises StoreError where another process is at work on the run, or the record cannot be read.
+        """
+        with self.lock(run_id, wait=False) as mine:
+            if not mine:
+                raise StoreError("another process is at work on this run")
+            return self.write(change(self.read(run_id)))
+
     def read_tensors(self, run_id: str, name: str) -> dict[str, Tensor]:
         """`outputs` or `model` of a run. Raises StoreError if absent or damaged."""
         return read_tensors(self.folder(run_id) / f"{name}.safetensors")
@@ -124,6 +134,7 @@ class Store:
 
         guard = FileLock(self.root / "locks" / f"{name}.lock")
         try:
+            (self.root / "locks").mkdir(exist_ok=True)
             guard.acquire(timeout=-1 if wait else 0)
         except Timeout:
             yield False
@@ -177,17 +188,22 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write via a temp file, fsync and rename. Raises StoreError on a full or read-only disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _writing(path):
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        replace_file(path, data)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """As `write_atomically`, for files that are no results: the system's own error is left to the caller."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ so in it (`cost.timed_on`); accuracies, masks and costs of training stay as the 
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -61,8 +62,7 @@ def time_again(results: Path, data_root: Path | None, device: str) -> Iterator[T
                 data, draw = TaskData(task, data_root, key[1], torch.device(device)), key
             assert data is not None
             cost = _measured(record, store, data, data_root)
-            # Read anew: it may have been scored since the pass began.
-            record = store.write(replace(store.read(record.run_id), cost=cost))
+            record = store.update(record.run_id, functools.partial(replace, cost=cost))
         except Exception as error:  # one record's trouble must not stop the others
             problem = str(error)
         yield Timed(record, problem, number, len(records))

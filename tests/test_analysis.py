@@ -477,6 +477,21 @@ def test_seeds_with_a_test_split_of_their_own_are_left_out(
     assert all("test split of its own" in reason for reason in found.left_out)
 
 
+def test_a_run_keeps_the_links_of_its_board_to_the_analyses(results: Path, tmp_path: Path) -> None:
+    import shutil
+
+    import prunebench
+
+    out = Path(shutil.copytree(results, tmp_path / "out"))
+    (out / "analysis").mkdir(exist_ok=True)
+    write_analysis(only(out), out / "analysis")
+    suite = tiny_suite("dense", "magnitude", sparsities=(0.5, 0.9), seeds=(0, 1))
+    assert prunebench.run(suite, out=out, workers=0).reused == 6
+    slug = only(out).slug
+    assert f'href="{slug}-analysis.html"' in (out / "leaderboard/site/index.html").read_text()
+    assert (out / f"leaderboard/site/{slug}-analysis.html").is_file()
+
+
 def test_without_dense_logits_there_is_no_analysis(results: Path, tmp_path: Path) -> None:
     import shutil
 

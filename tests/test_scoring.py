@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
 from prunebench.cli import app
@@ -130,6 +131,32 @@ def test_stale_metrics_are_replaced(store: Store) -> None:
     assert str(after.scored_on["utc"]) > "2026"
     assert [one_of(store, name).scored_on for name in ("dense", "snip")] == [{}, {}]
     assert not any(entry.changes for entry in score_results(store.root))
+
+
+def test_only_scores_are_written_and_only_to_the_run_that_was_scored(store: Store) -> None:
+    """Between reading a run and writing its scores others may write it: `time` its cost, `run` all of it."""
+    record = store.write(replace(one_of(store, "magnitude"), metrics={}))
+    renewed: dict[str, RunRecord] = {}
+
+    def written_meanwhile(outputs_sha256: str) -> Scored:
+        read = Store.read_tensors
+
+        def then_written(place: Store, run_id: str, name: str) -> dict[str, Tensor]:
+            tensors = read(place, run_id, name)
+            if run_id == record.run_id:
+                renewed[run_id] = place.write(replace(record, reason="new", outputs_sha256=outputs_sha256))
+            return tensors
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Store, "read_tensors", then_written)
+            return by_method(store, list(score_results(store.root)))["magnitude"]
+
+    assert written_meanwhile("0" * 64).problem == "it was run again meanwhile"
+    assert one_of(store, "magnitude") == renewed[record.run_id]
+    store.write(record)
+    assert written_meanwhile(record.outputs_sha256).problem is None
+    after = one_of(store, "magnitude")
+    assert (after.reason, after.metrics["plain"] is not None) == ("new", True)
 
 
 def test_a_dry_run_writes_nothing(store: Store) -> None:

@@ -252,7 +252,7 @@ import sys
 from pathlib import Path
 from prunebench.store import Store
 
-with Store(Path(sys.argv[1])).lock("stage") as held:
+with Store(Path(sys.argv[1])).lock(sys.argv[2]) as held:
     print("held" if held else "not held", flush=True)
     sys.stdin.readline()
 """
@@ -284,7 +284,7 @@ def let_go(process: subprocess.Popen[str]) -> None:
 
 
 def test_a_lock_keeps_other_processes_out(store: Store) -> None:
-    with other_process(HOLDER, store.root) as holder:
+    with other_process(HOLDER, store.root, "stage") as holder:
         assert first_line(holder) == "held"
         with store.lock("stage", wait=False) as held:
             assert not held
@@ -303,7 +303,7 @@ def test_a_waiting_process_gets_the_lock(store: Store) -> None:
             assert held
             got.set()
 
-    with other_process(HOLDER, store.root) as holder:
+    with other_process(HOLDER, store.root, "stage") as holder:
         assert first_line(holder) == "held"
         waiter = threading.Thread(target=wait_for_it)
         waiter.start()
@@ -314,7 +314,7 @@ def test_a_waiting_process_gets_the_lock(store: Store) -> None:
 
 
 def test_a_killed_holder_leaves_no_lock(store: Store) -> None:
-    with other_process(HOLDER, store.root) as holder:
+    with other_process(HOLDER, store.root, "stage") as holder:
         assert first_line(holder) == "held"
         with store.lock("stage", wait=False) as held:
             assert not held
@@ -338,6 +338,38 @@ def test_a_place_without_locks_is_named(tmp_path: Path) -> None:
         Store(tmp_path).lock("stage"),
     ):
         pytest.fail("locked")
+
+
+def test_an_update_changes_the_record_as_it_is_now(store: Store, make_record: MakeRecord) -> None:
+    record = store.write(make_record(metrics={"plain": 0.5}))
+    store.write(replace(record, metrics={"plain": 0.75}))
+    after = store.update(record.run_id, lambda current: replace(current, reason="seen"))
+    assert after == replace(record, metrics={"plain": 0.75}, reason="seen") == store.read(record.run_id)
+
+
+def test_no_update_while_another_process_is_at_work_on_the_run(store: Store, make_record: MakeRecord) -> None:
+    record = store.write(make_record())
+    text = (store.folder(record.run_id) / "record.json").read_text()
+    with other_process(HOLDER, store.root, record.run_id) as holder:
+        assert first_line(holder) == "held"
+        with pytest.raises(StoreError, match="another process is at work on this run"):
+            store.update(record.run_id, lambda current: replace(current, reason="lost"))
+        assert (store.folder(record.run_id) / "record.json").read_text() == text
+        let_go(holder)
+    assert store.update(record.run_id, lambda current: replace(current, reason="mine")).reason == "mine"
+
+
+def test_an_update_that_fails_leaves_the_record(store: Store, make_record: MakeRecord) -> None:
+    record = store.write(make_record())
+
+    def refuse(_: RunRecord) -> RunRecord:
+        raise StoreError("no")
+
+    with pytest.raises(StoreError, match="no"):
+        store.update(record.run_id, refuse)
+    assert store.read(record.run_id) == record
+    with store.lock(record.run_id, wait=False) as held:
+        assert held
 
 
 # Shared stages

@@ -216,7 +216,7 @@ def test_splits_with_a_digest_are_streamed_and_named_by_it(mapped: Tensor) -> No
     assert torch.equal(streams.images["val"].batch(slice(5)), holds.images["val"].batch(slice(5)))
     hashes = {splits_hash(Faces(mapped, digest).draw(None, 0)) for digest in ("one", "two", None)}
     assert len(hashes) == 3
-    assert streams.splits_hash in hashes
+    assert streams.labels.splits_hash in hashes
 
 
 def test_the_hash_of_splits_without_a_digest_is_of_their_bytes() -> None:

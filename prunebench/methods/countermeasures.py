@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from prunebench.deferral import Deferral, check_share, sureness
 from prunebench.experiment import Experiment, Pruned, state_of
@@ -51,9 +50,8 @@ class Calibrated:
             head.bias.copy_((head.bias.double() + shift.to(head.bias.device)).to(head.bias.dtype))
         after = experiment.predict_validation(pruned.model).cpu()
         multi_label = y.ndim == 2
-        changed = (_answers(before, multi_label) != _answers(after, multi_label)).sum()
         experiment.log(
-            calibration_changed=int(changed) // (1 if multi_label else 2),
+            calibration_changed=int((_answers(before, multi_label) != _answers(after, multi_label)).sum()),
             calibration_off=_misplaced(after, y, possible),
             calibration_left_alone=int((~possible).sum()),
         )
@@ -70,18 +68,18 @@ def _shift(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _answers(logits: Tensor, multi_label: bool) -> Tensor:
-    """Predictions 0/1 `[N, outputs]`: the positive attributes, or the likeliest class as one of C."""
-    if multi_label:
-        return (logits > 0).long()
-    return functional.one_hot(logits.argmax(1), logits.shape[1])
+    """Predictions: which attributes are positive, bool `[N, K]`, or the likeliest class, int64 `[N]`."""
+    return logits > 0 if multi_label else logits.argmax(1)
 
 
 def _misplaced(logits: Tensor, y: Tensor, possible: Tensor) -> int:
     """Predictions that would have to change for the frequencies of the calibrated outputs to be the labels'."""
     if y.ndim == 2:
         return int((_answers(logits, True).sum(0) - y.long().sum(0))[possible].abs().sum())
-    wanted = torch.bincount(y, minlength=logits.shape[1])
-    return int((_answers(logits, False).sum(0) - wanted).abs().sum()) // 2
+    predicted, wanted = (
+        torch.bincount(values, minlength=logits.shape[1]) for values in (_answers(logits, False), y)
+    )
+    return int((predicted - wanted).abs().sum()) // 2
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,7 @@ def _widest_offsets(loss: Numbers, present: Numbers) -> Numbers:
     offsets, margin = np.zeros(len(present)), 1.0
     chosen = np.flatnonzero(present)
     if len(chosen) > 1:
-        origin, target = (index.ravel() for index in np.meshgrid(range(len(chosen)), range(len(chosen))))
-        origin, target = origin[origin != target], target[origin != target]
+        target, origin = np.nonzero(~np.eye(len(chosen), dtype=np.bool_))
         rows = np.zeros((len(origin), len(chosen) + 1))
         rows[np.arange(len(origin)), target] = 1
         rows[np.arange(len(origin)), origin] = -1

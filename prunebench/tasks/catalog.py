@@ -12,7 +12,7 @@ from prunebench.tasks.base import Task
 from prunebench.tasks.celeba import open_celeba
 from prunebench.tasks.colored_digits import ColoredDigits
 from prunebench.tasks.colored_mnist import ColoredMnist
-from prunebench.tasks.corrupted_cifar10 import CorruptedCifar10, noisy_cifar10
+from prunebench.tasks.corrupted_cifar10 import CorruptedCifar10, NoisyCifar10
 from prunebench.tasks.digit_attributes import DigitAttributes
 
 SHARES = ("0.5pct", "1pct", "2pct", "5pct")
@@ -73,8 +73,8 @@ def _open_disent(_: str, parameter: str, data_root: Path | None) -> Task:
 FAMILIES: tuple[Family, ...] = (
     _colored("colored-digits", ColoredDigits),
     _colored("colored-mnist", ColoredMnist),
-    _colored("corrupted-cifar10", CorruptedCifar10),
-    _colored("corrupted-cifar10-type1", noisy_cifar10),
+    _colored(CorruptedCifar10.family_name, CorruptedCifar10),
+    _colored(NoisyCifar10.family_name, NoisyCifar10),
     _only(DigitAttributes, DigitAttributes.name),
     Family(
         "backdoor",

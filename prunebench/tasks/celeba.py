@@ -26,7 +26,7 @@ from prunebench.errors import DataError, UsageError, unknown
 from prunebench.spec import Recipe, View
 from prunebench.tasks.base import Attributes, Split, Splits, Task
 from prunebench.tasks.decoding import Sources
-from prunebench.tasks.image_cache import open_cache
+from prunebench.tasks.image_cache import CachedImages, open_cache
 
 ATTRIBUTES = (
     "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose",
@@ -235,7 +235,7 @@ class CelebA(Task):
         return y
 
     @staticmethod
-    def _cache(listing: Listing):  # type: ignore[no-untyped-def]
+    def _cache(listing: Listing) -> CachedImages:
         return open_cache("celeba", Sources(listing.images, listing.names), listing.images.parent)
 
 

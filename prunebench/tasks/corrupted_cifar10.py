@@ -19,7 +19,7 @@ from prunebench.spec import View
 from prunebench.tasks.base import Split, Splits, Task
 from prunebench.tasks.cifar10 import SIDE, read_cifar10
 from prunebench.tasks.coloring import assign_bias
-from prunebench.tasks.corruptions import TYPE_0, TYPE_1, CorruptedImages, Corruption
+from prunebench.tasks.corruptions import TYPE_0, TYPE_1, CorruptedImages
 from prunebench.tasks.disent import CIFAR_MEAN, CIFAR_STD, RESNET_RECIPE
 
 VAL_SHARE = 0.1
@@ -33,6 +33,9 @@ class CorruptedCifar10(Task):
     """
 
     version = 1
+    family_name = "corrupted-cifar10"
+    title = "Corrupted CIFAR-10"
+    family = TYPE_0
     source = (
         "CIFAR-10 (Krizhevsky, 2009), corrupted as in LfF (Nam et al., 2020) with the parameters of CIFAR-10-C "
         "(Hendrycks & Dietterich, 2019); frost is drawn, not photographed"
@@ -45,16 +48,9 @@ class CorruptedCifar10(Task):
     mean, std = CIFAR_MEAN, CIFAR_STD
     view = View(resize=SIDE, crop=SIDE, flip=True)
 
-    def __init__(
-        self,
-        conflicting_share: float,
-        family: tuple[Corruption, ...] = TYPE_0,
-        name: str = "corrupted-cifar10",
-    ) -> None:
+    def __init__(self, conflicting_share: float) -> None:
         self.conflicting_share: float = conflicting_share
-        self.family = family
-        self.title = "Corrupted CIFAR-10" + (", noise and blur" if family is TYPE_1 else "")
-        self.name = f"{name}@{conflicting_share * 100:g}pct"
+        self.name = f"{self.family_name}@{conflicting_share * 100:g}pct"
 
     def fingerprint(self, data_root: Path | None) -> str:
         """Sixteen hex digits of images and labels as they are, uncorrupted; after `mosaics-` where not official."""
@@ -84,6 +80,9 @@ class CorruptedCifar10(Task):
         return Splits(train=skewed(order[held:]), val=skewed(order[:held]), test=show(test, test_bias))
 
 
-def noisy_cifar10(conflicting_share: float) -> CorruptedCifar10:
+class NoisyCifar10(CorruptedCifar10):
     """Type1: ten kinds of noise and blur, the last of them none."""
-    return CorruptedCifar10(conflicting_share, TYPE_1, "corrupted-cifar10-type1")
+
+    family_name = "corrupted-cifar10-type1"
+    title = "Corrupted CIFAR-10, noise and blur"
+    family = TYPE_1

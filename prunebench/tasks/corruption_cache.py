@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from prunebench_kernels.sparse.choices import cache_folder
 
 from prunebench.errors import DataError, StoreError
-from prunebench.store import read_tensors, write_tensors
+from prunebench.store import read_tensors, replace_file
 
 Bytes = NDArray[np.uint8]
 
@@ -51,19 +51,23 @@ def keep_images(name: str, count: int, make: Callable[[], Bytes], *, wait: bool 
 
 
 def _make(path: Path, make: Callable[[], Bytes]) -> Bytes:
+    from safetensors.torch import save
+
     images = np.ascontiguousarray(make())
     digest = np.frombuffer(hashlib.sha256(images.data).digest(), dtype=np.uint8)
     try:
-        write_tensors(path, {"images": torch.from_numpy(images), "sha256": torch.from_numpy(digest.copy())})
-    except StoreError as error:
+        replace_file(
+            path, save({"images": torch.from_numpy(images), "sha256": torch.from_numpy(digest.copy())})
+        )
+    except OSError as error:
         raise _unwritable(path, error) from error
     return images
 
 
-def _unwritable(path: Path, error: Exception) -> DataError:
+def _unwritable(path: Path, error: OSError) -> DataError:
     return DataError(
-        f"cannot keep images in {path.parent} ({error}): set PRUNEBENCH_CACHE to a folder that can be written to and "
-        "has 500 MB free, then run the same command again"
+        f"cannot keep images in {path.parent} ({error.strerror or error}): set PRUNEBENCH_CACHE to a folder that can "
+        "be written to and has 500 MB free, then run the same command again"
     )
 
 

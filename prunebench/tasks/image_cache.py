@@ -24,13 +24,14 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from prunebench_kernels.sparse.choices import VARIABLE
 from torch import Tensor
 
 from prunebench.errors import DataError
+from prunebench.store import replace_file
 from prunebench.tasks.decoding import RECORD_BYTES, Piece, Sources, decode, read_image, spread
 
 FORMAT = 1
-VARIABLE = "PRUNEBENCH_CACHE"
 CHUNK = 1024
 """Images between two points at which pixels and records are on the disk."""
 CHECKED = 16
@@ -190,6 +191,8 @@ def _agree(pixels: NDArray[np.uint8], records: NDArray[np.uint8]) -> bool:
 
 def _build(files: CacheFiles, sources: Sources, key: str) -> None:
     """Decode what is missing, then write the header."""
+    from pydantic import TypeAdapter
+
     shape = read_image(sources.path(0))[1].shape
     size = int(np.prod(shape))
     files.header.unlink(missing_ok=True)
@@ -205,7 +208,8 @@ def _build(files: CacheFiles, sources: Sources, key: str) -> None:
         _write(decode(sources, done, shape), pixels, records, len(sources) - done)
     records_hash = _hash_of(np.fromfile(files.records, dtype=np.uint8))
     height, width, _ = shape
-    _write_header(files.header, Header(FORMAT, key, len(sources), height, width, records_hash))
+    header = Header(FORMAT, key, len(sources), height, width, records_hash)
+    replace_file(files.header, TypeAdapter(Header).dump_json(header))
 
 
 def _resume_point(files: CacheFiles, count: int, shape: tuple[int, ...]) -> int:
@@ -252,14 +256,3 @@ def _commit(waiting: bytes, pixels: BinaryIO, records: BinaryIO) -> None:
     records.write(waiting)
     records.flush()
     os.fsync(records.fileno())
-
-
-def _write_header(path: Path, header: Header) -> None:
-    from pydantic import TypeAdapter
-
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(TypeAdapter(Header).dump_json(header))
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)

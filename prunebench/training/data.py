@@ -47,7 +47,7 @@ class Images:
 
     def batch(self, index: Rows, crops: Tensor | None = None) -> Tensor:
         """Normalised float32 images `[B, C, H, W]`, channels_last; cut in the middle unless `crops` are given."""
-        return self._show(self._gather(index), crops)
+        return self._show(self._gather(index).to(self.device), crops)
 
     def feed(
         self, batches: Tensor | Sequence[Rows], crops: Tensor | None = None
@@ -93,9 +93,6 @@ class StreamedImages(Images):
     evaluation_batch = 128
     ahead = 4
     """Batches gathered before they are asked for, each by a thread of its own."""
-
-    def batch(self, index: Rows, crops: Tensor | None = None) -> Tensor:
-        return self._show(self._gather(index).to(self.device), crops)
 
     def feed(
         self, batches: Tensor | Sequence[Rows], crops: Tensor | None = None
