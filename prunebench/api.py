@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from prunebench.cells import Cell, Workplace, expand, plan
 from prunebench.errors import StoreError, UsageError
 from prunebench.launch import Event, InlineLauncher, LocalLauncher
-from prunebench.store import Damaged, Store
+from prunebench.store import Damaged, Store, open_results
 from prunebench.suite import Suite, load_suite
 
 if TYPE_CHECKING:
@@ -139,13 +139,15 @@ def run(  # noqa: PLR0913
     Calling it again resumes. `tasks`, `methods`, `sparsities` and `seeds` replace the suite's own lists. Raises
     `prunebench.errors.PruneBenchError` with a message that names the fix.
     """
-    from prunebench.analysis.publish import publish
+    from prunebench.analysis.publish import publish_run
 
     suite = load_suite(suite) if isinstance(suite, str) else suite
     suite = suite.narrowed(tasks=tasks, methods=methods, sparsities=sparsities, seeds=seeds)
     plan = make_plan(suite, out=out, data_root=data_root, device=device)
     outcome = carry_out(plan, workers=workers, on_event=on_event)
-    publish([plan.place.out], plan.place.out / "leaderboard")
+    problem = publish_run(Store(outcome.out).records()[0], outcome.out, outcome.out / "leaderboard")
+    if problem is not None:
+        warnings.warn(f"the board links to no analysis: {problem}", stacklevel=2)
     return outcome
 
 
@@ -157,10 +159,7 @@ def load_results(path: str | Path) -> polars.DataFrame:
     """
     from prunebench.leaderboard.table import results_frame
 
-    store = Store(Path(path))
-    if not (store.root / "runs").is_dir():
-        raise StoreError(f"{path}: no results here (no folder `runs`)")
-    records, damaged = store.records()
+    records, damaged = open_results(Path(path)).records()
     for entry in damaged:
         warnings.warn(f"left out: {entry.reason}", stacklevel=2)
     return results_frame(records)

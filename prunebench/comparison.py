@@ -22,7 +22,7 @@ from prunebench.errors import DataError, StoreError, UsageError
 from prunebench.labels import Labels
 from prunebench.metrics.flips import holm
 from prunebench.pairing import Pair
-from prunebench.scoring import Draw, check_draw, has_logits, load_labels, read_logits
+from prunebench.scoring import Draw, has_logits, load_labels, read_logits
 from prunebench.stats import (
     Interval,
     mcnemar_p_value,
@@ -247,13 +247,10 @@ def _answers(pair: Pair, truths: Mapping[int, Labels]) -> Answers:
         (pair.second, pair.second_store, second),
     ):
         try:
-            check_draw(record, truth.task, truth.splits_hash)
-            label = truth.label("test")
-            samples = {"test": len(label)}
-            logits = read_logits(record, store, samples, truth.task.num_outputs)["test"]
+            logits = read_logits(record, store, truth, ("test",))["test"]
         except StoreError as error:
             raise StoreError(f"run {record.run_id}: {error}") from error
-        right.append(truth.task.group_prediction(logits) == label)
+        right.append(truth.task.group_prediction(logits) == truth.label("test"))
     if first.test_hash != second.test_hash:
         raise UsageError(
             f"{pair.name}: the two runs were tested on different samples; compare runs of one seed"

@@ -169,11 +169,15 @@ def run_with_progress(plan: Plan, workers: int | None) -> int:
 
 
 def _report(plan: Plan, outcome: Outcome, seconds: float) -> int:
-    from prunebench.analysis.publish import publish
+    from prunebench.analysis.publish import publish_run
     from prunebench.leaderboard import build_board
     from prunebench.leaderboard.terminal import terminal_table
+    from prunebench.store import Store
 
-    records = publish([outcome.out], outcome.out / "leaderboard").records
+    records = Store(outcome.out).records()[0]
+    problem = publish_run(records, outcome.out, outcome.out / "leaderboard")
+    if problem is not None:
+        errors.print(f"the board links to no analysis: {problem}", style="red", soft_wrap=True)
     planned = {cell.spec.run_id for cell in plan.cells}
     for table in terminal_table(build_board(record for record in records if record.run_id in planned)):
         console.print(table)
@@ -205,16 +209,19 @@ def write_leaderboard(
 ) -> int:
     """Write the board from the records of several folders, and the pages of the analyses stored beside them.
 
-    Still figures of analyses are drawn where missing, with `redraw` all. Gives the exit status: 1 if a record is
-    damaged.
+    Still figures are drawn where they are missing or out of date, with `redraw` all. Gives the exit status: 1 if a
+    record is damaged.
     """
     from prunebench.analysis.markdown import claims_excerpt
     from prunebench.analysis.publish import publish
     from prunebench.leaderboard.excerpt import update_readme
+    from prunebench.store import open_results
 
-    made = publish(results, out, redraw=redraw)
-    for entry in made.damaged:
+    read = [open_results(folder).records() for folder in results]
+    damaged = [entry for _, broken in read for entry in broken]
+    for entry in damaged:
         errors.print(f"left out: {entry.reason}", style="red", soft_wrap=True)
+    made = publish([record for found, _ in read for record in found], results, out, redraw=redraw)
     if readme is not None:
         update_readme(made.board, readme, claims_excerpt(made.analyses))
     console.print(
@@ -222,7 +229,7 @@ def write_leaderboard(
         + (f"; {len(made.analyses)} analyses -> {out / 'analysis' / 'README.md'}" if made.analyses else ""),
         soft_wrap=True,
     )
-    return 1 if made.damaged else 0
+    return 1 if damaged else 0
 
 
 def print_findings(path: Path, findings: Sequence[Finding]) -> int:

@@ -24,8 +24,8 @@ class Labels:
     task: Task
     y: dict[str, Tensor]
     bias: dict[str, Tensor]
-    splits_hash: str = ""
-    test_hash: str = ""
+    splits_hash: str
+    test_hash: str
 
     @classmethod
     def of(cls, task: Task, splits: Splits) -> Labels:

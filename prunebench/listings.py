@@ -83,9 +83,9 @@ def list_suites() -> None:
 
 def list_runs(results: Path) -> None:
     """The runs of a results folder, and what could not be read."""
-    from prunebench.analysis.publish import read_results
+    from prunebench.store import open_results
 
-    records, damaged = read_results(results)
+    records, damaged = open_results(results).records()
     table = run_table("task", "method", "sparsity", "seed", "status", "unbiased", "conflicting")
     for record in records:
         spec = record.run_spec
@@ -109,9 +109,9 @@ def show_run(run_id: str, results: Path) -> None:
     import dataclasses
     import json
 
-    from prunebench.analysis.publish import read_results
+    from prunebench.store import open_results
 
-    records, _ = read_results(results)
+    records, _ = open_results(results).records()
     matches = [record for record in records if record.run_id.startswith(run_id)]
     if len(matches) != 1:
         some = ", ".join(record.run_id for record in matches[:5])

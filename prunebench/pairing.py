@@ -9,7 +9,7 @@ from typing import Any
 
 from prunebench.errors import UsageError, unknown
 from prunebench.record import RunRecord
-from prunebench.store import Store
+from prunebench.store import Store, open_results
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,7 @@ def choose_pairs(
 
 
 def _find_side(name: str, store: Store) -> Side:
-    if not (store.root / "runs").is_dir():
-        raise UsageError(f"{store.root}: no results here (no folder `runs`); pass --results DIR")
-    records = store.records()[0]
+    records = open_results(store.root).records()[0]
     of_method = tuple(record for record in records if record.run_spec.method == name)
     if of_method:
         done = tuple(record for record in of_method if record.status == "ok")

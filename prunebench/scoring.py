@@ -16,7 +16,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +34,9 @@ from prunebench.record import GroupRow, RunRecord
 from prunebench.store import Store
 from prunebench.tasks import Task, resolve_task
 
-SPLITS = ("val", "test")
+STORED = ("val", "test")
+"""The splits whose logits a run stores."""
+
 IN_FLIGHT = 64
 """Runs handed to the threads at a time: enough to keep them busy while the next task is loaded."""
 
@@ -97,10 +99,10 @@ def score_results(
     ):
         for draw, run_ids in draws.items():
             stored = any(has_logits(store, run_id) for run_id in run_ids)
-            data = _load(draw, data_root, resolve) if stored else NOT_STORED
+            labels = _load(draw, data_root, resolve) if stored else NOT_STORED
             for run_id in run_ids:
                 number += 1
-                pending.append(pool.submit(_score, store, run_id, data, scored_on, (number, total)))
+                pending.append(pool.submit(_score, store, run_id, labels, scored_on, (number, total)))
                 if len(pending) > IN_FLIGHT:
                     yield pending.popleft().result()
         while pending:
@@ -150,7 +152,7 @@ def load_labels(
 def _score(
     store: Store,
     run_id: str,
-    data: Labels | str,
+    labels: Labels | str,
     scored_on: Mapping[str, str | bool | None] | None,
     place: tuple[int, int],
 ) -> Scored:
@@ -164,12 +166,9 @@ def _score(
             raise StoreError(f"its folder is named {run_id}, its record says {record.run_id}")
         if not has_logits(store, run_id):
             raise StoreError(NOT_STORED)
-        if isinstance(data, str):
-            raise StoreError(data)
-        check_draw(record, data.task, data.splits_hash)
-        samples = {name: len(data.y[name]) for name in SPLITS}
-        logits = read_logits(record, store, samples, data.task.num_outputs)
-        scored = score_record(record, logits, data)
+        if isinstance(labels, str):
+            raise StoreError(labels)
+        scored = score_record(record, read_logits(record, store, labels), labels)
         changes = find_changes(record, scored)
         if changes and scored_on is not None:
             store.update(run_id, lambda current: _with_scores(current, scored, scored_on))
@@ -193,25 +192,18 @@ def _with_scores(
     )
 
 
-def check_draw(record: RunRecord, task: Task, drawn_hash: str) -> None:
-    """Raise StoreError unless the record is of the data that its task draws here."""
-    if record.splits_hash != drawn_hash:
-        made = record.run_spec.task_version
-        versions = (
-            ""
-            if made == task.version
-            else f": it was made with version {made}, this is version {task.version}"
-        )
-        raise StoreError(f"its data are not those that the task draws here{versions}")
-
-
 def read_logits(
-    record: RunRecord, store: Store, samples: Mapping[str, int], outputs: int
+    record: RunRecord, store: Store, labels: Labels, splits: Sequence[str] = STORED
 ) -> dict[str, Tensor]:
-    """Stored logits, float32 `[N, outputs]`, of the splits that `samples` gives N for (`val`, `test`).
+    """Stored logits of some splits, float32 `[N, outputs]`, that these labels judge.
 
-    Raises StoreError where they are not there, do not have the recorded hash, or are of other shapes.
+    Raises StoreError where they are of other data than the task draws here, are not there, do not have the recorded
+    hash, or are of other shapes.
     """
+    if record.splits_hash != labels.splits_hash:
+        made, here = record.run_spec.task_version, labels.task.version
+        versions = "" if made == here else f": it was made with version {made}, this is version {here}"
+        raise StoreError(f"its data are not those that the task draws here{versions}")
     path = _outputs(store, record.run_id)
     if not path.is_file():
         raise StoreError(NOT_STORED)
@@ -219,8 +211,8 @@ def read_logits(
         raise StoreError("its stored logits do not match their hash")
     tensors = store.read_tensors(record.run_id, "outputs")
     logits = {}
-    for name, count in samples.items():
-        values, wanted = tensors.get(f"{name}_logits"), (count, outputs)
+    for name in splits:
+        values, wanted = tensors.get(f"{name}_logits"), (len(labels.y[name]), labels.task.num_outputs)
         if values is None or values.shape != wanted:
             found = "none" if values is None else f"shape {tuple(values.shape)}"
             raise StoreError(f"its {name} logits: want shape {wanted}, found {found}")
@@ -239,7 +231,7 @@ def _outputs(store: Store, run_id: str) -> Path:
 
 def score_record(record: RunRecord, logits: Mapping[str, Tensor], labels: Labels) -> RunRecord:
     """The record with groups and metrics of these logits, computed as `measure_outputs` does."""
-    found = {name: labels.summary(logits[name], name, logits["val"]) for name in SPLITS}
+    found = {name: labels.summary(logits[name], name, logits["val"]) for name in STORED}
     table, metrics = found["test"]
     return replace(
         record,

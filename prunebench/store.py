@@ -134,7 +134,6 @@ class Store:
 
         guard = FileLock(self.root / "locks" / f"{name}.lock")
         try:
-            (self.root / "locks").mkdir(exist_ok=True)
             guard.acquire(timeout=-1 if wait else 0)
         except Timeout:
             yield False
@@ -184,6 +183,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()
+
+
+def open_results(folder: Path) -> Store:
+    """The store of a folder that holds results. Raises StoreError if it holds none."""
+    if not (folder / "runs").is_dir():
+        raise StoreError(f"{folder}: no results here (no folder `runs`); name the folder that `run` wrote")
+    return Store(folder)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -62,10 +62,17 @@ def time_again(results: Path, data_root: Path | None, device: str) -> Iterator[T
                 data, draw = TaskData(task, data_root, key[1], torch.device(device)), key
             assert data is not None
             cost = _measured(record, store, data, data_root)
-            record = store.update(record.run_id, functools.partial(replace, cost=cost))
+            record = store.update(record.run_id, functools.partial(_with_cost, cost, record.outputs_sha256))
         except Exception as error:  # one record's trouble must not stop the others
             problem = str(error)
         yield Timed(record, problem, number, len(records))
+
+
+def _with_cost(cost: CostReport, outputs_sha256: str | None, current: RunRecord) -> RunRecord:
+    """The record as it is now, perhaps scored meanwhile, with this cost. Raises StoreError if it was run again."""
+    if current.outputs_sha256 != outputs_sha256:
+        raise StoreError("it was run again meanwhile")
+    return replace(current, cost=cost)
 
 
 def _measured(record: RunRecord, store: Store, data: TaskData, data_root: Path | None) -> CostReport:

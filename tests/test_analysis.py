@@ -32,6 +32,7 @@ from prunebench.analysis.values import (
     read_analysis,
     write_analysis,
 )
+from prunebench.console import write_leaderboard
 from prunebench.errors import StoreError, UsageError
 from prunebench.labels import Labels
 from prunebench.store import Store
@@ -54,6 +55,8 @@ def truth() -> Labels:
         task,
         {"train": y, "val": y, "test": y},
         {"train": train_bias, "val": train_bias, "test": test_bias},
+        "0" * 16,
+        "0" * 16,
     )
 
 
@@ -235,7 +238,7 @@ def test_attributes_are_analysed_by_output(truth: Labels) -> None:
     task.num_classes = task.num_biases = 2
     labels = dict.fromkeys(("train", "val", "test"), label)
     bias = {name: label[:, 4].long() for name in labels}
-    many = Labels(task, labels, bias)
+    many = Labels(task, labels, bias, "0" * 16, "0" * 16)
     dense = 6.0 * label.float() - 3 + 0.1 * torch.randn(label.shape, generator=generator)
     pruned = dense.clone()
     pruned[::10, 0] *= -1
@@ -486,10 +489,29 @@ def test_a_run_keeps_the_links_of_its_board_to_the_analyses(results: Path, tmp_p
     (out / "analysis").mkdir(exist_ok=True)
     write_analysis(only(out), out / "analysis")
     suite = tiny_suite("dense", "magnitude", sparsities=(0.5, 0.9), seeds=(0, 1))
-    assert prunebench.run(suite, out=out, workers=0).reused == 6
-    slug = only(out).slug
-    assert f'href="{slug}-analysis.html"' in (out / "leaderboard/site/index.html").read_text()
-    assert (out / f"leaderboard/site/{slug}-analysis.html").is_file()
+    board, page = out / "leaderboard/site/index.html", f"{only(out).slug}-analysis.html"
+    for pages in (False, True):
+        if pages:
+            write_leaderboard([out], out / "leaderboard")
+            written = (board.parent / page).read_bytes()
+        assert prunebench.run(suite, out=out, workers=0).reused == 6
+        assert (f'href="{page}"' in board.read_text()) == pages
+        assert (board.parent / page).is_file() == pages
+    assert (board.parent / page).read_bytes() == written
+
+
+def test_an_analysis_that_cannot_be_read_does_not_stop_a_run(results: Path, tmp_path: Path) -> None:
+    import shutil
+
+    import prunebench
+
+    out = Path(shutil.copytree(results, tmp_path / "out"))
+    (out / "analysis").mkdir(exist_ok=True)
+    (out / "analysis" / "digits.json").write_text("{")
+    suite = tiny_suite("dense", "magnitude", sparsities=(0.5, 0.9), seeds=(0, 1))
+    with pytest.warns(UserWarning, match="the board links to no analysis: .*digits.json"):
+        assert prunebench.run(suite, out=out, workers=0).reused == 6
+    assert (out / "leaderboard/site/index.html").is_file()
 
 
 def test_without_dense_logits_there_is_no_analysis(results: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -270,17 +271,26 @@ def test_the_same_numbers_give_the_same_bytes_in_any_order_and_through_json(
     assert {name: made[name] == before[name] for name in made} == dict.fromkeys(made, True)
 
 
-def test_still_figures_are_drawn_again_only_if_asked(tmp_path: Path) -> None:
+def test_still_figures_are_drawn_again_if_they_show_other_things_or_if_asked(tmp_path: Path) -> None:
     analysis = odd_analysis()
-    write_pages([analysis], {}, tmp_path)
-    kept, gone = (tmp_path / f"analysis/figures/odd-{name}.png" for name in ("bias_gap", "scatter"))
-    kept.write_bytes(b"kept")
-    gone.unlink()
-    write_pages([analysis], {}, tmp_path, redraw=False)
-    assert kept.read_bytes() == b"kept"
-    assert gone.is_file()
-    write_pages([analysis], {}, tmp_path)
-    assert kept.read_bytes() != b"kept"
+    names = {still.name for still in stills_of(analysis)}
+
+    def drawn_for(shown: TaskAnalysis, *methods: str, redraw: bool = False) -> set[str]:
+        for path in tmp_path.glob("analysis/figures/*"):
+            os.utime(path, (0, 0))
+        write_pages([shown], {}, tmp_path, board_methods=methods, redraw=redraw)
+        figures = tmp_path.glob("analysis/figures/odd-*.png")
+        return {path.stem.removeprefix("odd-") for path in figures if path.stat().st_mtime > 0}
+
+    assert drawn_for(analysis) == names
+    assert drawn_for(analysis) == drawn_for(replace(analysis, code={"commit": "another"})) == set()
+    (tmp_path / "analysis/figures/odd-scatter.png").unlink()
+    (tmp_path / "analysis/figures/odd-bias_gap.png").write_bytes(b"no figure")
+    assert drawn_for(analysis) == {"scatter", "bias_gap"}
+    assert drawn_for(analysis, "its colour is the first method's") == names
+    assert drawn_for(analysis) == names
+    assert drawn_for(replace(analysis, seeds=(7, 8))) == names
+    assert drawn_for(replace(analysis, seeds=(7, 8)), redraw=True) == names
 
 
 def test_bad_places_and_equal_names_are_refused(tmp_path: Path) -> None:

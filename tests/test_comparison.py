@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from prunebench.cli import app
 from prunebench.comparison import Comparison, SampleTest, compare_pairs, compare_seeds
-from prunebench.errors import DataError, MetricError, UsageError
+from prunebench.errors import DataError, MetricError, StoreError, UsageError
 from prunebench.metrics.flips import holm
 from prunebench.pairing import Pair, choose_pairs
 from prunebench.record import RunRecord
@@ -396,7 +396,7 @@ def test_names_that_fit_nothing(runs: Runs) -> None:
     with pytest.raises(UsageError, match="name two runs"):
         runs.compare("dense", "dense")
     empty = Store(runs.store.root / "nowhere")
-    with pytest.raises(UsageError, match="no results here"):
+    with pytest.raises(StoreError, match="no results here"):
         choose_pairs(("dense", "dense"), (runs.store, empty))
 
 

@@ -256,7 +256,10 @@ def test_bootstrap_of_the_area_draws_the_outputs_of_a_sample_together() -> None:
         bootstrap_area(score[::6], happened[::6])
     )
     assert np.isnan(bootstrap_area(score, np.zeros(600, bool))).all()
+    assert np.isnan(bootstrap_area([0.1, 0.2], [1, 0], draws=1)).all(), "the draw holds one sample twice"
     with pytest.raises(MetricError, match="rows of 7"):
         bootstrap_area(score, happened, columns=7)
+    with pytest.raises(MetricError, match="draws: want at least one, got 0"):
+        bootstrap_area(score, happened, draws=0)
     with pytest.raises(MetricError, match="score 600"):
         bootstrap_area(score, happened[:6])

@@ -86,6 +86,15 @@ def test_metrics_scored_meanwhile_are_kept(results: Path) -> None:
     assert (last.metrics["plain"], store.read(last.run_id)) == (0.125, last)
 
 
+def test_a_run_made_again_meanwhile_keeps_its_own_cost(results: Path) -> None:
+    store = Store(results)
+    timing = time_again(results, None, "cpu")
+    next(timing)
+    renewed = [store.write(replace(record, outputs_sha256="0" * 64)) for record in store.records()[0]]
+    assert [entry.problem for entry in timing] == ["it was run again meanwhile"] * (len(renewed) - 1)
+    assert store.records()[0] == renewed
+
+
 def test_another_model_in_the_folder_is_refused(results: Path) -> None:
     dense, pruned = sorted(Store(results).records()[0], key=lambda r: r.spec["method"])
     folder = results / "runs"

@@ -13,7 +13,7 @@ from prunebench.errors import PruneBenchError, StoreError
 from prunebench.labels import Labels
 from prunebench.leaderboard.rows import is_dense, variant_labels, variant_of
 from prunebench.record import RunRecord
-from prunebench.scoring import NOT_STORED, SPLITS, check_draw, has_logits, read_logits
+from prunebench.scoring import NOT_STORED, has_logits, read_logits
 from prunebench.store import Store
 from prunebench.tasks import Task, resolve_task
 
@@ -91,9 +91,7 @@ def read_outputs(slug: str, records: Sequence[RunRecord], store: Store, data_roo
                 if any(other.test_hash != truth.test_hash for other in truths.values()):
                     raise StoreError("its seed has a test split of its own: samples cannot be compared")
                 truths[seed] = truth
-            check_draw(record, task, truths[seed].splits_hash)
-            samples = {name: len(truths[seed].y[name]) for name in SPLITS}
-            logits = read_logits(record, store, samples, task.num_outputs)
+            logits = read_logits(record, store, truths[seed])
             if not all(values.isfinite().all() for values in logits.values()):
                 raise StoreError("its logits are not finite")
             if is_dense(record) and any(run.dense and run.seed == seed for run in runs):

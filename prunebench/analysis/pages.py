@@ -26,12 +26,13 @@ def write_pages(
     `analysis/README.md` and `analysis/<slug>.md` with `analysis/figures/*.png`, `site/<slug>-analysis.html` with
     `plotly.min.js`. grids: by slug, the image of the susceptible samples, which is copied beside both.
     board_methods: the board's methods (`Board.labels`), so that colours agree. Without `redraw` only still figures
-    that are missing are drawn. Raises StoreError where `out` cannot be written, UsageError for equal slugs.
+    that are missing or show other numbers or colours are drawn. Raises StoreError where `out` cannot be written,
+    UsageError for equal slugs.
     """
     from prunebench.analysis.looks import analysis_styles
     from prunebench.analysis.markdown import index_markdown, task_markdown
     from prunebench.analysis.page import task_page
-    from prunebench.analysis.pictures import draw_pictures
+    from prunebench.analysis.pictures import draw_pictures, inputs_of, shown_in
     from prunebench.leaderboard.site import plotly_script
 
     links_of(analyses)
@@ -49,9 +50,10 @@ def write_pages(
         if slug in shown:
             image = _read(grids[slug])
             files |= {f"{place}/{analysis.grid_name}": image for place in ("analysis/figures", "site")}
+        inputs = inputs_of(analysis, styles)
         for name, draw in draw_pictures(analysis, styles).items():
             path = f"analysis/figures/{slug}-{name}.png"
-            if redraw or not (out / path).is_file():
+            if redraw or shown_in(out / path) != inputs:
                 files[path] = draw()
     return [_write(out / name, content) for name, content in sorted(files.items())]
 

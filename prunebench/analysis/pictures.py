@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
+import json
 import math
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunebench.analysis import curve_pictures, map_pictures, stills
 from prunebench.analysis.curve_pictures import Styles
+from prunebench.analysis.looks import methods_of
 from prunebench.analysis.panels import FAINT, INK, as_png, short
-from prunebench.analysis.values import TaskAnalysis
+from prunebench.analysis.values import TaskAnalysis, to_json
 from prunebench.errors import UsageError
 from prunebench.store import write_atomically
 
@@ -22,10 +28,12 @@ if TYPE_CHECKING:
 MOST_SAMPLES, SAMPLE_COLUMNS = 32, 8
 TILE_INCHES, CAPTION_INCHES = 1.08, 0.40
 CAPTION_LETTERS = 19
+INPUTS = "Inputs"
 
 
 def draw_pictures(analysis: TaskAnalysis, styles: Styles) -> dict[str, Callable[[], bytes]]:
-    """By name, how to draw each still figure that the analysis has."""
+    """By name, how to draw each still figure that the analysis has; the file then tells what it shows (`shown_in`)."""
+    inputs = inputs_of(analysis, styles)
     measures = {measure.key: measure for measure in analysis.measures}
     others: dict[str, Callable[[TaskAnalysis, Styles], bytes]] = {
         stills.SCATTER: map_pictures.draw_scatter,
@@ -34,12 +42,39 @@ def draw_pictures(analysis: TaskAnalysis, styles: Styles) -> dict[str, Callable[
         stills.FORETELLING: curve_pictures.draw_foretelling,
         stills.SPLITS: curve_pictures.draw_splits,
     }
-    return {
-        still.name: functools.partial(curve_pictures.draw_measure, analysis, styles, measures[still.name])
-        if still.part == "sparsity"
-        else functools.partial(others[still.name], analysis, styles)
-        for still in stills.stills_of(analysis)
-    }
+
+    def draw(still: stills.Still) -> bytes:
+        if still.part == "sparsity":
+            return _labelled(curve_pictures.draw_measure(analysis, styles, measures[still.name]), inputs)
+        return _labelled(others[still.name](analysis, styles), inputs)
+
+    return {still.name: functools.partial(draw, still) for still in stills.stills_of(analysis)}
+
+
+def inputs_of(analysis: TaskAnalysis, styles: Styles) -> str:
+    """Sixteen hex digits over all that its figures show: the analysis, whatever code made it; its methods' looks."""
+    looks = {method: repr(styles[method]) for method in methods_of(analysis)}
+    shown = to_json(dataclasses.replace(analysis, code={})) + json.dumps(looks)
+    return hashlib.sha256(shown.encode()).hexdigest()[:16]
+
+
+def shown_in(path: Path) -> str | None:
+    """The `inputs_of` that a figure was drawn from; None where there is none or no figure."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.info.get(INPUTS)
+    except OSError:
+        return None
+
+
+def _labelled(png: bytes, inputs: str) -> bytes:
+    """The same figure with its inputs as text, in a chunk behind the header."""
+    chunk = b"tEXt" + f"{INPUTS}\0{inputs}".encode()
+    header = 8 + 25
+    length, check = (struct.pack(">I", number) for number in (len(chunk) - 4, zlib.crc32(chunk)))
+    return png[:header] + length + chunk + check + png[header:]
 
 
 def sample_grid(images: Tensor, captions: Sequence[str], path: Path) -> None:

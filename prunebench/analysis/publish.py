@@ -1,4 +1,4 @@
-"""Results folders in, board and pages out: what every command does that leaves something to look at."""
+"""Records and stored analyses in, board and pages out: what commands leave to look at."""
 
 from __future__ import annotations
 
@@ -9,45 +9,47 @@ from pathlib import Path
 from prunebench.analysis.pages import links_of, write_pages
 from prunebench.analysis.stored import stored_analyses
 from prunebench.analysis.values import TaskAnalysis
-from prunebench.errors import StoreError
+from prunebench.errors import PruneBenchError
 from prunebench.leaderboard import Board, write_board
 from prunebench.record import RunRecord
-from prunebench.store import Damaged, Store
 
 
 @dataclass(frozen=True)
 class Published:
-    """What was read and what it became."""
+    """The board that was written, and the analyses that it links to."""
 
     board: Board
-    records: list[RunRecord]
-    damaged: list[Damaged]
     analyses: list[TaskAnalysis]
 
 
-def publish(results: Sequence[Path], out: Path, *, redraw: bool = False) -> Published:
-    """Write the board of some results folders under `out`, and the pages of the analyses stored beside the records.
+def publish(
+    records: list[RunRecord], results: Sequence[Path], out: Path, *, redraw: bool = False
+) -> Published:
+    """Write the board of these records under `out`, and the pages of the analyses stored in some results folders.
 
-    Still figures of analyses are drawn where missing, with `redraw` all. Raises StoreError for a folder without
-    results and where `out` cannot be written.
+    Still figures are drawn where they are missing or show other numbers or colours, with `redraw` all. Raises
+    StoreError for an analysis that cannot be read and where `out` cannot be written, UsageError for two analyses of one
+    section.
     """
-    records: list[RunRecord] = []
-    damaged: list[Damaged] = []
-    for folder in results:
-        found, broken = read_results(folder)
-        records += found
-        damaged += broken
     stored = [stored_analyses(folder) for folder in results]
     analyses = [analysis for found, _ in stored for analysis in found]
     grids = {slug: path for _, images in stored for slug, path in images.items()}
     board = write_board(records, out, links_of(analyses))
     if analyses:
         write_pages(analyses, grids, out, board_methods=board.labels, redraw=redraw)
-    return Published(board, records, damaged, analyses)
+    return Published(board, analyses)
 
 
-def read_results(results: Path) -> tuple[list[RunRecord], list[Damaged]]:
-    """Records and damaged ones of a folder. Raises StoreError if it holds no results."""
-    if not (results / "runs").is_dir():
-        raise StoreError(f"{results}: no results here (no folder `runs`); pass --results DIR")
-    return Store(results).records()
+def publish_run(records: list[RunRecord], results: Path, out: Path) -> str | None:
+    """Write the board after a run, with links to the pages that an earlier analysis left under `out`.
+
+    Those pages stay as they are. Where the analyses cannot be read, which is no reason to fail after hours of training,
+    there are no links, and the reason is returned.
+    """
+    problem, links = None, []
+    try:
+        links = links_of(stored_analyses(results)[0])
+    except PruneBenchError as error:
+        problem = str(error)
+    write_board(records, out, [link for link in links if (out / "site" / link.page).is_file()])
+    return problem

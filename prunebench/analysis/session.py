@@ -11,6 +11,7 @@ from prunebench.analysis.stored import FOLDER
 from prunebench.analysis.values import SusceptibleSample, TaskAnalysis, write_analysis
 from prunebench.errors import StoreError, UsageError, unknown
 from prunebench.scoring import find_runs
+from prunebench.store import open_results
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,8 +22,7 @@ def analyze_folder(results: Path, data_root: Path | None, tasks: Sequence[str], 
 
     Raises StoreError for a folder without runs, UsageError for tasks that it has no runs of.
     """
-    if not (results / "runs").is_dir():
-        raise StoreError(f"{results}: no results here (no folder `runs`)")
+    open_results(results)
     known = sorted({draw[0] for draw in find_runs(results) if draw is not None})
     for name in tasks:
         if name not in known:

@@ -247,9 +247,13 @@ class TaskAnalysis:
 def write_analysis(analysis: TaskAnalysis, folder: Path) -> Path:
     """Write `<slug>.json` into a folder that exists; returns its path."""
     path = folder / f"{analysis.slug}.json"
-    text = json.dumps(without_nan(dataclasses.asdict(analysis)), sort_keys=True, indent=1) + "\n"
-    write_atomically(path, text.encode())
+    write_atomically(path, to_json(analysis).encode())
     return path
+
+
+def to_json(analysis: TaskAnalysis) -> str:
+    """Its text at rest; undefined numbers are null."""
+    return json.dumps(without_nan(dataclasses.asdict(analysis)), sort_keys=True, indent=1) + "\n"
 
 
 def read_analysis(path: Path) -> TaskAnalysis:

@@ -18,6 +18,11 @@ class AnalysisLink:
     task: str
     name: str
 
+    @property
+    def page(self) -> str:
+        """Its file in `site`."""
+        return f"{self.slug}-analysis.html"
+
 
 def link_of(section: Section, links: Sequence[AnalysisLink]) -> AnalysisLink | None:
     """The analysis of a section, if there is one."""

@@ -111,7 +111,10 @@ def rank_correlation(
 
 
 def spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Spearman's rank correlation of each row of `[D, n]` and `[D, n]`: float64 `[D]`; nan where a side is constant."""
+    """Spearman's rank correlation of each row of `[D, n]` and `[D, n]`, n > 0: float64 `[D]`.
+
+    nan where a side is constant; two values that differ on both sides correlate by +1 or -1.
+    """
     from scipy.stats import rankdata
 
     ranks = [rankdata(values, axis=1) for values in (first, second)]
@@ -127,9 +130,11 @@ def bootstrap_area(
     """95 % percentile interval of the area under the ROC curve, over samples drawn with replacement; ties count half.
 
     score: float, happened: 0/1, both `[N columns]`, sample by sample; the outputs of a sample are drawn together, and a
-    draw weighs them by how often. nan where nothing or everything happened. Raises MetricError on lengths that
-    disagree or are no multiple of `columns`.
+    draw weighs them by how often. nan where nothing or everything happened, in the data or in every draw. Raises
+    MetricError on lengths that disagree or are no multiple of `columns`, and without draws.
     """
+    if draws < 1:
+        raise MetricError(f"draws: want at least one, got {draws}")
     values = as_finite("score", score, ndim=1).numpy()
     truth = as_binary("happened", happened, ndim=1).numpy()
     if len(values) != len(truth) or columns < 1 or len(truth) % columns:
@@ -149,6 +154,8 @@ def bootstrap_area(
         if pairs:
             below = np.cumsum(negative) - negative / 2
             areas.append(float((positive * below).sum() / pairs))
+    if not areas:
+        return math.nan, math.nan
     low, high = np.quantile(areas, [0.025, 0.975])
     return float(low), float(high)
 
