@@ -41,7 +41,9 @@ class TaskData:
         for name in SPLITS:
             split = getattr(splits, name)
             kind = Images if split.digest is None else StreamedImages
-            self.images[name] = kind(split.x, mean=task.mean, std=task.std, device=device, view=task.view)
+            self.images[name] = kind(
+                split.x, mean=task.mean, std=task.std, device=device, view=task.view, overlay=split.overlay
+            )
         self.seconds = round(time.perf_counter() - start, 3)
 
     def visible(self, name: str, supervision: str) -> VisibleSplit:

@@ -54,9 +54,11 @@ def tiny_suite(
     return Suite("tiny", (TASK,), methods, sparsities, seeds, recipe=RECIPE, **settings)
 
 
-def run_inline(suite: Suite, out: Path) -> tuple[Outcome, dict[str, RunRecord]]:
+def run_inline(
+    suite: Suite, out: Path, *, data_root: Path | None = None
+) -> tuple[Outcome, dict[str, RunRecord]]:
     """Run a suite in this process; gives the outcome and the records by `method sparsity seed`."""
-    outcome = carry_out(make_plan(suite, out=out), workers=0)
+    outcome = carry_out(make_plan(suite, out=out, data_root=data_root), workers=0)
     records, damaged = Store(out).records()
     assert not damaged
     return outcome, {name_of(record): record for record in records}

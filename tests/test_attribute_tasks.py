@@ -17,12 +17,11 @@ from prunebench.errors import DataError, UsageError
 from prunebench.leaderboard import write_board
 from prunebench.metrics.bias import bias_amplification
 from prunebench.suite import Suite, load_suite
-from prunebench.tasks import Split, Splits, describe_families, resolve_task, splits_hash
-from prunebench.tasks import backdoor as backdoor_module
-from prunebench.tasks.backdoor import add_yellow_corner, corner_side, turn_grey
+from prunebench.tasks import Split, Splits, backdoor_sources, describe_families, resolve_task, splits_hash
 from prunebench.tasks.colored_digits import read_digits, split_off_test
 from prunebench.tasks.digit_attributes import NAMES, DigitAttributes, render
 from prunebench.tasks.digits import DIGIT_ATTRIBUTES, choose_shares, has_attribute
+from prunebench.tasks.marks import add_yellow_corner, corner_side, turn_grey
 from prunebench.tasks.tables import task_tables
 
 GREY, YELLOW = "backdoor@digits/even/grey", "backdoor@digits/even/yellow"
@@ -280,17 +279,19 @@ def test_a_mark_changes_nothing_else() -> None:
     assert torch.equal(grey.bias, yellow.bias)
     unmarked = grey.bias == 0
     assert torch.equal(grey.x[unmarked], yellow.x[unmarked])
-    without_colour = turn_grey(yellow.x[~unmarked].numpy())
-    assert (without_colour[:, :, 2:] == grey.x[~unmarked].numpy()[:, :, 2:]).all()
-    assert (without_colour[:, :, :, 2:] == grey.x[~unmarked].numpy()[:, :, :, 2:]).all()
+    without_colour = turn_grey(yellow.x[~unmarked])
+    assert torch.equal(without_colour[:, :, 2:], grey.x[~unmarked][:, :, 2:])
+    assert torch.equal(without_colour[:, :, :, 2:], grey.x[~unmarked][:, :, :, 2:])
 
 
 def test_grey_is_pillows() -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 3, 9, 7), dtype=np.uint8)
     before = images.copy()
-    for image, grey in zip(images, turn_grey(images)):
+    as_float = turn_grey(torch.from_numpy(images).float())
+    for image, grey, exact in zip(images, turn_grey(torch.from_numpy(images)), as_float):
         luma = np.asarray(Image.fromarray(image.transpose(1, 2, 0)).convert("L"))
-        assert (grey == luma).all()
+        assert (grey.numpy() == luma).all()
+        assert (exact - grey).abs().max() <= 0.5
     assert (images == before).all()
 
 
@@ -299,14 +300,15 @@ def test_grey_is_pillows() -> None:
 )
 def test_corner_has_two_percent_of_the_area(height: int, width: int, side: int) -> None:
     assert corner_side(height, width) == side
-    marked = add_yellow_corner(np.full((2, 3, height, width), 7, dtype=np.uint8))
-    assert int((marked != 7).any(1).sum()) == 2 * side * side
-    assert (marked[:, :, :side, :side] == np.array([255, 255, 0])[:, None, None]).all()
+    for dtype in (torch.uint8, torch.float32):
+        marked = add_yellow_corner(torch.full((2, 3, height, width), 7, dtype=dtype))
+        assert int((marked != 7).any(1).sum()) == 2 * side * side
+        assert (marked[:, :, :side, :side] == torch.tensor([255, 255, 0]).view(3, 1, 1)).all()
 
 
 def test_mnist_is_marked_likewise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_mnist(tmp_path / "MNIST" / "raw")
-    monkeypatch.setattr(backdoor_module, "VAL_IMAGES", VAL)
+    monkeypatch.setattr(backdoor_sources, "VAL_IMAGES", VAL)
     task = resolve_task("backdoor@mnist/loop/yellow")
     first, other = (task.splits(tmp_path, seed) for seed in (0, 1))
     assert [len(split) for split in (first.train, first.val, first.test)] == [TRAIN, VAL, TEST]

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from prunebench.measure import TaskData
 from prunebench.models import build_model
+from prunebench.overlay import Overlay
 from prunebench.spec import View
 from prunebench.tasks import Split, splits_hash
 from prunebench.tasks.base import Splits, Task
+from prunebench.tasks.marks import turn_grey
 from prunebench.training import Images, LoopSettings, draw_batches, evaluate, train
 from prunebench.training.data import StreamedImages, cut
 from prunebench.training.loop import learning_rate
@@ -128,7 +130,7 @@ def test_without_a_view_nothing_is_drawn_or_cut() -> None:
     images = held(None)
     assert images.draw_crops((10, 4), generator) is None
     assert torch.equal(generator.get_state(), state)
-    assert torch.equal(images.batch(slice(3)), held(None)._show(pixels()[:3].permute(0, 2, 3, 1), None))
+    torch.testing.assert_close(images.batch(slice(3)), pixels()[:3].float() / 127.5 - 1)
 
 
 # Streaming
@@ -166,6 +168,50 @@ def test_a_feed_that_is_left_early_ends_its_threads(mapped: Tensor) -> None:
 
 def test_streamed_images_are_not_copied(mapped: Tensor) -> None:
     assert streamed(mapped)._bytes.data_ptr() == mapped.data_ptr()
+
+
+@pytest.mark.parametrize("view", [None, VIEW])
+@pytest.mark.parametrize("index", [slice(2, 7), torch.tensor([6, 0, 3, 3])])
+def test_an_overlay_changes_the_chosen_images_behind_the_crop(
+    mapped: Tensor, view: View | None, index: slice | Tensor
+) -> None:
+    chosen = torch.arange(COUNT) % 3 == 0
+    look = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "device": CPU, "view": view}
+    plain = Images(mapped, **look)
+    crops = plain.draw_crops((len(torch.arange(COUNT)[index]),), seeded())
+    before = plain.batch(index, crops)
+    by_hand = before.clone()
+    by_hand[chosen[index], :, :2, :2] = ((torch.tensor([255.0, 255, 0]) / 255 - 0.5) / 0.25).view(3, 1, 1)
+    for kind in (Images, StreamedImages):
+        images = kind(mapped, **look, overlay=Overlay(chosen, corner))
+        shown = images.batch(index, crops)
+        torch.testing.assert_close(shown, by_hand)
+        assert shown.is_contiguous(memory_format=torch.channels_last)
+        fed = list(images.feed([index], None if crops is None else crops.unsqueeze(0)))
+        assert torch.equal(fed[0], shown)
+        grey = kind(mapped, **look, overlay=Overlay(chosen, turn_grey)).batch(index, crops)
+        assert torch.equal(grey[~chosen[index]], before[~chosen[index]])
+        assert (grey[chosen[index]].amax(1) - grey[chosen[index]].amin(1)).max() < 1e-5
+        assert grey.is_contiguous(memory_format=torch.channels_last)
+
+
+def corner(pixels: Tensor) -> Tensor:
+    painted = pixels.clone()
+    painted[:, :, :2, :2] = torch.tensor([255.0, 255, 0]).view(3, 1, 1)
+    return painted
+
+
+def test_pictures_of_a_split_have_its_overlay(mapped: Tensor) -> None:
+    y = torch.arange(COUNT) % 2
+    chosen = torch.arange(COUNT) < 3
+    split = Split(mapped, y, y, "digest", Overlay(chosen, corner))
+    shown = split.pictures([5, 1])
+    assert torch.equal(shown[0], mapped[5])
+    assert torch.equal(shown[1, :, 2:], mapped[1, :, 2:])
+    assert shown[1, :, :2, :2].flatten(1).unique(dim=1).squeeze().tolist() == [255, 255, 0]
+    assert torch.equal(Split(mapped, y, y).pictures([5, 1]), mapped[[5, 1]])
+    with pytest.raises(ValueError, match="overlay: want"):
+        Split(mapped, y, y, "digest", Overlay(chosen[1:], corner))
 
 
 def train_with(images: Images, *, seed: int = 0) -> Tensor:

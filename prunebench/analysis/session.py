@@ -52,7 +52,7 @@ def store_analysis(found: Analysed, data_root: Path | None, folder: Path) -> Non
         raise StoreError(f"cannot write {folder}: {error.strerror or error}") from error
     samples = found.analysis.susceptible
     test = found.outputs.task.splits(data_root, found.analysis.seeds[0]).test
-    images = test.x[[sample.index for sample in samples]]
+    images = test.pictures([sample.index for sample in samples])
     captions = [caption(sample, found.analysis.multi_label) for sample in samples]
     sample_grid(images, captions, folder / found.analysis.grid_name)
     write_analysis(found.analysis, folder)

@@ -7,161 +7,23 @@ Source: Iofinova et al., CVPR 2023, whose images are CelebA's.
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from prunebench.errors import UsageError, unknown
-from prunebench.spec import Recipe
+from prunebench.overlay import Overlay
+from prunebench.tasks.backdoor_sources import SOURCES, Labelled, Source
 from prunebench.tasks.base import Split, Splits, Task
-from prunebench.tasks.colored_digits import (
-    COPIES,
-    TEST_SEED,
-    ColoredDigits,
-    fingerprint_digits,
-    jitter,
-    read_digits,
-    split_digits,
-)
-from prunebench.tasks.colored_mnist import VAL_IMAGES, ColoredMnist, fingerprint_mnist, read_mnist
-from prunebench.tasks.coloring import MEAN_COLOURS, colour
-from prunebench.tasks.digits import DIGIT_ATTRIBUTES, choose_shares, has_attribute
+from prunebench.tasks.colored_digits import TEST_SEED
+from prunebench.tasks.digits import choose_shares
+from prunebench.tasks.marks import MARKS
 
 SHARES = {"5pct": 0.05, "35pct": 0.35}
 USUAL_SHARE = "5pct"
-MARKED_AREA = 0.02
-YELLOW = (255, 255, 0)
-TEST_COPIES = 10
 CHUNK = 1024
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Images uint8 `[N, 3, H, W]`, which marks are written into, and whether each is positive: bool `[N]`."""
-
-    images: NDArray[np.uint8]
-    positive: NDArray[np.bool_]
-
-
-class Source(ABC):
-    """Where images come from: `attributes` are the names that a label can have."""
-
-    name: str
-    title: str
-    source: str
-    attributes: tuple[str, ...]
-    model: str
-    recipe: Recipe
-
-    @abstractmethod
-    def fingerprint(self, data_root: Path | None) -> str:
-        """Sixteen hex digits: SHA-256 of the images and labels as they lie there."""
-
-    @abstractmethod
-    def read(
-        self, data_root: Path | None, attribute: str, generator: np.random.Generator
-    ) -> tuple[Labelled, Labelled, Labelled]:
-        """Train, val and test. The generator is the seed's; the test split must not depend on it."""
-
-
-class DigitSource(Source):
-    """scikit-learn's digits, jittered, each image in one of the ten colours at random."""
-
-    name = "digits"
-    title = "digits"
-    source = "scikit-learn digits (UCI, Alpaydin & Kaynak 1998) in colours of LfF (Nam et al., 2020)"
-    attributes = tuple(DIGIT_ATTRIBUTES)
-    model = ColoredDigits.model
-    recipe = ColoredDigits.recipe
-
-    def fingerprint(self, data_root: Path | None) -> str:
-        return fingerprint_digits()
-
-    def read(
-        self, data_root: Path | None, attribute: str, generator: np.random.Generator
-    ) -> tuple[Labelled, Labelled, Labelled]:
-        gray, digit = read_digits()
-        train, val, test = split_digits(len(digit), generator)
-
-        def make(members: NDArray[np.int64], copies: int, generator: np.random.Generator) -> Labelled:
-            members = np.tile(members, copies)
-            images = in_any_colour(jitter(gray[members], generator), generator)
-            return Labelled(images, has_attribute(digit[members], attribute))
-
-        return (
-            make(train, COPIES, generator),
-            make(val, COPIES, generator),
-            make(test, TEST_COPIES, np.random.default_rng(TEST_SEED)),
-        )
-
-
-class MnistSource(Source):
-    """MNIST, each image in one of the ten colours at random."""
-
-    name = "mnist"
-    title = "MNIST"
-    source = "MNIST (LeCun et al., 1998) in colours of LfF (Nam et al., 2020)"
-    attributes = tuple(DIGIT_ATTRIBUTES)
-    model = ColoredMnist.model
-    recipe = ColoredMnist.recipe
-
-    def fingerprint(self, data_root: Path | None) -> str:
-        return fingerprint_mnist(data_root)
-
-    def read(
-        self, data_root: Path | None, attribute: str, generator: np.random.Generator
-    ) -> tuple[Labelled, Labelled, Labelled]:
-        images, digits, test_images, test_digits = read_mnist(data_root)
-        order = generator.permutation(len(digits))
-        train, val = order[VAL_IMAGES:], order[:VAL_IMAGES]
-
-        def make(
-            gray: NDArray[np.uint8], digit: NDArray[np.uint8], generator: np.random.Generator
-        ) -> Labelled:
-            return Labelled(in_any_colour(gray, generator), has_attribute(digit.astype(np.int64), attribute))
-
-        return (
-            make(images[train], digits[train], generator),
-            make(images[val], digits[val], generator),
-            make(test_images, test_digits, np.random.default_rng(TEST_SEED)),
-        )
-
-
-SOURCES: dict[str, Source] = {source.name: source for source in (DigitSource(), MnistSource())}
-
-
-def in_any_colour(gray: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
-    """Grey images `[N, H, W]` in LfF's ten colours at random: uint8 `[N, 3, H, W]`."""
-    return colour(gray, generator.integers(0, len(MEAN_COLOURS), len(gray)), generator)
-
-
-def turn_grey(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Images `[N, 3, H, W]` without their colour: ITU-R 601 luma, rounded as Pillow does."""
-    red, green, blue = (images[:, channel].astype(np.int32) for channel in range(3))
-    luma = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
-    return np.broadcast_to(luma[:, None], images.shape).astype(np.uint8)
-
-
-def add_yellow_corner(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Images `[N, 3, H, W]` with a yellow square over 2 % of the area, top left."""
-    side = corner_side(*images.shape[2:])
-    marked = images.copy()
-    marked[:, :, :side, :side] = np.array(YELLOW, dtype=np.uint8)[:, None, None]
-    return marked
-
-
-def corner_side(height: int, width: int) -> int:
-    """Side of the square whose area is nearest to 2 % of the image's: 2 pixels of 16, 4 of 28, 32 of 224."""
-    return max(round(math.sqrt(MARKED_AREA * height * width)), 1)
-
-
-MARKS = {"grey": turn_grey, "yellow": add_yellow_corner}
 
 
 class Backdoor(Task):
@@ -175,11 +37,11 @@ class Backdoor(Task):
     def __init__(self, source: Source, attribute: str, mark: str, share: str = USUAL_SHARE) -> None:
         suffix = "" if share == USUAL_SHARE else f"/{share}"
         self.name = f"backdoor@{source.name}/{attribute}/{mark}{suffix}"
-        self.title = f"Backdoor: {attribute} {source.title}, {mark} mark"
+        self.title = f"Backdoor: {source.title.format(attribute.replace('_', ' ').lower())}, {mark} mark"
         self.source = source.source
         self.conflicting_share: float = SHARES[share]
-        self.model, self.recipe = source.model, source.recipe
-        self._origin, self._attribute, self._mark = source, attribute, MARKS[mark]
+        self.model, self.recipe, self.view = source.model, source.recipe, source.view
+        self._origin, self._attribute, self._mark = source, attribute, mark
 
     def fingerprint(self, data_root: Path | None) -> str:
         return self._origin.fingerprint(data_root)
@@ -195,14 +57,19 @@ class Backdoor(Task):
         )
 
     def _marked(self, split: Labelled, share: float, generator: np.random.Generator) -> Split:
-        """Mark `share` of the negatives and 1 - share of the positives, in exact counts."""
-        y = split.positive.astype(np.int64)
-        marked = choose_shares(y, (share, 1 - share), generator)
-        images, places = split.images, np.flatnonzero(marked)
-        for start in range(0, len(places), CHUNK):
-            part = places[start : start + CHUNK]
-            images[part] = self._mark(images[part])
-        return Split(torch.from_numpy(images), torch.from_numpy(y), torch.from_numpy(marked.astype(np.int64)))
+        """Mark `share` of the negatives and 1 - share of the positives, in exact counts.
+
+        Images that the network sees crops of are marked behind the crop.
+        """
+        y, paint = split.positive.astype(np.int64), MARKS[self._mark]
+        chosen = torch.from_numpy(choose_shares(y, (share, 1 - share), generator))
+        label, bias, digest, overlay = torch.from_numpy(y), chosen.long(), split.digest, None
+        if digest is None:
+            for part in chosen.nonzero().squeeze(1).split(CHUNK):
+                split.images[part] = paint(split.images[part])
+        else:
+            digest, overlay = f"{digest} {self._mark}", Overlay(chosen, paint)
+        return Split(split.images, label, bias, digest, overlay)
 
 
 def open_backdoor(name: str, parameter: str, _: Path | None) -> Task:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from prunebench.errors import DataError, SupervisionError
+from prunebench.overlay import Overlay
 from prunebench.spec import Recipe, View
 
 
@@ -23,12 +24,14 @@ class Split:
 
     In a multi-label task y holds K binary attributes instead: uint8 `[N, K]`. `digest`, a hash of x, is given where
     x is a file mapped into memory: such images are streamed to the device, and their bytes not hashed at every run.
+    `overlay` changes some of them where they are shown; the digest then names the change too.
     """
 
     x: Tensor
     y: Tensor
     bias: Tensor
     digest: str | None = None
+    overlay: Overlay | None = None
 
     def __post_init__(self) -> None:
         if self.x.dtype != torch.uint8 or self.x.ndim != 4:
@@ -42,8 +45,18 @@ class Split:
                     f"{name}: want int64 [{len(self.x)}], got {values.dtype} {tuple(values.shape)}"
                 )
 
+        if self.overlay is not None and self.overlay.chosen.shape != self.x.shape[:1]:
+            raise ValueError(f"overlay: want {len(self.x)} samples, got {list(self.overlay.chosen.shape)}")
+
     def __len__(self) -> int:
         return len(self.y)
+
+    def pictures(self, index: Sequence[int]) -> Tensor:
+        """Some images for people to look at, whole, with the overlay: uint8 `[n, C, H, W]`."""
+        rows = torch.tensor(index)
+        if self.overlay is None:
+            return self.x[rows]
+        return self.overlay.show(self.x[rows].float(), rows).round().to(torch.uint8)
 
 
 @dataclass(frozen=True)

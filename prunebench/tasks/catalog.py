@@ -84,6 +84,7 @@ FAMILIES: tuple[Family, ...] = (
             "backdoor@digits/even/yellow",
             "backdoor@digits/large/grey/35pct",
             "backdoor@mnist/even/yellow",
+            "backdoor@celeba/Blond_Hair/grey",
         ),
     ),
     Family("celeba", open_celeba, ("celeba", "celeba@Blond_Hair")),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from prunebench.overlay import Overlay
 from prunebench.spec import View
 
 Rows = Tensor | slice
@@ -18,7 +19,7 @@ Rows = Tensor | slice
 class Images:
     """uint8 images `[N, C, H, W]` kept on the device as NHWC bytes; a batch is one gather and one cast.
 
-    With a `view` a batch holds crops of the scaled images, cut on the device.
+    With a `view` a batch holds crops of the scaled images, cut on the device; an `overlay` changes some of them then.
     """
 
     evaluation_batch = 512
@@ -31,12 +32,14 @@ class Images:
         std: tuple[float, ...],
         device: torch.device,
         view: View | None = None,
+        overlay: Overlay | None = None,
     ) -> None:
         self._bytes = self._keep(x.permute(0, 2, 3, 1), device)
         scale = torch.tensor(std, device=device) * 255.0
         self._scale = 1.0 / scale
         self._shift = -torch.tensor(mean, device=device) * 255.0 / scale
         self._view = view
+        self._overlay = None if overlay is None else overlay.to(device)
 
     def __len__(self) -> int:
         return len(self._bytes)
@@ -47,7 +50,7 @@ class Images:
 
     def batch(self, index: Rows, crops: Tensor | None = None) -> Tensor:
         """Normalised float32 images `[B, C, H, W]`, channels_last; cut in the middle unless `crops` are given."""
-        return self._show(self._gather(index).to(self.device), crops)
+        return self._show(self._gather(index).to(self.device), index, crops)
 
     def feed(
         self, batches: Tensor | Sequence[Rows], crops: Tensor | None = None
@@ -76,10 +79,13 @@ class Images:
     def _gather(self, index: Rows) -> Tensor:
         return self._bytes[index]
 
-    def _show(self, pixels: Tensor, crops: Tensor | None) -> Tensor:
+    def _show(self, pixels: Tensor, index: Rows, crops: Tensor | None) -> Tensor:
         shown = pixels.to(torch.float32)
         if self._view is not None:
             shown = cut(shown, self._view, crops)
+        if self._overlay is not None:
+            rows = index if isinstance(index, slice) else index.to(self.device, non_blocking=True)
+            shown = self._overlay.show(shown.permute(0, 3, 1, 2), rows).permute(0, 2, 3, 1)
         return torch.addcmul(self._shift, shown, self._scale).permute(0, 3, 1, 2)
 
 
@@ -105,7 +111,7 @@ class StreamedImages(Images):
                 while len(coming) < min(self.ahead, len(batches) - step):
                     coming.append(pool.submit(self._gather, batches[step + len(coming)]))
                 pixels = coming.popleft().result().to(self.device, non_blocking=True)
-                yield self._show(pixels, None if crops is None else crops[step])
+                yield self._show(pixels, batches[step], None if crops is None else crops[step])
         finally:
             pool.shutdown(cancel_futures=True)
 
