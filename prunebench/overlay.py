@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+Painter = Callable[[Tensor, Tensor | slice], Tensor]
 
 
 @dataclass(frozen=True)
@@ -16,10 +18,14 @@ class Overlay:
     chosen: Tensor
     paint: Callable[[Tensor], Tensor]
 
-    def to(self, device: torch.device) -> Overlay:
-        return replace(self, chosen=self.chosen.to(device))
+    def painter(self, device: torch.device) -> Painter:
+        """On a device: of float pixels `[B, C, H, W]` and the samples that they are of, the pixels as they are shown.
 
-    def show(self, pixels: Tensor, index: Tensor | slice) -> Tensor:
-        """Float pixels `[B, C, H, W]` of the samples `index`, painted where chosen."""
-        chosen = self.chosen[index].view(-1, 1, 1, 1)
-        return torch.where(chosen, self.paint(pixels), pixels)
+        A function, for who is chosen may be a bias label: whoever holds the images shall not meet it as an attribute.
+        """
+        chosen, paint = self.chosen.to(device).view(-1, 1, 1, 1), self.paint
+
+        def show(pixels: Tensor, index: Tensor | slice) -> Tensor:
+            return torch.where(chosen[index], paint(pixels), pixels)
+
+        return show

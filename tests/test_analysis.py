@@ -19,8 +19,10 @@ from torch.nn import functional
 from prunebench.analysis import claims
 from prunebench.analysis.analyze import analyze_outputs, analyze_results
 from prunebench.analysis.cells import estimate, summarize_cells
+from prunebench.analysis.looks import analysis_styles
 from prunebench.analysis.measures import Measured, class_amplification, measure_run
 from prunebench.analysis.outputs import Outputs, Run, read_outputs
+from prunebench.analysis.pictures import inputs_of, shown_in
 from prunebench.analysis.session import analyze_folder, caption
 from prunebench.analysis.values import (
     Cell,
@@ -35,6 +37,7 @@ from prunebench.analysis.values import (
 from prunebench.console import write_leaderboard
 from prunebench.errors import StoreError, UsageError
 from prunebench.labels import Labels
+from prunebench.leaderboard import build_board
 from prunebench.store import Store
 from prunebench.tasks import Attributes, Splits, Task, resolve_task
 from prunebench.tasks.colored_digits import ColoredDigits
@@ -498,6 +501,27 @@ def test_a_run_keeps_the_links_of_its_board_to_the_analyses(results: Path, tmp_p
         assert (f'href="{page}"' in board.read_text()) == pages
         assert (board.parent / page).is_file() == pages
     assert (board.parent / page).read_bytes() == written
+
+
+def test_a_method_that_joins_gives_board_and_pages_the_same_new_colours(
+    results: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    import prunebench
+
+    out = Path(shutil.copytree(results, tmp_path / "out"))
+    (out / "analysis").mkdir(exist_ok=True)
+    analysis = only(out)
+    write_analysis(analysis, out / "analysis")
+    write_leaderboard([out], out / "leaderboard")
+    suite = tiny_suite("dense", "gmp-ri", sparsities=(0.5,), seeds=(0,))  # its name comes before magnitude
+    assert prunebench.run(suite, out=out, workers=0).ok == 1
+    shown = out / "leaderboard/analysis/figures" / f"{analysis.slug}-bias_gap.png"
+    styles = analysis_styles([analysis], build_board(Store(out).records()[0]).labels)
+    assert shown_in(shown) == inputs_of(analysis, styles) != inputs_of(analysis, analysis_styles([analysis]))
+    page = (out / f"leaderboard/site/{analysis.slug}-analysis.html").read_text()
+    assert styles["magnitude"].colour in page
 
 
 def test_an_analysis_that_cannot_be_read_does_not_stop_a_run(results: Path, tmp_path: Path) -> None:

@@ -284,9 +284,13 @@ def test_still_figures_are_drawn_again_if_they_show_other_things_or_if_asked(tmp
 
     assert drawn_for(analysis) == names
     assert drawn_for(analysis) == drawn_for(replace(analysis, code={"commit": "another"})) == set()
-    (tmp_path / "analysis/figures/odd-scatter.png").unlink()
-    (tmp_path / "analysis/figures/odd-bias_gap.png").write_bytes(b"no figure")
-    assert drawn_for(analysis) == {"scatter", "bias_gap"}
+    whole = (tmp_path / "analysis/figures/odd-bias_gap.png").read_bytes()
+    for damaged in (b"no figure", whole[: len(whole) // 2], whole[:11] + b"\4" + whole[12:]):
+        (tmp_path / "analysis/figures/odd-bias_gap.png").write_bytes(damaged)
+        assert "bias_gap" in drawn_for(analysis)
+    assert (tmp_path / "analysis/figures/odd-bias_gap.png").read_bytes() == whole
+    (tmp_path / "analysis/figures/odd-scatter.png").unlink(missing_ok=True)
+    assert drawn_for(analysis) == {"scatter"}
     assert drawn_for(analysis, "its colour is the first method's") == names
     assert drawn_for(analysis) == names
     assert drawn_for(replace(analysis, seeds=(7, 8))) == names
@@ -370,7 +374,7 @@ def test_pictures_are_plain_png_of_one_width(written: Path) -> None:
 
 def test_a_picture_drawn_twice_has_the_same_bytes() -> None:
     analysis = class_analysis(FEW)
-    drawn = draw_pictures(analysis, looks.analysis_styles([analysis]))
+    drawn = draw_pictures(analysis, looks.analysis_styles([analysis]), "inputs")
     assert set(drawn) == {still.name for still in stills_of(analysis)}
     for name in ("exemplars", "attributes", "foretelling", "splits"):
         assert drawn[name]() == drawn[name]()

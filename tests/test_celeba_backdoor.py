@@ -13,7 +13,7 @@ from helpers import run_inline
 from prunebench.analysis.session import analyze_folder
 from prunebench.api import make_plan
 from prunebench.console import console
-from prunebench.errors import DataError, UsageError
+from prunebench.errors import DataError, SupervisionError, UsageError
 from prunebench.measure import TaskData
 from prunebench.suite import Suite
 from prunebench.tasks import resolve_task, splits_hash
@@ -45,7 +45,13 @@ def test_labels_are_the_attribute_and_marks_an_exact_share_of_each(faces: Path) 
         ]
     assert task.title == "Backdoor: CelebA, smiling, yellow mark"
     assert (task.model, task.recipe, task.view) == ("resnet18-imagenet", CelebALabel.recipe, CelebA.view)
-    assert task.fingerprint(faces) == CelebA().fingerprint(faces)
+    assert task.fingerprint(faces) == resolve_task(GREY).fingerprint(faces) != CelebA().fingerprint(faces)
+
+
+def test_a_new_version_of_celeba_makes_new_runs(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = resolve_task(GREY).fingerprint(faces)
+    monkeypatch.setattr(CelebA, "version", CelebA.version + 1)
+    assert resolve_task(GREY).fingerprint(faces) != before
 
 
 def test_the_seed_draws_the_marks_but_not_those_of_the_test_images(faces: Path) -> None:
@@ -84,6 +90,16 @@ def test_the_network_sees_marks_within_its_crop(faces: Path, split: str) -> None
             torch.testing.assert_close(shown[bias][:, :, :32, :32], corner)
             assert torch.equal(shown[bias][:, :, 32:], before[bias][:, :, 32:])
             assert torch.equal(shown[bias][:, :, :, 32:], before[bias][:, :, :, 32:])
+
+
+def test_who_is_marked_is_no_attribute_of_what_a_method_gets(faces: Path) -> None:
+    split = TaskData(resolve_task(GREY), faces, 0, CPU).visible("train", "none")
+    held = [*vars(split).values(), *vars(split.images).values()]
+    tensors = [value for value in held if isinstance(value, torch.Tensor)]
+    assert sum(len(value) == len(split) for value in tensors) == 2, "the labels and the unmarked bytes"
+    assert not any(hasattr(value, "chosen") for value in held)
+    with pytest.raises(SupervisionError):
+        _ = split.bias
 
 
 def test_a_run_and_its_analysis(faces: Path, tmp_path: Path) -> None:

@@ -210,8 +210,10 @@ def test_pictures_of_a_split_have_its_overlay(mapped: Tensor) -> None:
     assert torch.equal(shown[1, :, 2:], mapped[1, :, 2:])
     assert shown[1, :, :2, :2].flatten(1).unique(dim=1).squeeze().tolist() == [255, 255, 0]
     assert torch.equal(Split(mapped, y, y).pictures([5, 1]), mapped[[5, 1]])
-    with pytest.raises(ValueError, match="overlay: want"):
-        Split(mapped, y, y, "digest", Overlay(chosen[1:], corner))
+    assert split.pictures([]).shape == (0, *mapped.shape[1:])
+    for digest, wrong in (("digest", chosen[1:]), ("digest", chosen.long()), (None, chosen)):
+        with pytest.raises(ValueError, match="overlay: want"):
+            Split(mapped, y, y, digest, Overlay(wrong, corner))
 
 
 def train_with(images: Images, *, seed: int = 0) -> Tensor:

@@ -51,7 +51,7 @@ def write_pages(
             image = _read(grids[slug])
             files |= {f"{place}/{analysis.grid_name}": image for place in ("analysis/figures", "site")}
         inputs = inputs_of(analysis, styles)
-        for name, draw in draw_pictures(analysis, styles).items():
+        for name, draw in draw_pictures(analysis, styles, inputs).items():
             path = f"analysis/figures/{slug}-{name}.png"
             if redraw or shown_in(out / path) != inputs:
                 files[path] = draw()

@@ -31,9 +31,11 @@ CAPTION_LETTERS = 19
 INPUTS = "Inputs"
 
 
-def draw_pictures(analysis: TaskAnalysis, styles: Styles) -> dict[str, Callable[[], bytes]]:
-    """By name, how to draw each still figure that the analysis has; the file then tells what it shows (`shown_in`)."""
-    inputs = inputs_of(analysis, styles)
+def draw_pictures(analysis: TaskAnalysis, styles: Styles, inputs: str) -> dict[str, Callable[[], bytes]]:
+    """By name, how to draw each still figure that the analysis has.
+
+    inputs: `inputs_of` the same; the file then tells it (`shown_in`).
+    """
     measures = {measure.key: measure for measure in analysis.measures}
     others: dict[str, Callable[[TaskAnalysis, Styles], bytes]] = {
         stills.SCATTER: map_pictures.draw_scatter,
@@ -64,8 +66,9 @@ def shown_in(path: Path) -> str | None:
 
     try:
         with Image.open(path) as image:
+            image.verify()
             return image.info.get(INPUTS)
-    except OSError:
+    except (OSError, ValueError, SyntaxError):  # all that Pillow says of damaged files
         return None
 
 

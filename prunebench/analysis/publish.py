@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,22 +34,37 @@ def publish(
     stored = [stored_analyses(folder) for folder in results]
     analyses = [analysis for found, _ in stored for analysis in found]
     grids = {slug: path for _, images in stored for slug, path in images.items()}
+    return _write(records, analyses, grids, out, redraw=redraw)
+
+
+def publish_run(records: list[RunRecord], results: Path, out: Path) -> str | None:
+    """Write the board after a run, and the pages that an earlier analysis left under `out`, in the board's colours.
+
+    Where the analyses cannot be read, which is no reason to fail after hours of training, there are no links to them,
+    and the reason is returned.
+    """
+    problem = None
+    analyses: list[TaskAnalysis] = []
+    grids: dict[str, Path] = {}
+    try:
+        found, grids = stored_analyses(results)
+        pages = {link.slug: out / "site" / link.page for link in links_of(found)}
+        analyses = [analysis for analysis in found if pages[analysis.slug].is_file()]
+    except PruneBenchError as error:
+        problem = str(error)
+    _write(records, analyses, grids, out)
+    return problem
+
+
+def _write(
+    records: list[RunRecord],
+    analyses: list[TaskAnalysis],
+    grids: Mapping[str, Path],
+    out: Path,
+    *,
+    redraw: bool = False,
+) -> Published:
     board = write_board(records, out, links_of(analyses))
     if analyses:
         write_pages(analyses, grids, out, board_methods=board.labels, redraw=redraw)
     return Published(board, analyses)
-
-
-def publish_run(records: list[RunRecord], results: Path, out: Path) -> str | None:
-    """Write the board after a run, with links to the pages that an earlier analysis left under `out`.
-
-    Those pages stay as they are. Where the analyses cannot be read, which is no reason to fail after hours of training,
-    there are no links, and the reason is returned.
-    """
-    problem, links = None, []
-    try:
-        links = links_of(stored_analyses(results)[0])
-    except PruneBenchError as error:
-        problem = str(error)
-    write_board(records, out, [link for link in links if (out / "site" / link.page).is_file()])
-    return problem

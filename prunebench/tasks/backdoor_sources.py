@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,9 @@ class CelebASource(Source):
     view = CelebALabel.view
 
     def fingerprint(self, data_root: Path | None) -> str:
-        return CelebA().fingerprint(data_root)
+        """As of CelebA itself, with the version of that task and the view that marks are put on."""
+        known = f"{CelebA.version} {self.view} {CelebA().fingerprint(data_root)}"
+        return hashlib.sha256(known.encode()).hexdigest()[:16]
 
     def read(
         self, data_root: Path | None, attribute: str, generator: np.random.Generator

@@ -44,19 +44,22 @@ class Split:
                 raise ValueError(
                     f"{name}: want int64 [{len(self.x)}], got {values.dtype} {tuple(values.shape)}"
                 )
-
-        if self.overlay is not None and self.overlay.chosen.shape != self.x.shape[:1]:
-            raise ValueError(f"overlay: want {len(self.x)} samples, got {list(self.overlay.chosen.shape)}")
+        if self.overlay is not None:
+            chosen = self.overlay.chosen
+            if chosen.dtype != torch.bool or chosen.shape != self.x.shape[:1] or self.digest is None:
+                raise ValueError(
+                    f"overlay: want bool [{len(self.x)}] and a digest, got {chosen.dtype} {tuple(chosen.shape)}"
+                )
 
     def __len__(self) -> int:
         return len(self.y)
 
     def pictures(self, index: Sequence[int]) -> Tensor:
         """Some images for people to look at, whole, with the overlay: uint8 `[n, C, H, W]`."""
-        rows = torch.tensor(index)
+        rows = torch.tensor(index, dtype=torch.int64)
         if self.overlay is None:
             return self.x[rows]
-        return self.overlay.show(self.x[rows].float(), rows).round().to(torch.uint8)
+        return self.overlay.painter(self.x.device)(self.x[rows].float(), rows).round().to(torch.uint8)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Images:
         self._scale = 1.0 / scale
         self._shift = -torch.tensor(mean, device=device) * 255.0 / scale
         self._view = view
-        self._overlay = None if overlay is None else overlay.to(device)
+        self._painter = None if overlay is None else overlay.painter(device)
 
     def __len__(self) -> int:
         return len(self._bytes)
@@ -83,9 +83,9 @@ class Images:
         shown = pixels.to(torch.float32)
         if self._view is not None:
             shown = cut(shown, self._view, crops)
-        if self._overlay is not None:
+        if self._painter is not None:
             rows = index if isinstance(index, slice) else index.to(self.device, non_blocking=True)
-            shown = self._overlay.show(shown.permute(0, 3, 1, 2), rows).permute(0, 2, 3, 1)
+            shown = self._painter(shown.permute(0, 3, 1, 2), rows).permute(0, 2, 3, 1)
         return torch.addcmul(self._shift, shown, self._scale).permute(0, 3, 1, 2)
 
 
