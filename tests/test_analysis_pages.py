@@ -36,7 +36,14 @@ from prunebench.analysis.panels import value_limits
 from prunebench.analysis.pictures import MOST_SAMPLES, draw_pictures, sample_grid
 from prunebench.analysis.stills import scatter_pairs, stills_of
 from prunebench.analysis.stored import stored_analyses
-from prunebench.analysis.values import Correlation, Estimate, TaskAnalysis, read_analysis, write_analysis
+from prunebench.analysis.values import (
+    WITHIN,
+    Correlation,
+    Estimate,
+    TaskAnalysis,
+    read_analysis,
+    write_analysis,
+)
 from prunebench.console import write_leaderboard
 from prunebench.errors import StoreError, UsageError
 from prunebench.leaderboard import build_board, write_board
@@ -162,6 +169,35 @@ def test_every_claim_is_answered_with_all_its_evidence() -> None:
         assert measure.help.split("|")[0] in text
 
 
+def test_the_relations_of_claim_b_stand_side_by_side(tmp_path: Path) -> None:
+    rho = Estimate(0.5, 0.25, 0.75, 3)
+    unsure = Estimate(0.1, -0.5, 0.75, 3)
+    pairs = [
+        Correlation(None, "uncertain_share", "bias_gap", unsure),
+        Correlation(WITHIN, "uncertain_share", "bias_gap", rho),
+        Correlation("snip", "uncertain_share", "bias_gap", rho),
+        Correlation(WITHIN, "sparsity", "uncertain_share", rho),
+    ]
+    claim = claims.claim_of_uncertainty(pairs, "bias_gap", "logit_correlation")
+    assert claim.answer == (
+        "Of 4 lines 3 for, 0 against and 1 undecided. All methods: 0 for, 0 against and 1 undecided; "
+        "within methods: 2 for, 0 against and 0 undecided."
+    )
+    sheet = sheets.relations_sheet(claim)
+    assert sheet is not None
+    assert [[cell.text for cell in row] for row in sheet.rows] == [
+        ["bias goes with uncertainty", "undecided, rho 0.10 (-0.50 to 0.75), 3 seeds",
+         "for, rho 0.50 (0.25 to 0.75), 3 seeds"],
+        ["uncertainty rises with sparsity", MISSING, "for, rho 0.50 (0.25 to 0.75), 3 seeds"],
+    ]  # fmt: skip
+    analysis = replace(few(class_analysis(FEW)), claims=(claim,))
+    assert "| bias goes with uncertainty | undecided, rho 0.10" in task_markdown(analysis, grid=False)
+    write_pages([analysis], {}, tmp_path)
+    page = (tmp_path / f"site/{analysis.slug}-analysis.html").read_text()
+    assert "undecided, rho 0.10 (-0.50 to 0.75), 3 seeds<" in page
+    assert sheets.relations_sheet(replace(claim, evidence=())) is None
+
+
 def test_coverage_is_stated() -> None:
     analysis = class_analysis(FEW)
     text = task_markdown(analysis, grid=False)
@@ -184,7 +220,6 @@ def test_the_index_has_a_row_a_task_and_the_answers() -> None:
 
 
 def test_rank_correlations_over_all_runs_come_first_then_those_within_methods() -> None:
-    assert looks.WITHIN == claims.WITHIN
     analysis = class_analysis(FEW)
     within = Correlation(claims.WITHIN, "uncertain_share", "bias_gap (working)", Estimate(0.5, 0.4, 0.6, 60))
     analysis = replace(analysis, correlations=(*analysis.correlations, within))

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from prunebench.analysis.cells import FEWEST_PAIRS, Cells, estimate
 from prunebench.analysis.measures import Measured
 from prunebench.analysis.values import (
+    ALL_METHODS,
+    WITHIN,
     AttributeForetelling,
     Cell,
     Claim,
@@ -35,7 +37,6 @@ FEWEST_POINTS = 3
 CRITERIA = ("uncertainty", "identity_imbalance")
 """Dense criteria that claim (c) rests on: without the dense bias, from which the change of the bias is measured, so
 that noise in it alone gives a negative correlation."""
-WITHIN = "within methods"
 WORKING = 0.9
 """A run works if it has at least this share of its dense model's accuracy on data as in training."""
 
@@ -155,26 +156,20 @@ def claim_of_uncertainty(correlations: Iterable[Correlation], bias: str, depende
     for entry in correlations:
         text = words.get((entry.first, entry.second))
         if text is not None and entry.rho.mean is not None:
-            who = entry.method or "all methods"
+            who = entry.method or ALL_METHODS
             numbers = f"rho {interval(entry.rho, 2)}, {entry.rho.n} seeds"
             lines.append(Evidence(f"{text}: {who}", numbers, _sign(entry.rho)))
-    told = " ".join(
-        f"{where.capitalize()}: "
-        + "; ".join(
-            f"{line.what.removesuffix(f': {where}')}: {line.numbers} ({line.verdict})"
-            for line in lines
-            if line.what.endswith(f": {where}")
-        )
-        + "."
-        for where in ("all methods", WITHIN)
+    told = [
+        f"{where}: {_tally([line for line in lines if line.what.endswith(f': {where}')])}"
+        for where in (ALL_METHODS, WITHIN)
         if any(line.what.endswith(f": {where}") for line in lines)
-    )
+    ]
     return Claim(
         "b",
         "Uncertainty and dependence between outputs rise with sparsity, and bias rises with them (rank correlations "
         "over the runs of a seed, mean over seeds; working runs have at least "
         f"{100 * WORKING:g} % of the dense accuracy)",
-        f"{_counts(lines)} {told}".strip(),
+        f"{_counts(lines)} {'; '.join(told).capitalize()}{'.' if told else ''}".strip(),
         tuple(lines),
     )
 
@@ -236,9 +231,15 @@ def _sign(rho: Estimate) -> Verdict:
 def _counts(lines: Sequence[Evidence]) -> str:
     if not lines:
         return "Nothing to judge it by."
-    numbers = [f"{sum(line.verdict == kind for line in lines)} {kind}" for kind in ("for", "against")]
-    undecided = sum(line.verdict == "undecided" for line in lines)
-    return f"Of {len(lines)} lines {', '.join(numbers)} and {undecided} undecided."
+    return f"Of {len(lines)} lines {_tally(lines)}."
+
+
+def _tally(lines: Sequence[Evidence]) -> str:
+    """`2 for, 0 against and 1 undecided`."""
+    pro, contra, open_ones = (
+        sum(line.verdict == kind for line in lines) for kind in ("for", "against", "undecided")
+    )
+    return f"{pro} for, {contra} against and {open_ones} undecided"
 
 
 def _cell(method: str, sparsity: float | None) -> str:

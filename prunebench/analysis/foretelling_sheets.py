@@ -12,7 +12,7 @@ from prunebench.analysis.sheets import (
     place_sheet,
     text_cell,
 )
-from prunebench.analysis.values import TaskAnalysis
+from prunebench.analysis.values import ALL_METHODS, WITHIN, TaskAnalysis
 from prunebench.leaderboard.layout import Block, Cell, Column, Sheet
 
 
@@ -71,11 +71,11 @@ def correlation_sheet(analysis: TaskAnalysis) -> Sheet:
         Column("Seeds"),
     )  # fmt: skip
     ordered = sorted(
-        analysis.correlations, key=lambda c: (c.method is not None, c.method != looks.WITHIN, c.method or "")
+        analysis.correlations, key=lambda c: (c.method is not None, c.method != WITHIN, c.method or "")
     )
     rows = tuple(
         (
-            text_cell("all methods" if entry.method is None else entry.method),
+            text_cell(ALL_METHODS if entry.method is None else entry.method),
             text_cell(looks.measure_title(analysis, entry.first)),
             text_cell(looks.measure_title(analysis, entry.second)),
             interval_cell(entry.rho),

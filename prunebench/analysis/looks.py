@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from prunebench.analysis.values import Cell, Estimate, Measure, TaskAnalysis
+from prunebench.analysis.values import WITHIN, Cell, Estimate, Measure, TaskAnalysis
 from prunebench.leaderboard.figures import DODGE, Style, position, styles_of
 from prunebench.leaderboard.words import MISSING, UNKNOWN, number, sparsity_words
 
@@ -20,8 +20,6 @@ HEAT_COLOURS = ("#08306b", "#6baed6", "#eeeeee", "#f4a582", "#8c2d04")
 UNITS = {"percent": "%", "points": "percentage points", "number": ""}
 WORKING = " (working)"
 """Marks a measure of the runs that keep most of the dense accuracy."""
-WITHIN = "within methods"
-"""In a method's place: of ranks among the runs of one's own method."""
 
 
 def analysis_styles(analyses: Iterable[TaskAnalysis], board_methods: Sequence[str] = ()) -> dict[str, Style]:

@@ -87,12 +87,14 @@ def task_markdown(analysis: TaskAnalysis, *, grid: bool) -> str:
 
 def _claim(claim: Claim) -> list[str]:
     evidence = compact(table(sheets.claim_sheet(claim))) if claim.evidence else ""
+    relations = sheets.relations_sheet(claim)
     first, rest = sections.answer_parts(claim)
     summary = f"Evidence: {sections.verdicts(claim)}"
     return [
         f"### ({escape(claim.key)}) {escape(sections.claim_title(claim))}",
         f"*{escape(sections.sentence(claim.statement))}*",
         f"**{escape(first)}** {escape(rest)}".rstrip(),
+        "" if relations is None else compact(table(relations)),
         _folded(summary, evidence) if len(claim.evidence) > SHORT else evidence,
     ]
 

@@ -32,7 +32,9 @@ def task_page(
         words=sections,
         name=page_name(analysis),
         siblings=[(other.slug, page_name(other)) for other in siblings],
-        claims=[(claim, sheets.claim_sheet(claim)) for claim in analysis.claims],
+        claims=[
+            (claim, sheets.relations_sheet(claim), sheets.claim_sheet(claim)) for claim in analysis.claims
+        ],
         parts=sections.parts_of(analysis),
         charts=figures,
         maps=maps,

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from prunebench.analysis import looks
 from prunebench.analysis.looks import with_half_width, with_interval, written
-from prunebench.analysis.values import Claim, Estimate, GroupChange, Measure, TaskAnalysis
+from prunebench.analysis.values import (
+    ALL_METHODS,
+    WITHIN,
+    Claim,
+    Estimate,
+    GroupChange,
+    Measure,
+    TaskAnalysis,
+)
 from prunebench.leaderboard.layout import Block, Cell, Column, Sheet
 from prunebench.leaderboard.words import MISSING, sparsity_words
 
@@ -87,6 +95,25 @@ def claim_sheet(claim: Claim) -> Sheet:
     columns = tuple(Column(title, numeric=False) for title in ("Evidence", "Numbers", "Verdict"))
     rows = tuple(
         (text_cell(line.what), text_cell(line.numbers), text_cell(line.verdict)) for line in claim.evidence
+    )
+    return Sheet(columns, (Block(None, rows),))
+
+
+def relations_sheet(claim: Claim) -> Sheet | None:
+    """Of claim (b): what goes with what, over all methods and within methods; None for the other claims."""
+    found: dict[str, dict[str, str]] = {}
+    for line in claim.evidence:
+        relation, _, who = line.what.rpartition(": ")
+        if who in (ALL_METHODS, WITHIN):
+            found.setdefault(relation, {})[who] = f"{line.verdict}, {line.numbers}"
+    if not found:
+        return None
+    columns = tuple(
+        Column(title.capitalize(), numeric=False) for title in ("what goes with what", ALL_METHODS, WITHIN)
+    )
+    rows = tuple(
+        (text_cell(relation), *(text_cell(told.get(who, MISSING)) for who in (ALL_METHODS, WITHIN)))
+        for relation, told in found.items()
     )
     return Sheet(columns, (Block(None, rows),))
 

@@ -13,6 +13,9 @@ from prunebench.errors import StoreError
 from prunebench.record import without_nan
 from prunebench.store import write_atomically
 
+ALL_METHODS, WITHIN = "all methods", "within methods"
+"""In a method's place: all runs, and their ranks among the runs of their own method."""
+
 SCHEMA_VERSION = 1
 
 Verdict = Literal["for", "against", "undecided"]
