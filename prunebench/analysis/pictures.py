@@ -54,9 +54,9 @@ def draw_pictures(analysis: TaskAnalysis, styles: Styles, inputs: str) -> dict[s
 
 
 def inputs_of(analysis: TaskAnalysis, styles: Styles) -> str:
-    """Sixteen hex digits over all that its figures show: the analysis, whatever code made it; its methods' looks."""
+    """Sixteen hex digits over all that its figures show: the analysis' numbers and its methods' looks."""
     looks = {method: repr(styles[method]) for method in methods_of(analysis)}
-    shown = to_json(dataclasses.replace(analysis, code={})) + json.dumps(looks)
+    shown = to_json(dataclasses.replace(analysis, code={}, claims=())) + json.dumps(looks)
     return hashlib.sha256(shown.encode()).hexdigest()[:16]
 
 
