@@ -20,7 +20,7 @@ from prunebench.leaderboard import write_board
 from prunebench.measure import TaskData, measure_outputs
 from prunebench.models import build_model
 from prunebench.record import RunRecord
-from prunebench.scoring import Change, Scored, find_changes, load_labels, score_results
+from prunebench.scoring import Scored, find_changes, load_labels, score_results
 from prunebench.spec import Recipe, RunSpec
 from prunebench.store import Store
 from prunebench.tasks import Split, Splits, Task, resolve_task
@@ -193,7 +193,8 @@ def test_undefined_is_not_a_change(make_record: MakeRecord) -> None:
 def test_the_order_of_groups_is_not_a_change(make_record: MakeRecord) -> None:
     record = make_record()
     assert find_changes(record, replace(record, groups=record.groups[::-1])) == ()
-    assert find_changes(replace(record, groups=[]), record) == (Change("groups", "new"),)
+    (change,) = find_changes(replace(record, groups=[]), record)
+    assert (change.name, change.kind) == ("groups", "new")
 
 
 # What it takes
