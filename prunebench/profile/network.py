@@ -209,7 +209,9 @@ def peak_activations(call: Callable[[], Tensor], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports a missing GPU as an error
     with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        activities=[torch.profiler.ProfilerActivity.CPU],
+        profile_memory=True,
+        acc_events=True,  # torch 2.11 warns without it
     ) as recorded:
         call()
     assert recorded.profiler is not None
