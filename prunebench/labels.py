@@ -8,13 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunebench.errors import StoreError
 from prunebench.metrics.attributes import AttributeTable, attribute_table
 from prunebench.metrics.calibration import calibrated_thresholds
 from prunebench.metrics.groups import GroupTable
 from prunebench.metrics.summary import summarize_attribute_run, summarize_runs
+from prunebench.record import RunRecord
 from prunebench.tasks import Splits, Task, split_hash, splits_hash
 
 SPLITS = ("train", "val", "test")
+STORED = ("val", "test")
+"""The splits whose logits a run stores."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,13 @@ class Labels:
         named = {name: getattr(splits, name) for name in SPLITS}
         y, bias = ({name: getattr(split, field) for name, split in named.items()} for field in ("y", "bias"))
         return cls(task, y, bias, splits_hash(splits), split_hash(splits.test))
+
+    def check(self, record: RunRecord) -> None:
+        """Raise StoreError unless the record is of these data."""
+        if record.splits_hash != self.splits_hash:
+            made, here = record.run_spec.task_version, self.task.version
+            versions = "" if made == here else f": it was made with version {made}, this is version {here}"
+            raise StoreError(f"its data are not those that the task draws here{versions}")
 
     def label(self, name: str) -> Tensor:
         """The label of the group table, int64 `[N]`."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunebench.deferral import TEST_NOTE, THRESHOLD_NOTE, VALIDATION_NOTE, TwoStage
 from prunebench.experiment import VisibleSplit
-from prunebench.labels import SPLITS, Labels
+from prunebench.labels import SPLITS, STORED, Labels
 from prunebench.metrics.groups import GroupTable
 from prunebench.record import PLAIN_PATH, CostReport, GroupRow, Mining
 from prunebench.speed import (
@@ -64,9 +64,9 @@ def measure_outputs(
 
     Metrics come from the stored float16 logits, so recomputing them from disk gives the same numbers.
     """
-    outputs = {f"{name}_logits": evaluate(model, data.images[name]).half() for name in ("val", "test")}
+    outputs = {f"{name}_logits": evaluate(model, data.images[name]).half() for name in STORED}
     summaries: dict[str, Summary] = {}
-    for name in ("val", "test"):
+    for name in STORED:
         logits, validation = outputs[f"{name}_logits"].float(), outputs["val_logits"].float()
         table, metrics = data.labels.summary(logits, name, validation)
         summaries[name] = {**metrics}

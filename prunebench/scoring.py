@@ -28,14 +28,11 @@ from torch import Tensor
 from prunebench.environment import describe_code
 from prunebench.errors import PruneBenchError, StoreError
 from prunebench.execute import one_thread
-from prunebench.labels import Labels
+from prunebench.labels import STORED, Labels
 from prunebench.measure import group_rows
 from prunebench.record import GroupRow, RunRecord
 from prunebench.store import Store
 from prunebench.tasks import Task, resolve_task
-
-STORED = ("val", "test")
-"""The splits whose logits a run stores."""
 
 IN_FLIGHT = 64
 """Runs handed to the threads at a time: enough to keep them busy while the next task is loaded."""
@@ -171,25 +168,16 @@ def _score(
         scored = score_record(record, read_logits(record, store, labels), labels)
         changes = find_changes(record, scored)
         if changes and scored_on is not None:
-            store.update(run_id, lambda current: _with_scores(current, scored, scored_on))
+            store.update(
+                record,
+                groups=scored.groups,
+                metrics=scored.metrics,
+                validation=scored.validation,
+                scored_on=dict(scored_on),
+            )
     except Exception as error:  # one record's trouble must not stop the others
         problem = str(error) if isinstance(error, PruneBenchError) else f"{type(error).__name__}: {error}"
     return Scored(run_id, label, problem, changes, *place)
-
-
-def _with_scores(
-    current: RunRecord, scored: RunRecord, scored_on: Mapping[str, str | bool | None]
-) -> RunRecord:
-    """The record as it is now, with these groups and metrics. Raises StoreError if its outputs are others by now."""
-    if current.outputs_sha256 != scored.outputs_sha256:
-        raise StoreError("it was run again meanwhile")
-    return replace(
-        current,
-        groups=scored.groups,
-        metrics=scored.metrics,
-        validation=scored.validation,
-        scored_on=dict(scored_on),
-    )
 
 
 def read_logits(
@@ -200,10 +188,7 @@ def read_logits(
     Raises StoreError where they are of other data than the task draws here, are not there, do not have the recorded
     hash, or are of other shapes.
     """
-    if record.splits_hash != labels.splits_hash:
-        made, here = record.run_spec.task_version, labels.task.version
-        versions = "" if made == here else f": it was made with version {made}, this is version {here}"
-        raise StoreError(f"its data are not those that the task draws here{versions}")
+    labels.check(record)
     path = _outputs(store, record.run_id)
     if not path.is_file():
         raise StoreError(NOT_STORED)

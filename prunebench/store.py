@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prunebench.errors import NewerSchemaError, StoreError
 from prunebench.record import RunRecord, from_json, to_json
@@ -113,15 +113,21 @@ class Store:
         write_atomically(folder / "record.json", to_json(record).encode())
         return record
 
-    def update(self, run_id: str, change: Callable[[RunRecord], RunRecord]) -> RunRecord:
-        """Write what `change` makes of a record as it is now, under the run's lock; returns it.
+    def update(self, record: RunRecord, **fields: Any) -> RunRecord:
+        """Write some fields of a record that was read before into it as it is now, under the run's lock; returns it.
 
-        Raises StoreError where another process is at work on the run, or the record cannot be read.
+        Raises StoreError where another process is at work on the run or has run it again since, and where the record
+        cannot be read.
         """
-        with self.lock(run_id, wait=False) as mine:
+        import dataclasses
+
+        with self.lock(record.run_id, wait=False) as mine:
             if not mine:
                 raise StoreError("another process is at work on this run")
-            return self.write(change(self.read(run_id)))
+            current = self.read(record.run_id)
+            if current.outputs_sha256 != record.outputs_sha256:
+                raise StoreError("it was run again meanwhile")
+            return self.write(dataclasses.replace(current, **fields))
 
     def read_tensors(self, run_id: str, name: str) -> dict[str, Tensor]:
         """`outputs` or `model` of a run. Raises StoreError if absent or damaged."""

@@ -6,7 +6,6 @@ so in it (`cost.timed_on`); accuracies, masks and costs of training stay as the 
 
 from __future__ import annotations
 
-import functools
 import os
 import time
 from collections.abc import Iterator
@@ -62,25 +61,17 @@ def time_again(results: Path, data_root: Path | None, device: str) -> Iterator[T
                 data, draw = TaskData(task, data_root, key[1], torch.device(device)), key
             assert data is not None
             cost = _measured(record, store, data, data_root)
-            record = store.update(record.run_id, functools.partial(_with_cost, cost, record.outputs_sha256))
+            record = store.update(record, cost=cost)
         except Exception as error:  # one record's trouble must not stop the others
             problem = str(error)
         yield Timed(record, problem, number, len(records))
-
-
-def _with_cost(cost: CostReport, outputs_sha256: str | None, current: RunRecord) -> RunRecord:
-    """The record as it is now, perhaps scored meanwhile, with this cost. Raises StoreError if it was run again."""
-    if current.outputs_sha256 != outputs_sha256:
-        raise StoreError("it was run again meanwhile")
-    return replace(current, cost=cost)
 
 
 def _measured(record: RunRecord, store: Store, data: TaskData, data_root: Path | None) -> CostReport:
     """The record's cost with new latencies."""
     spec, before = record.run_spec, record.cost
     assert before is not None
-    if data.labels.splits_hash != record.splits_hash:
-        raise StoreError("its task draws other data here")
+    data.labels.check(record)
     dense, pruned = (
         build_model(spec.model, data.task.num_outputs, seed=spec.seed, data_root=data_root).to(data.device)
         for _ in range(2)

@@ -343,7 +343,7 @@ def test_a_place_without_locks_is_named(tmp_path: Path) -> None:
 def test_an_update_changes_the_record_as_it_is_now(store: Store, make_record: MakeRecord) -> None:
     record = store.write(make_record(metrics={"plain": 0.5}))
     store.write(replace(record, metrics={"plain": 0.75}))
-    after = store.update(record.run_id, lambda current: replace(current, reason="seen"))
+    after = store.update(record, reason="seen")
     assert after == replace(record, metrics={"plain": 0.75}, reason="seen") == store.read(record.run_id)
 
 
@@ -353,20 +353,17 @@ def test_no_update_while_another_process_is_at_work_on_the_run(store: Store, mak
     with other_process(HOLDER, store.root, record.run_id) as holder:
         assert first_line(holder) == "held"
         with pytest.raises(StoreError, match="another process is at work on this run"):
-            store.update(record.run_id, lambda current: replace(current, reason="lost"))
+            store.update(record, reason="lost")
         assert (store.folder(record.run_id) / "record.json").read_text() == text
         let_go(holder)
-    assert store.update(record.run_id, lambda current: replace(current, reason="mine")).reason == "mine"
+    assert store.update(record, reason="mine").reason == "mine"
 
 
-def test_an_update_that_fails_leaves_the_record(store: Store, make_record: MakeRecord) -> None:
-    record = store.write(make_record())
-
-    def refuse(_: RunRecord) -> RunRecord:
-        raise StoreError("no")
-
-    with pytest.raises(StoreError, match="no"):
-        store.update(record.run_id, refuse)
+def test_an_update_of_a_run_made_again_leaves_the_record(store: Store, make_record: MakeRecord) -> None:
+    before = store.write(make_record(), {"x": torch.zeros(3)})
+    record = store.write(make_record(), {"x": torch.ones(3)})
+    with pytest.raises(StoreError, match="it was run again meanwhile"):
+        store.update(before, reason="of other outputs")
     assert store.read(record.run_id) == record
     with store.lock(record.run_id, wait=False) as held:
         assert held

@@ -14,6 +14,7 @@ from prunebench.analysis.measures import Measured
 from prunebench.analysis.values import (
     ALL_METHODS,
     WITHIN,
+    WORKING,
     AttributeForetelling,
     Cell,
     Claim,
@@ -37,7 +38,7 @@ FEWEST_POINTS = 3
 CRITERIA = ("uncertainty", "identity_imbalance")
 """Dense criteria that claim (c) rests on: without the dense bias, from which the change of the bias is measured, so
 that noise in it alone gives a negative correlation."""
-WORKING = 0.9
+WORKING_SHARE = 0.9
 """A run works if it has at least this share of its dense model's accuracy on data as in training."""
 
 
@@ -56,11 +57,12 @@ def correlate(cells: Cells, pairs: Sequence[tuple[str, str]], accuracy: str) -> 
     working = [
         run
         for run in runs
-        if run.run.seed in dense and run.values[accuracy] >= WORKING * dense[run.run.seed].values[accuracy]
+        if run.run.seed in dense
+        and run.values[accuracy] >= WORKING_SHARE * dense[run.run.seed].values[accuracy]
     ]
     methods = sorted({run.run.method for run in runs if not run.run.dense})
     found = []
-    for (first, second), (suffix, chosen) in itertools.product(pairs, (("", runs), (" (working)", working))):
+    for (first, second), (suffix, chosen) in itertools.product(pairs, (("", runs), (WORKING, working))):
         points = {
             seed: [run for run in chosen if run.run.seed == seed]
             for seed in sorted({run.run.seed for run in chosen})
@@ -148,9 +150,9 @@ def claim_of_uncertainty(correlations: Iterable[Correlation], bias: str, depende
         ("sparsity", "uncertain_share"): "uncertainty rises with sparsity",
         ("sparsity", dependence): "dependence between outputs rises with sparsity",
         ("uncertain_share", bias): "bias goes with uncertainty",
-        ("uncertain_share", f"{bias} (working)"): "bias goes with uncertainty, working runs",
+        ("uncertain_share", bias + WORKING): "bias goes with uncertainty, working runs",
         (dependence, bias): "bias goes with dependence",
-        (dependence, f"{bias} (working)"): "bias goes with dependence, working runs",
+        (dependence, bias + WORKING): "bias goes with dependence, working runs",
     }
     lines = []
     for entry in correlations:
@@ -168,7 +170,7 @@ def claim_of_uncertainty(correlations: Iterable[Correlation], bias: str, depende
         "b",
         "Uncertainty and dependence between outputs rise with sparsity, and bias rises with them (rank correlations "
         "over the runs of a seed, mean over seeds; working runs have at least "
-        f"{100 * WORKING:g} % of the dense accuracy)",
+        f"{100 * WORKING_SHARE:g} % of the dense accuracy)",
         f"{_counts(lines)} {'; '.join(told).capitalize()}{'.' if told else ''}".strip(),
         tuple(lines),
     )

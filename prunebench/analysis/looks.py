@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from prunebench.analysis.values import WITHIN, Cell, Estimate, Measure, TaskAnalysis
+from prunebench.analysis.values import WITHIN, WORKING, Cell, Estimate, Measure, TaskAnalysis
 from prunebench.leaderboard.figures import DODGE, Style, position, styles_of
 from prunebench.leaderboard.words import MISSING, UNKNOWN, number, sparsity_words
 
@@ -18,8 +18,6 @@ LONGEST_TITLE = 24
 HEAT_COLOURS = ("#08306b", "#6baed6", "#eeeeee", "#f4a582", "#8c2d04")
 """From a fall over no change to a rise: told apart with any colour vision."""
 UNITS = {"percent": "%", "points": "percentage points", "number": ""}
-WORKING = " (working)"
-"""Marks a measure of the runs that keep most of the dense accuracy."""
 
 
 def analysis_styles(analyses: Iterable[TaskAnalysis], board_methods: Sequence[str] = ()) -> dict[str, Style]:

@@ -35,7 +35,7 @@ def write_pages(
     from prunebench.analysis.pictures import draw_pictures, inputs_of, shown_in
     from prunebench.leaderboard.site import plotly_script
 
-    links_of(analyses)
+    pages = {link.slug: link.page for link in links_of(analyses)}
     ordered = sorted(analyses, key=lambda analysis: analysis.slug)
     styles = analysis_styles(ordered, board_methods)
     shown = {analysis.slug for analysis in ordered if analysis.slug in grids}
@@ -46,7 +46,7 @@ def write_pages(
         slug = analysis.slug
         files[f"analysis/{slug}.md"] = task_markdown(analysis, grid=slug in shown).encode()
         page = task_page(analysis, styles, siblings=ordered, grid=slug in shown)
-        files[f"site/{slug}-analysis.html"] = page.encode()
+        files[f"site/{pages[slug]}"] = page.encode()
         if slug in shown:
             image = _read(grids[slug])
             files |= {f"{place}/{analysis.grid_name}": image for place in ("analysis/figures", "site")}

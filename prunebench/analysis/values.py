@@ -15,6 +15,8 @@ from prunebench.store import write_atomically
 
 ALL_METHODS, WITHIN = "all methods", "within methods"
 """In a method's place: all runs, and their ranks among the runs of their own method."""
+WORKING = " (working)"
+"""Marks a measure of the runs that keep most of the dense accuracy."""
 
 SCHEMA_VERSION = 1
 
