@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +16,14 @@ from torch.nn import functional
 from prunebench.models import Classifier, build_model
 from prunebench.pruning.learned import LearnedMasks, native_masks
 from prunebench.pruning.masks import Masks, apply_masks, make_masks, prunable, verify
+from prunebench.spec import View
 from prunebench.training import (
     Batch,
     Images,
     LoopSettings,
     draw_batches,
     evaluate,
+    loop,
     resolve_precision,
     train,
 )
@@ -469,3 +474,139 @@ def test_native_masks_do_not_alter_the_logits() -> None:
     logits = {"a": torch.full((2, 2), -1.0)}
     native_masks(logits)
     assert torch.equal(logits["a"], torch.full((2, 2), -1.0))
+
+
+# --- captured steps ------------------------------------------------------------------------------------------
+
+
+class Replay:
+    """Stands for a captured step: replaying it takes the step, with what the buffers then hold."""
+
+    captures = 0
+
+    def __init__(self, trainings: object, run: Callable[[int], None]) -> None:
+        self.replay = lambda: run(-1)
+        Replay.captures += 1
+
+
+class Queue:
+    """Stands for a CUDA stream on a device without any."""
+
+    def __init__(self, device: object = None) -> None:
+        pass
+
+    def wait_stream(self, other: object) -> None:
+        pass
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> type[Replay]:
+    """Steps of capturable objectives take the captured road, on the CPU."""
+    monkeypatch.setattr(
+        loop.Training, "can_be_captured", property(lambda self: getattr(self._objective, "capturable", False))
+    )
+    monkeypatch.setattr(loop, "_capture", Replay)
+    monkeypatch.setattr(torch.cuda, "Stream", Queue)
+    monkeypatch.setattr(torch.cuda, "current_stream", Queue)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    Replay.captures = 0
+    return Replay
+
+
+def weights_after(capture: bool, **options: Any) -> list[Tensor]:
+    images, y = make_images()
+    net = build_model("convnet-small", 3, seed=0)
+    settings = options.pop("settings", adam(schedule="cosine"))
+    train(
+        net,
+        images,
+        y,
+        batches(10),
+        objective=options.pop("objective", cross_entropy),
+        settings=settings,
+        capture=capture,
+        **options,
+    )
+    return [value.clone() for value in net.state_dict().values()]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_captured_steps_are_the_same_steps(captured: type[Replay], schedule: str, optimizer: str) -> None:
+    """The learning rate is float32 on the device, and Python's float elsewhere."""
+    settings = adam(schedule=schedule, optimizer=optimizer, momentum=0.9)
+    eager, replayed = weights_after(False, settings=settings), weights_after(True, settings=settings)
+    assert captured.captures == 1
+    for one, other in zip(eager, replayed):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_new_masks_reach_a_captured_step(captured: type[Replay]) -> None:
+    """Masks of other weights are other buffers, so the step is captured anew; new values of the same are not."""
+    names = list(prunable(build_model("convnet-small", 3, seed=0)))
+    given: dict[int, list[str]] = {5: names[:1], 7: names, 8: names}
+
+    def masks_after(step: int) -> Masks | None:
+        if step not in given:
+            return None
+        net = build_model("convnet-small", 3, seed=step)
+        return {name: mask for name, mask in half_masks(net).items() if name in given[step]}
+
+    settings = adam(schedule="constant")
+    eager = weights_after(False, settings=settings, after_step=masks_after)
+    replayed = weights_after(True, settings=settings, after_step=masks_after)
+    assert captured.captures == 3
+    assert all(torch.equal(one, other) for one, other in zip(eager, replayed))
+
+
+def test_what_is_not_marked_is_not_captured(captured: type[Replay]) -> None:
+    weights_after(True, objective=lambda net, batch: cross_entropy(net, batch))
+    assert captured.captures == 0
+
+
+def test_crops_reach_a_captured_step(captured: type[Replay]) -> None:
+    x = torch.randint(256, (24, 3, 20, 20), generator=seeded(), dtype=torch.uint8)
+    images = Images(x, mean=GRAY, std=GRAY, device=CPU, view=View(resize=20, crop=16, flip=True))
+    rows = batches(8)
+    crops = images.draw_crops(rows.shape, seeded(1))
+    nets = [build_model("convnet-small", 3, seed=0) for _ in range(2)]
+    for net, capture in zip(nets, (False, True)):
+        settings = adam(schedule="constant")
+        train(
+            net, images, torch.arange(24) % 3, rows,
+            objective=cross_entropy, settings=settings, crops=crops, capture=capture,
+        )  # fmt: skip
+    assert captured.captures == 1
+    assert all(torch.equal(one, other) for one, other in zip(*(net.state_dict().values() for net in nets)))
+
+
+@pytest.mark.parametrize("replays", [False, True])
+def test_networks_trained_together_are_those_trained_alone(
+    request: pytest.FixtureRequest, replays: bool
+) -> None:
+    if replays:
+        request.getfixturevalue("captured")
+    images, y = make_images()
+    settings = adam(schedule="constant")
+    alone = [build_model("convnet-small", 3, seed=seed) for seed in range(3)]
+    for seed, net in enumerate(alone):
+        train(net, images, y, batches(8, seed=seed), objective=cross_entropy, settings=settings)
+    together = [build_model("convnet-small", 3, seed=seed) for seed in range(3)]
+    trainings = [
+        loop.Training(net, images, y, objective=cross_entropy, settings=settings) for net in together
+    ]
+    loop.train_together(trainings, [batches(8, seed=seed) for seed in range(3)])
+    for one, other in zip(alone, together):
+        assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values()))
+
+
+def test_networks_train_together_for_as_many_steps() -> None:
+    images, y = make_images()
+    trainings = [
+        loop.Training(
+            build_model("convnet-small", 3, seed=0), images, y, objective=cross_entropy, settings=adam()
+        )
+        for _ in range(2)
+    ]
+    with pytest.raises(ValueError, match="want one for each of 2 trainings"):
+        loop.train_together(trainings, [batches(3), batches(4)])

@@ -22,7 +22,7 @@ from prunebench.models import Classifier
 from prunebench.pruning.learned import LearnedMasks, native_masks
 from prunebench.pruning.masks import Masks, apply_masks, make_masks
 from prunebench.registry import method
-from prunebench.training.loop import Batch
+from prunebench.training.loop import Batch, capturable
 from prunebench.training.objectives import contrastive_loss, gce_objective
 
 CITE = "Park et al., CVPR 2023 (Training debiased subnetworks with contrastive weight pruning)"
@@ -110,6 +110,7 @@ class DebiasedPruning:
             squash=self.sigmoid_before_noise,
         )
 
+        @capturable
         def objective(model: nn.Module, batch: Batch) -> Tensor:
             features, logits = learner.features_and_logits(batch.x)
             loss = self._loss(features, logits, batch, conflicting)
@@ -131,6 +132,7 @@ class DebiasedPruning:
         return learner.named_logits()
 
     def _objective(self, conflicting: Tensor):  # type: ignore[no-untyped-def]
+        @capturable
         def objective(model: nn.Module, batch: Batch) -> Tensor:
             assert isinstance(model, Classifier)
             features = model.features(batch.x)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from prunebench.experiment import Experiment, Pruned, state_of
 from prunebench.pruning.masks import apply_masks, make_masks, prunable
 from prunebench.registry import method
-from prunebench.training.loop import Batch
+from prunebench.training.loop import Batch, capturable
 from prunebench.training.objectives import RelativeDifficulty, generalised_cross_entropy
 
 
@@ -26,6 +26,7 @@ class LearningFromFailure:
         masks = make_masks({name: w.detach().abs() for name, w in prunable(model).items()}, sparsity)
         apply_masks(model, masks)
 
+        @capturable
         def debiased_loss(net: nn.Module, batch: Batch) -> Tensor:
             loss = functional.cross_entropy(net(batch.x).float(), batch.y, reduction="none")
             return (weights[batch.index] * loss).mean()
@@ -36,6 +37,7 @@ class LearningFromFailure:
         nets = nn.ModuleList([experiment.new_model(), experiment.new_model()])
         difficulty = RelativeDifficulty(experiment.train_split.y, experiment.num_classes)
 
+        @capturable
         def objective(pair: nn.Module, batch: Batch) -> Tensor:
             biased, debiased = (net(batch.x).float() for net in pair.children())
             losses = [functional.cross_entropy(z, batch.y, reduction="none") for z in (biased, debiased)]

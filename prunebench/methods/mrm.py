@@ -11,7 +11,7 @@ from prunebench.experiment import Experiment, Pruned
 from prunebench.pruning.learned import LearnedMasks
 from prunebench.pruning.masks import apply_masks, make_masks
 from prunebench.registry import method
-from prunebench.training.loop import Batch
+from prunebench.training.loop import Batch, capturable
 
 
 @method(
@@ -46,6 +46,7 @@ class ModularRiskMinimisation:
             squash=self.sigmoid_before_noise,
         )
 
+        @capturable
         def objective(model: nn.Module, batch: Batch) -> Tensor:
             _, logits = learner.features_and_logits(batch.x)
             task = functional.cross_entropy(logits.float(), batch.y)

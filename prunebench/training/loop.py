@@ -1,10 +1,14 @@
-"""The only training loop: data on the device, no synchronisation inside, masks held after every step."""
+"""The only training loop: data on the device, no synchronisation inside, masks held after every step.
+
+On a GPU a step of a small network takes Python longer than the device: a step is captured once as a CUDA graph and
+replayed, and several networks may train as branches of one graph.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +114,17 @@ def learning_rate(settings: LoopSettings, step: int) -> float:
     return settings.lr
 
 
+def capturable(objective: Objective) -> Objective:
+    """Mark an objective whose step a GPU may capture once as a CUDA graph and replay.
+
+    Such an objective reads tensors alone: the batch's, the model's and its own, which it changes in place if at all.
+    What Python holds (`batch.step`, a counter) stays in a graph as it was when the step was captured, and nothing may
+    wait for the GPU. The results are those of the same steps one by one.
+    """
+    objective.capturable = True  # type: ignore[attr-defined]
+    return objective
+
+
 def train(  # noqa: PLR0913
     model: nn.Module,
     images: Images,
@@ -123,48 +138,204 @@ def train(  # noqa: PLR0913
     after_step: Callable[[int], Mapping[str, Tensor] | None] | None = None,
     progress: Callable[[int, float], None] | None = None,
     crops: Tensor | None = None,
+    capture: bool = True,
 ) -> None:
     """Train `model` in place for `len(batches)` steps.
 
     batches: sample indices `[steps, batch]`. crops: where each image is cut (see `Images.draw_crops`). masks: name
     of weight to mask; those weights are zero after every step. parameters: what is optimised (default: all).
     `after_step(step)` may return new masks (gradual pruning). `progress(step, loss)` is called at every check.
+    On a GPU the step of a `capturable` objective is captured once and replayed, unless `capture` is False.
     Raises FloatingPointError when the loss is not finite.
     """
-    device = images.device
-    feed = images.feed(batches, crops)
-    batches, y = batches.to(device), y.to(device)
-    optimizer = make_optimizer(list(model.parameters()) if parameters is None else parameters, settings)
-    hold = MaskHold(model, masks)
-    hold.apply()
-    constant = settings.schedule == "constant"
-    steps = len(batches)
-    finite = torch.ones((), dtype=torch.bool, device=device)
-    model.train()
-    with contextlib.closing(feed):
-        for step, x in enumerate(feed):
-            if not constant:
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(settings, step)
-            index = batches[step]
-            batch = Batch(x, y[index], index, step)
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
-                loss = objective(model, batch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            hold.apply()
-            if after_step is not None:
-                hold.update(after_step(step + 1))
-            finite &= torch.isfinite(loss.detach())
-            if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
-                if not finite:
-                    raise FloatingPointError(
-                        f"the loss was nan or infinite at or before step {step + 1} of {steps}; "
-                        "lower the learning rate of the recipe"
-                    )
-                if progress is not None:
-                    progress(step + 1, float(loss.detach()))
+    training = Training(
+        model, images, y, objective=objective, settings=settings, masks=masks, parameters=parameters
+    )
+    batches = batches.to(images.device)
+    crops = None if crops is None else crops.to(images.device)
+    if capture and training.can_be_captured:
+        feed: Iterable[object] = _replayed([training], [batches], [crops])
+    else:
+        feed = _one_by_one(training, batches, crops)
+    for step, _ in enumerate(feed):
+        if after_step is not None:
+            training.hold.update(after_step(step + 1))
+        if (step + 1) % CHECK_EVERY == 0 or step + 1 == len(batches):
+            training.check(step + 1, len(batches))
+            if progress is not None:
+                progress(step + 1, float(training.loss))
+
+
+def train_together(trainings: Sequence[Training], batches: Sequence[Tensor]) -> None:
+    """Train several networks for as many steps as `batches` (each `[steps, batch]`) have, one after another or at once.
+
+    On a GPU the steps of all are branches of one CUDA graph: a small network leaves most of a GPU idle, and its
+    neighbours fill it. Each network's numbers are those of training it alone. Raises FloatingPointError as `train`,
+    ValueError where the numbers of steps differ.
+    """
+    if len({len(rows) for rows in batches}) != 1 or len(batches) != len(trainings):
+        raise ValueError(f"batches: want one for each of {len(trainings)} trainings, all with as many steps")
+    moved = [rows.to(training.device) for training, rows in zip(trainings, batches)]
+    steps = len(moved[0])
+    if all(training.can_be_captured for training in trainings):
+        feeds: list[Iterable[object]] = [_replayed(trainings, moved, [None] * len(trainings))]
+    else:
+        feeds = [_one_by_one(training, rows, None) for training, rows in zip(trainings, moved)]
+    for feed in feeds:
+        for _ in feed:
+            pass
+    for training in trainings:
+        training.check(steps, steps)
+
+
+class Training:
+    """A network in training: its optimiser, its masks, and the step that turns a batch's indices into new weights."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Images,
+        y: Tensor,
+        *,
+        objective: Objective,
+        settings: LoopSettings,
+        masks: Mapping[str, Tensor] | None = None,
+        parameters: list[nn.Parameter] | None = None,
+    ) -> None:
+        self.device, self.images, self.settings = images.device, images, settings
+        self._model, self._y, self._objective = model, y.to(images.device), objective
+        self._parameters = list(model.parameters()) if parameters is None else parameters
+        self._optimizer = make_optimizer(self._parameters, settings)
+        self.hold = MaskHold(model, masks)
+        self.hold.apply()
+        self.loss = torch.zeros((), device=self.device)
+        """Of the last step."""
+        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
+        model.train()
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether a CUDA graph can hold the step: on a GPU, images resident there, and an objective marked so."""
+        resident = type(self.images) is Images
+        return self.device.type == "cuda" and resident and getattr(self._objective, "capturable", False)
+
+    def at(self, step: int) -> None:
+        """Set the learning rate of a step."""
+        if self.settings.schedule != "constant":
+            rate = learning_rate(self.settings, step)
+            for group in self._optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
+
+    def hold_rate_on_device(self) -> None:
+        """Let the learning rate be a tensor, which a captured step reads anew each time."""
+        if self.settings.schedule != "constant":
+            for group in self._optimizer.param_groups:
+                group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=self.device)
+
+    def step(self, x: Tensor, index: Tensor, number: int) -> None:
+        """One step on images x `[B, C, H, W]` of the samples `index` `[B]`."""
+        batch = Batch(x, self._y[index], index, number)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
+            loss = self._objective(self._model, batch)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimizer.step()
+        self.hold.apply()
+        self.loss.copy_(loss.detach())
+        self._finite &= torch.isfinite(self.loss)
+
+    def drop_gradients(self) -> None:
+        """Leave no gradient: a captured step makes its own, in memory that belongs to the graph."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    @contextlib.contextmanager
+    def in_capture(self) -> Iterator[None]:
+        """Adam refuses a capture unless told of it; its fused step is the same either way."""
+        asked = [group for group in self._optimizer.param_groups if "capturable" in group]
+        for group in asked:
+            group["capturable"] = True
+        try:
+            yield
+        finally:
+            for group in asked:
+                group["capturable"] = False
+
+    def check(self, step: int, steps: int) -> None:
+        """Raise FloatingPointError if the loss was not finite; waits for the device."""
+        if not self._finite:
+            raise FloatingPointError(
+                f"the loss was nan or infinite at or before step {step} of {steps}; "
+                "lower the learning rate of the recipe"
+            )
+
+
+def _one_by_one(training: Training, batches: Tensor, crops: Tensor | None) -> Iterator[None]:
+    with contextlib.closing(training.images.feed(batches, crops)) as feed:
+        for number, x in enumerate(feed):
+            training.at(number)
+            training.step(x, batches[number], number)
+            yield
+
+
+WARM_STEPS = 3
+"""Steps taken as usual before one is captured: libraries choose algorithms and allocate workspaces in them."""
+
+
+def _replayed(
+    trainings: Sequence[Training], batches: Sequence[Tensor], crops: Sequence[Tensor | None]
+) -> Iterator[None]:
+    """The steps of all trainings, from the fourth on as one CUDA graph with a branch for each training."""
+    rows = [every[0].clone() for every in batches]
+    cuts = [None if every is None else every[0].clone() for every in crops]
+    for training in trainings:
+        training.hold_rate_on_device()
+    aside = [torch.cuda.Stream(training.device) for training in trainings]
+
+    def run(number: int) -> None:
+        main = torch.cuda.current_stream()
+        for training, index, cut, stream in zip(trainings, rows, cuts, aside):
+            stream.wait_stream(main)
+            with torch.cuda.stream(stream):
+                training.step(training.images.batch(index, cut), index, number)
+        for stream in aside:
+            main.wait_stream(stream)
+
+    graph, held = None, None
+    try:
+        for number in range(len(batches[0])):
+            for training, index, cut, every, every_cut in zip(trainings, rows, cuts, batches, crops):
+                training.at(number)
+                index.copy_(every[number])
+                if cut is not None and every_cut is not None:
+                    cut.copy_(every_cut[number])
+            holding = [training.hold.buffers for training in trainings]
+            if number < WARM_STEPS:
+                run(number)
+            else:
+                if graph is None or held != holding:
+                    graph, held = _capture(trainings, run), holding
+                graph.replay()
+            yield
+    finally:
+        for training in trainings:
+            training.drop_gradients()
+
+
+def _capture(trainings: Sequence[Training], run: Callable[[int], None]) -> torch.cuda.CUDAGraph:
+    """The step as a graph; capturing runs nothing. Raises RuntimeError where the objective waits for the GPU."""
+    torch.cuda.synchronize()
+    for training in trainings:
+        training.drop_gradients()
+    graph = torch.cuda.CUDAGraph()
+    with contextlib.ExitStack() as told:
+        for training in trainings:
+            told.enter_context(training.in_capture())
+        with torch.cuda.graph(graph):
+            run(-1)
+    return graph
 
 
 class MaskHold:
@@ -172,30 +343,31 @@ class MaskHold:
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor] | None) -> None:
         self._named = dict(model.named_parameters())
+        self._names: list[str] = []
         self._weights: list[Tensor] = []
         self._factors: list[Tensor] = []
         self.update(masks)
 
+    @property
+    def buffers(self) -> int:
+        """What a captured step refers to: another number, other buffers."""
+        return id(self._factors)
+
     def update(self, masks: Mapping[str, Tensor] | None) -> None:
+        """Hold these masks from now on; those of the same weights as before are written into the same buffers."""
         if masks is None:
             return
-        self._weights = [self._named[name].detach() for name in masks]
-        self._factors = [
-            mask.to(weight.device, weight.dtype).contiguous(memory_format=memory_format_of(weight))
-            for mask, weight in zip(masks.values(), self._weights)
-        ]
+        if list(masks) != self._names:
+            self._names = list(masks)
+            self._weights = [self._named[name].detach() for name in masks]
+            self._factors = [torch.empty_like(weight) for weight in self._weights]
+        for factor, mask in zip(self._factors, masks.values()):
+            factor.copy_(mask)
         self.apply()
 
     def apply(self) -> None:
         if self._weights:
             torch._foreach_mul_(self._weights, self._factors)
-
-
-def memory_format_of(weight: Tensor) -> torch.memory_format:
-    """channels_last for a 4-D weight stored so, else contiguous."""
-    if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
 
 
 @torch.no_grad()

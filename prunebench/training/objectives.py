@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunebench.training.loop import Batch
+from prunebench.training.loop import Batch, capturable
 
 
 def task_loss(logits: Tensor, y: Tensor) -> Tensor:
@@ -16,6 +16,7 @@ def task_loss(logits: Tensor, y: Tensor) -> Tensor:
     return functional.cross_entropy(logits.float(), y)
 
 
+@capturable
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """The mean loss of the batch: see `task_loss`."""
     return task_loss(model(batch.x), batch.y)
@@ -32,6 +33,7 @@ def generalised_cross_entropy(logits: Tensor, y: Tensor, q: float = 0.7) -> Tens
     return q * probability.pow(q) * loss
 
 
+@capturable
 def gce_objective(model: nn.Module, batch: Batch) -> Tensor:
     """Mean GCE of the batch."""
     return generalised_cross_entropy(model(batch.x), batch.y).mean()
