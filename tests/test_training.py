@@ -506,6 +506,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> type[Replay]:
         loop.Training, "can_be_captured", property(lambda self: getattr(self._objective, "capturable", False))
     )
     monkeypatch.setattr(loop, "_capture", Replay)
+    monkeypatch.setattr(loop, "waiting_raises", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "Stream", Queue)
     monkeypatch.setattr(torch.cuda, "current_stream", Queue)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())

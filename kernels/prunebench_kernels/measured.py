@@ -241,7 +241,7 @@ def capture(call: Callable[[], object], repeats: int = 1) -> torch.cuda.CUDAGrap
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     try:
-        with torch.cuda.stream(stream), _waiting_raises():
+        with torch.cuda.stream(stream), waiting_raises():
             call()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
@@ -255,7 +255,7 @@ def capture(call: Callable[[], object], repeats: int = 1) -> torch.cuda.CUDAGrap
 
 
 @contextlib.contextmanager
-def _waiting_raises() -> Iterator[None]:
+def waiting_raises() -> Iterator[None]:
     """What waits for the GPU raises RuntimeError here: in a capture it would leave the generator of random numbers
     unusable for the rest of the process ("Offset increment outside graph capture")."""
     before = torch.cuda.get_sync_debug_mode()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from prunebench_kernels.measured import waiting_raises
 from torch import Tensor, nn
 
 from prunebench.spec import Recipe
@@ -287,7 +288,11 @@ WARM_STEPS = 3
 def _replayed(
     trainings: Sequence[Training], batches: Sequence[Tensor], crops: Sequence[Tensor | None]
 ) -> Iterator[None]:
-    """The steps of all trainings, from the fourth on as one CUDA graph with a branch for each training."""
+    """The steps of all trainings, from the fourth on as one CUDA graph with a branch for each training.
+
+    Raises RuntimeError in the third if an objective waits for the GPU: a capture would fail of it, and leave torch's
+    random numbers unusable.
+    """
     rows = [every[0].clone() for every in batches]
     cuts = [None if every is None else every[0].clone() for every in crops]
     for training in trainings:
@@ -313,7 +318,8 @@ def _replayed(
                     cut.copy_(every_cut[number])
             holding = [training.hold.buffers for training in trainings]
             if number < WARM_STEPS:
-                run(number)
+                with waiting_raises() if number + 1 == WARM_STEPS else contextlib.nullcontext():
+                    run(number)
             else:
                 if graph is None or held != holding:
                     graph, held = _capture(trainings, run), holding
@@ -325,7 +331,7 @@ def _replayed(
 
 
 def _capture(trainings: Sequence[Training], run: Callable[[int], None]) -> torch.cuda.CUDAGraph:
-    """The step as a graph; capturing runs nothing. Raises RuntimeError where the objective waits for the GPU."""
+    """The step as a graph; capturing runs nothing."""
     torch.cuda.synchronize()
     for training in trainings:
         training.drop_gradients()

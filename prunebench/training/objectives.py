@@ -86,7 +86,7 @@ class RelativeDifficulty:
         old = self._smoothed[:, index]
         blend = torch.where(self._seen[index], self._momentum * old + (1 - self._momentum) * new, new)
         self._smoothed[:, index] = blend
-        self._seen[index] = True
+        self._seen.index_fill_(0, index, True)  # an assignment would copy the number from the host
         return self._weights(blend, self._y[index])
 
     def all_weights(self) -> Tensor:
