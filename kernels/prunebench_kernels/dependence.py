@@ -2,21 +2,59 @@
 
 These are measurements: the results carry no gradient. Input that breaks a rule on values is found in the one pass
 over the data, so each operation ends by reading a flag, which waits for a GPU.
+
+The kernel. A program takes one model, one pair of column tiles (the upper triangle) and one run of rows (a split),
+and writes its partial sums to a workspace; torch adds the splits in float64 and finishes there. Up to 64 columns are
+one tile, so the data is read once. Counts: 0/1 as float16 with float32 sums is exact below 2^24 rows; a split has at
+most 2^15. Correlation: d = x - shift, with one shift and one power of two as unit for all splits of a column, so that
+partial sums simply add and units cancel. Every program makes them from the same 256 rows, spread over the data: no
+launch comes before the pass. u = d / unit is written as hi + lo / 2048, both float16, which leaves 2^-22 of u; then
+u u' = hi hi' + (hi lo' + lo hi') / 2048: float16 products replace one float32 product. Why not the others, per row of
+64 float32 columns (256 bytes): TF32 rounds to 2^-11, above the 1e-5 aimed at for few rows; TF32x3 needs 96 flops a
+byte of its rate, where the ridge of an H200 is 92; IEEE float32 runs outside the tensor cores; two float16 products
+need 64 of 184.
 """
 
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from prunebench_kernels import dependence_torch as in_torch
-from prunebench_kernels.backend import Choice, explains, is_traced, select
-from prunebench_kernels.checks import FLOATS, check_tensor
-from prunebench_kernels.errors import ArgumentError
+from prunebench_kernels.dispatch import (
+    FLOATS,
+    ArgumentError,
+    Choice,
+    Contest,
+    check_tensor,
+    constexpr,
+    explains,
+    is_traced,
+    jit,
+    on_device,
+    select,
+    shape_class,
+    tl,
+)
 
 BYTES = (torch.bool, torch.uint8, torch.int8)
 WHOLE = (*BYTES, torch.int16, torch.int32, torch.int64)
 PROBED_ROWS = 256
+SAMPLE = constexpr(256)
+"""Rows that give a column's shift and unit: `samples // 256` apart, so that sorted or drifting data is sampled too."""
+CROSS = constexpr(2 / 2048)
+"""lo is stored times 2^11, so that it is a normal float16 wherever hi is; hi lo' stands for lo hi' too."""
+CANCELLATION = 16
+"""The kernel's sums are off by up to 5e-7 of their squares; a variance may be this much smaller than its square sum."""
+WEAKEST = 2.0**-24
+"""A variance of u below this has lost digits: float16 pairs hold u to 2^-36."""
+
+
+# --- operations ----------------------------------------------------------------------------------------------
 
 
 def cooccurrence(predictions: Tensor, *, backend: str | None = None) -> Tensor:
@@ -36,7 +74,8 @@ def correlation(outputs: Tensor, *, backend: str | None = None) -> Tensor:
 
     r_ij = cov_ij / sqrt(cov_ii cov_jj) in one pass over shifted data, clamped to [-1, 1]; exactly 1 on the
     diagonal. A constant column gives nan in its own row and column only. 0/1 columns: from exact counts (phi).
-    The kernel is within 1e-5 of float64 (at most 1.1e-6 in the interpreter); torch computes in float64.
+    The kernel is within 1e-5 of float64 (in the interpreter 1.6e-6, at the limit of what it takes 4e-6); torch
+    computes in float64.
     Raises ArgumentError on fewer than two samples, no column, another dtype, or values that are not finite.
     """
     batched = _batched("outputs", outputs, (*FLOATS, *WHOLE), fewest=2)
@@ -75,15 +114,26 @@ def _batched(name: str, value: Tensor, dtypes: tuple[torch.dtype, ...], fewest: 
     return value if value.ndim == 3 else value.unsqueeze(0)
 
 
-def _refusal(batched: Tensor) -> str | None:
-    """Why the kernels do not take this input, if so."""
+# --- the choice ----------------------------------------------------------------------------------------------
+
+
+def _choose(operation: str, batched: Tensor, backend: str | None, refusal: str | None = None) -> Choice:
+    """Torch, unless the kernel was measured to be faster as called: no bound on shapes makes its win certain."""
+    run = _IMPLEMENTATIONS[operation]
+    contest = Contest(
+        (*shape_class(*batched.shape), str(batched.dtype)),
+        lambda: {name: functools.partial(run, batched, name) for name in ("torch", "triton")},
+    )
     if batched.dtype not in (*BYTES, torch.float32, torch.float16, torch.bfloat16):
-        return f"{batched.dtype} is computed in float64, in torch"
-    if batched.shape[-1] > 8192:
-        return "more than 8192 columns: the kernels' workspace grows with their square"
-    if batched.shape[-2] >= 1 << 31:
-        return "2^31 rows or more"
-    return None
+        refusal = f"{batched.dtype} is computed in float64, in torch"
+    elif batched.shape[-1] > 8192:
+        refusal = "more than 8192 columns: the kernels' workspace grows with their square"
+    elif batched.shape[-2] >= 1 << 30:
+        refusal = "2^30 rows or more: the kernel counts rows in 32 bits"
+    return select(operation, backend, batched.device, batched.dtype, refusal=refusal, contest=contest)
+
+
+REAL = "real-valued columns: an inverse needs float64 sums, the kernel's are float32"
 
 
 def _is_binary_so_far(batched: Tensor) -> bool:
@@ -92,57 +142,30 @@ def _is_binary_so_far(batched: Tensor) -> bool:
     return batched.dtype == torch.bool or bool(((head == 0) | (head == 1)).all())
 
 
-def _choose(batched: Tensor, backend: str | None) -> Choice:
-    return select(backend, batched.device, batched.dtype, _refusal(batched))
-
-
-def _choose_interdependence(batched: Tensor, backend: str | None) -> Choice:
-    choice = _choose(batched, backend)
-    if choice.is_triton and not _is_binary_so_far(batched):
-        return Choice("torch", "real-valued columns: an inverse needs float64 sums, the kernel's are float32")
-    return choice
-
-
-def _counts(batched: Tensor, choice: Choice) -> Tensor | None:
-    """Counts X'X; None if a value is not 0 or 1."""
-    if not choice.is_triton:
-        return in_torch.counts(batched)
-    from prunebench_kernels import dependence_triton
-
-    batched = batched.contiguous()
-    counts, flags = dependence_triton.cooccurrence(
-        batched.view(torch.uint8) if batched.dtype == torch.bool else batched
-    )
-    return None if flags.cpu().any() else counts
+# --- what runs -----------------------------------------------------------------------------------------------
 
 
 def _cooccurrence(predictions: Tensor, backend: str) -> Tensor:
-    counts = _counts(predictions, _choose(predictions, backend))
+    counts = _counts(predictions, _choose("cooccurrence", predictions, backend))
     if counts is None:
         raise ArgumentError("predictions: want only 0 and 1, found another value")
     return counts
 
 
 def _correlation(outputs: Tensor, backend: str) -> Tensor:
-    choice = _choose(outputs, backend)
+    choice = _choose("correlation", outputs, backend)
     if outputs.dtype in BYTES:
         counts = _counts(outputs, choice)
         if counts is not None:
             return in_torch.phi(counts, outputs.shape[1])
-    if not choice.is_triton:
-        return in_torch.correlation(outputs, "outputs")
-    from prunebench_kernels import dependence_triton
-
-    if outputs.dtype in BYTES:
-        outputs = outputs.to(torch.float16)  # holds every int8 and uint8 exactly
-    matrix, status = dependence_triton.correlation(outputs.contiguous())
-    # Not finite, or a spread that float32 cannot hold: float64 decides which.
-    return in_torch.correlation(outputs, "outputs") if status.cpu().any() else matrix
+    matrix = finish(sums(outputs), outputs.shape[1]) if choice.is_triton else None
+    return in_torch.correlation(outputs, "outputs") if matrix is None else matrix
 
 
 def _interdependence(predictions: Tensor, backend: str) -> Tensor:
-    choice = _choose(predictions, backend)
-    counts = _counts(predictions, choice) if _is_binary_so_far(predictions) else None
+    counts = None
+    if _is_binary_so_far(predictions):
+        counts = _counts(predictions, _choose("interdependence", predictions, backend))
     if counts is None:
         matrix = in_torch.correlation(predictions, "predictions")
     else:
@@ -150,6 +173,34 @@ def _interdependence(predictions: Tensor, backend: str) -> Tensor:
     return in_torch.determination(matrix, predictions, counted=counts is not None)
 
 
+def _counts(batched: Tensor, choice: Choice) -> Tensor | None:
+    """Counts X'X; None if a value is not 0 or 1."""
+    if not choice.is_triton:
+        return in_torch.counts(batched)
+    total = sums(batched, binary=True)
+    counts = total[:, :-2].to(torch.int64)
+    return None if total[:, -1].any() else counts
+
+
+def finish(total: Tensor, samples: int) -> Tensor | None:
+    """Correlation `[M, K, K]` of the sums `[M, K + 2, K]`, float64; None where they do not hold it.
+
+    That is so for input that is not finite, for a value beyond 32,000 times the sample's range, and where the
+    rows of the sample are no sample: four deviations from the mean of all, or equal where a column varies by little.
+    """
+    products, offset, constant = total[:, :-2], total[:, -2], total[:, -1] == 0
+    numerator = torch.baddbmm(products, offset.unsqueeze(-1), offset.unsqueeze(-2), beta=samples, alpha=-1)
+    least = (products.diagonal(dim1=-2, dim2=-1) * (samples / CANCELLATION)).clamp(min=WEAKEST * samples**2)
+    sound = (numerator.diagonal(dim1=-2, dim2=-1) > least) | constant  # false for infinite sums and nan
+    matrix = in_torch.normalised(numerator, constant)  # launched before the flag is waited for
+    return matrix if sound.all() else None
+
+
+_IMPLEMENTATIONS = {
+    "cooccurrence": _cooccurrence,
+    "correlation": _correlation,
+    "interdependence": _interdependence,
+}
 _cooccurrence_operator = torch.library.custom_op("prunebench::cooccurrence", mutates_args=())(_cooccurrence)
 _correlation_operator = torch.library.custom_op("prunebench::correlation", mutates_args=())(_correlation)
 _interdependence_operator = torch.library.custom_op("prunebench::interdependence", mutates_args=())(
@@ -177,14 +228,197 @@ def _(predictions: Tensor, backend: str) -> Tensor:
 
 @explains("cooccurrence")
 def _explain_cooccurrence(predictions: Tensor, *, backend: str | None = None) -> Choice:
-    return _choose(_batched("predictions", predictions, (*FLOATS, *BYTES), fewest=1), backend)
+    batched = _batched("predictions", predictions, (*FLOATS, *BYTES), fewest=1)
+    return _choose("cooccurrence", batched, backend)
 
 
 @explains("correlation")
 def _explain_correlation(outputs: Tensor, *, backend: str | None = None) -> Choice:
-    return _choose(_batched("outputs", outputs, (*FLOATS, *WHOLE), fewest=2), backend)
+    return _choose("correlation", _batched("outputs", outputs, (*FLOATS, *WHOLE), fewest=2), backend)
 
 
 @explains("interdependence")
 def _explain_interdependence(predictions: Tensor, *, backend: str | None = None) -> Choice:
-    return _choose_interdependence(_batched("predictions", predictions, (*FLOATS, *WHOLE), fewest=2), backend)
+    batched = _batched("predictions", predictions, (*FLOATS, *WHOLE), fewest=2)
+    return _choose("interdependence", batched, backend, None if _is_binary_so_far(batched) else REAL)
+
+
+# --- the kernel ----------------------------------------------------------------------------------------------
+
+
+@jit
+def _load(base, rows, columns, count, COLUMNS: tl.constexpr):
+    inside = (rows < count)[:, None] & (columns < COLUMNS)[None, :]
+    place = rows[:, None].to(tl.int64) * COLUMNS + columns[None, :]
+    return tl.load(base + place, mask=inside, other=0).to(tl.float32), inside
+
+
+@jit
+def _shift_and_scale(base, columns, samples, COLUMNS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr):
+    """The sample's mean, and 1 / unit: 1 where all its values are equal, as they are where the mean is exact.
+
+    Whole numbers get a whole mean, so that their sums are exact.
+    """
+    first = tl.load(base + columns, mask=columns < COLUMNS, other=0).to(tl.float32)
+    total = tl.zeros((ROWS, TILE), tl.float32)
+    largest = tl.zeros((ROWS, TILE), tl.float32)
+    broken = tl.zeros((ROWS, TILE), tl.int1)
+    step = tl.maximum(samples // SAMPLE, 1)
+    for start in range(0, SAMPLE, ROWS):
+        x, inside = _load(base, (start + tl.arange(0, ROWS)) * step, columns, samples, COLUMNS)
+        d = tl.where(inside, x - first[None, :], 0.0)
+        total += d
+        largest = tl.maximum(largest, tl.abs(d))
+        broken = broken | (tl.floor(x) != x)
+    mean = first + tl.sum(total, axis=0) / tl.minimum(samples, SAMPLE)
+    whole = (tl.max(broken.to(tl.int32), axis=0) == 0) & (tl.abs(mean) < 4194304.0)
+    exponent = tl.max(largest, axis=0).to(tl.int32, bitcast=True) >> 23
+    exponent = tl.where(tl.max(largest, axis=0) > 0, tl.minimum(tl.maximum(exponent, 1), 253), 127)
+    scale = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
+    return tl.where(whole, tl.floor(mean + 0.5), mean), scale
+
+
+@jit
+def _in_two(x, inside, shift, scale):
+    """u, and its hi and lo."""
+    u = tl.where(inside, (x - shift[None, :]) * scale[None, :], 0.0)
+    hi = u.to(tl.float16)
+    return u, hi, ((u - hi.to(tl.float32)) * 2048.0).to(tl.float16)
+
+
+@jit(do_not_specialize=["samples", "splits"])
+def sums_kernel(  # noqa: PLR0913 - a kernel
+    values, partial, samples, rows_per_split, splits,
+    COLUMNS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, BINARY: tl.constexpr,
+):  # fmt: skip
+    """partial `[M, S, K + 2, K]`: sums of u u' (only their symmetric part counts), of u, of |u|.
+
+    BINARY: sums of x x', zeros, and how many values are not 0 or 1. Grid (M S, tiles, tiles).
+    """
+    tile_i, tile_j = tl.program_id(1), tl.program_id(2)
+    if tile_i > tile_j:
+        return
+    model = tl.program_id(0) // splits
+    start = (tl.program_id(0) % splits) * rows_per_split
+    stop = tl.minimum(start + rows_per_split, samples)
+    base = values + model.to(tl.int64) * samples * COLUMNS
+    i = tile_i * TILE + tl.arange(0, TILE)
+    j = tile_j * TILE + tl.arange(0, TILE)
+    if not BINARY:
+        shift_i, scale_i = _shift_and_scale(base, i, samples, COLUMNS, TILE, ROWS)
+        if COLUMNS > TILE:
+            shift_j, scale_j = _shift_and_scale(base, j, samples, COLUMNS, TILE, ROWS)
+    products = tl.zeros((TILE, TILE), tl.float32)
+    offset = tl.zeros((ROWS, TILE), tl.float32)
+    moved = tl.zeros((ROWS, TILE), tl.float32)
+    zero = tl.zeros((TILE, TILE), tl.float32)
+    for row in range(start, stop, ROWS):
+        rows = row + tl.arange(0, ROWS)
+        x, inside = _load(base, rows, i, stop, COLUMNS)
+        if BINARY:
+            moved += ((x != 0) & (x != 1)).to(tl.float32)
+            hi = (x != 0).to(tl.float16)
+            other = hi
+            if COLUMNS > TILE:
+                y, inside = _load(base, rows, j, stop, COLUMNS)
+                other = (y != 0).to(tl.float16)
+            # Not as the dot's accumulator: with one operand on both sides, Triton 3.6 fails to compile it for sm_100.
+            products = tl.fma(tl.dot(tl.trans(hi), other, zero), 1.0, products)
+        else:
+            u, hi, lo = _in_two(x, inside, shift_i, scale_i)
+            offset += u
+            moved += tl.abs(u)
+            # The dot of a tile starts at its small part and is added in IEEE float32: tensor cores truncate sums.
+            if COLUMNS > TILE:
+                y, inside = _load(base, rows, j, stop, COLUMNS)
+                _u, hi_j, lo_j = _in_two(y, inside, shift_j, scale_j)
+                cross = tl.dot(tl.trans(lo), hi_j, tl.dot(tl.trans(hi), lo_j, zero))
+                products += tl.dot(tl.trans(hi), hi_j, cross * (0.5 * CROSS))
+            else:
+                products += tl.dot(tl.trans(hi), hi, tl.dot(tl.trans(hi), lo, zero) * CROSS)
+    out = partial + tl.program_id(0).to(tl.int64) * (COLUMNS + 2) * COLUMNS
+    inside = (i < COLUMNS)[:, None] & (j < COLUMNS)[None, :]
+    tl.store(out + i[:, None] * COLUMNS + j[None, :], products, mask=inside)
+    if tile_i < tile_j:
+        tl.store(out + j[None, :] * COLUMNS + i[:, None], products, mask=inside)
+    else:
+        last = out + COLUMNS * COLUMNS + i
+        tl.store(last, tl.sum(offset, axis=0), mask=i < COLUMNS)
+        tl.store(last + COLUMNS, tl.sum(moved, axis=0), mask=i < COLUMNS)
+
+
+# --- the launch ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How the kernel cuts its work: columns and rows a step, warps, stages, and programs per multiprocessor."""
+
+    columns: int
+    rows: int
+    warps: int = 8
+    stages: int = 3
+    programs: int = 1
+
+
+LONGEST_SPLIT = 1 << 15
+
+
+def default_tile(columns: int) -> Tile:
+    """The tile that runs unless one is passed. Not tuned on a GPU."""
+    if columns <= 16:
+        return Tile(16, 64, warps=4)
+    return Tile(32, 64) if columns <= 32 else Tile(64, 64)
+
+
+def tiles(columns: int) -> list[Tile]:
+    """Tiles worth timing, the default first."""
+    first = default_tile(columns)
+    others = [
+        Tile(first.columns, rows, warps, stages, programs)
+        for rows, warps, stages, programs in (
+            (32, 4, 4, 2), (32, 8, 4, 2), (64, 4, 3, 2), (64, 8, 3, 2), (64, 8, 4, 1), (128, 8, 3, 1), (128, 8, 2, 2),
+        )
+        if rows <= 64 or columns <= 64  # two tiles of 128 rows spill on sm_80
+    ]  # fmt: skip
+    return [first, *(tile for tile in others if tile != first)]
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    """Of a GPU; a CPU stands for an H100: in Triton's interpreter, and where machine code is made without a GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def workspace(batched: Tensor, tile: Tile) -> tuple[Tensor, int]:
+    """Empty partial sums `[M, S, K + 2, K]`, and the rows of a split: 256 at least, else as the GPU is filled."""
+    models, samples, columns = batched.shape
+    across = -(-columns // tile.columns)
+    pairs = models * across * (across + 1) // 2
+    splits = max(1, _multiprocessors(batched.device) * tile.programs // pairs)
+    rows = min(max(-(-samples // splits), 256), LONGEST_SPLIT, samples)
+    rows = -(-rows // tile.rows) * tile.rows
+    return batched.new_empty((models, -(-samples // rows), columns + 2, columns), dtype=torch.float32), rows
+
+
+def sums(
+    batched: Tensor,
+    *,
+    binary: bool = False,
+    tile: Tile | None = None,
+    filled: tuple[Tensor, int] | None = None,
+) -> Tensor:
+    """The kernel's sums over all rows of `[M, N, K]`: `[M, K + 2, K]`, float64. `filled`: a workspace to be filled."""
+    models, samples, columns = batched.shape
+    batched = batched.contiguous()
+    tile = tile or default_tile(columns)
+    partial, rows = filled or workspace(batched, tile)
+    splits, across = partial.shape[1], -(-columns // tile.columns)
+    with on_device(batched):
+        sums_kernel[(models * splits, across, across)](
+            batched.view(torch.uint8) if batched.dtype == torch.bool else batched,
+            partial, samples, rows, splits,
+            COLUMNS=columns, TILE=tile.columns, ROWS=tile.rows, BINARY=binary,
+            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=False,
+        )  # fmt: skip
+    return partial.sum(1, dtype=torch.float64)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from prunebench_kernels.checks import check_finite
+from prunebench_kernels.dispatch import check_finite
 
 EXTREME = 1e140
 """Square sums beyond this, or below its inverse, could leave float64 in the products of the finish."""
@@ -63,12 +63,13 @@ def _scaled_to_one(outputs: Tensor) -> Tensor:
 
 
 def normalised(numerator: Tensor, constant: Tensor) -> Tensor:
-    """c_ij / sqrt(c_ii c_jj) in [-1, 1] with a diagonal of 1; nan in the rows and columns of constant columns."""
-    numerator = (numerator + numerator.mT) / 2  # BLAS does not add both triangles in one order
-    own = numerator.diagonal(dim1=-2, dim2=-1)
-    matrix = (numerator / (own.unsqueeze(-1) * own.unsqueeze(-2)).sqrt()).clamp(-1, 1)
-    matrix.diagonal(dim1=-2, dim2=-1).fill_(1)
-    return matrix.masked_fill(constant.unsqueeze(-1) | constant.unsqueeze(-2), math.nan)
+    """c_ij / sqrt(c_ii c_jj) in [-1, 1] of c's symmetric part; nan in the rows and columns of constant columns.
+
+    The diagonal is exactly 1: the root of a rounded square is the number itself.
+    """
+    twice = numerator + numerator.mT  # BLAS does not add both triangles in one order
+    own = twice.diagonal(dim1=-2, dim2=-1).masked_fill(constant, math.nan)
+    return (twice / (own.unsqueeze(-1) * own.unsqueeze(-2)).sqrt()).clamp(-1, 1)
 
 
 def _is_extreme(own: Tensor, outputs: Tensor) -> bool:
