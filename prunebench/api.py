@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunebench.cells import Cell, Workplace, expand, plan
+from prunebench.environment import requested_kernels
 from prunebench.errors import StoreError, UsageError
 from prunebench.launch import Event, InlineLauncher, LocalLauncher
 from prunebench.store import Damaged, Store, open_results
@@ -50,6 +51,7 @@ def make_plan(
     keep_models: bool = True,
 ) -> Plan:
     """Expand a suite and see what is left to do; trains and writes nothing."""
+    requested_kernels()
     suite = load_suite(suite) if isinstance(suite, str) else suite
     root = data_root or os.environ.get("PRUNEBENCH_DATA") or None
     place = Workplace(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import subprocess
 import sys
 import time
@@ -15,6 +17,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from prunebench.spec import number_text
+
 if TYPE_CHECKING:
     from prunebench.api import Outcome, Plan
     from prunebench.launch import Event
@@ -26,8 +30,31 @@ PIPE_WIDTH = 140
 """Columns of what is piped or logged; a terminal keeps its own width."""
 
 
+PLAIN_SIGNS = {
+    "\N{PLUS-MINUS SIGN}": "+-", "\N{MULTIPLICATION SIGN}": "x", "\N{EN DASH}": "-", "\N{EM DASH}": "-",
+    "\N{MINUS SIGN}": "-", "\N{HORIZONTAL ELLIPSIS}": "...", "\N{RIGHTWARDS ARROW}": "->", "\N{BULLET}": "*",
+}  # fmt: skip
+"""What stands for a sign that a terminal's encoding lacks."""
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """Signs that cannot be encoded in ASCII: the last words of a run must not be a traceback."""
+    assert isinstance(error, UnicodeEncodeError)
+    signs = error.object[error.start : error.end]
+    return "".join(PLAIN_SIGNS.get(sign, "?") for sign in signs), error.end
+
+
+def speak_plainly(*streams: object) -> None:
+    """Let streams replace what their encoding lacks, such as a terminal's in ASCII or cp437."""
+    codecs.register_error("prunebench-plain", _plainly)
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="prunebench-plain")
+
+
 def make_console(*, stderr: bool = False) -> Console:
     """A console that prints text as it is, and does not cut tables at 80 columns where there is no terminal."""
+    speak_plainly(sys.stderr if stderr else sys.stdout)
     plain = Console(stderr=stderr, markup=False, highlight=False)
     return (
         plain
@@ -74,7 +101,7 @@ def print_plan(plan: Plan, *, every_cell: bool = False) -> None:
 
 def sparsity_text(sparsity: float | None) -> str:
     """A sparsity as people write it; `native` where the method chooses it."""
-    return "native" if sparsity is None else f"{sparsity:g}"
+    return "native" if sparsity is None else number_text(sparsity)
 
 
 def print_groups(
@@ -85,6 +112,8 @@ def print_groups(
     from prunebench.tasks.tables import task_tables
 
     task = resolve_task(task_name, data_root)
+    for remark in task.remarks(data_root):
+        errors.print(f"{task.name}: {remark}", style="yellow", soft_wrap=True)
     for table in task_tables(task, task.splits(data_root, seed), every_attribute=every_attribute):
         console.print(table)
 
@@ -210,14 +239,15 @@ def write_leaderboard(
     """Write the board from the records of several folders, and the pages of the analyses stored beside them.
 
     Still figures are drawn where they are missing or out of date, with `redraw` all. Gives the exit status: 1 if a
-    record is damaged.
+    record is damaged or does not pass `check`.
     """
     from prunebench.analysis.markdown import claims_excerpt
     from prunebench.analysis.publish import publish
     from prunebench.leaderboard.excerpt import update_readme
     from prunebench.store import open_results
+    from prunebench.submission import sound_records
 
-    read = [open_results(folder).records() for folder in results]
+    read = [sound_records(open_results(folder)) for folder in results]
     damaged = [entry for _, broken in read for entry in broken]
     for entry in damaged:
         errors.print(f"left out: {entry.reason}", style="red", soft_wrap=True)

@@ -10,8 +10,9 @@ import subprocess
 from pathlib import Path
 
 import torch
-from prunebench_kernels.backend import requested
+from prunebench_kernels.dispatch import requested
 
+from prunebench.errors import UsageError
 from prunebench.training.loop import resolve_precision
 
 COMMIT_FILE = "commit.json"
@@ -25,10 +26,18 @@ def describe_environment(device: str, precision: str = "auto") -> dict[str, str 
     facts["device"] = where.type
     facts["precision"] = resolve_precision(precision, where)
     facts["threads"] = torch.get_num_threads()
-    facts["kernels"] = requested(None)
+    facts["kernels"] = requested_kernels()
     facts["gpu"] = torch.cuda.get_device_name(where) if where.type == "cuda" else None
     facts["driver"] = _driver_version() if where.type == "cuda" else None
     return facts
+
+
+def requested_kernels() -> str:
+    """Which kernels PRUNEBENCH_KERNELS asks for. Raises UsageError with the choices for another word."""
+    try:
+        return requested(None)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 @functools.cache
@@ -81,7 +90,7 @@ def _code() -> tuple[tuple[str, str | bool | None], ...]:
         changed = _git(root, "status", "--porcelain", "--", "prunebench", "kernels", "pyproject.toml")
         dirty = None if changed is None else bool(changed)
     elif (root / COMMIT_FILE).is_file():
-        packed = json.loads((root / COMMIT_FILE).read_text())
+        packed = json.loads((root / COMMIT_FILE).read_text(encoding="utf-8"))
         commit, dirty = packed["commit"], packed["dirty"]
     return (("version", _version("prunebench")), ("commit", commit), ("dirty", dirty))
 

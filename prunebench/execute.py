@@ -10,7 +10,7 @@ import contextlib
 import functools
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 
 import torch
@@ -20,11 +20,13 @@ from prunebench.cells import Cell, Workplace
 from prunebench.deferral import TEST_NOTE, Deferral, TwoStage
 from prunebench.environment import describe_code, describe_environment
 from prunebench.errors import MaskError, PruneBenchError, UsageError
-from prunebench.experiment import Experiment, Pruned, Surroundings, state_of
+from prunebench.experiment import Experiment, Pruned, Surroundings
 from prunebench.measure import TaskData, measure_cost, measure_deferral, measure_mining, measure_outputs
 from prunebench.methods.catalog import resolve_method
+from prunebench.methods.shared_state import kept
 from prunebench.models import Classifier
-from prunebench.pruning.masks import verify
+from prunebench.pruning.masks import count_zeros, verify
+from prunebench.pruning.wrapped import state_of
 from prunebench.record import SCHEMA_VERSION, RunRecord, Sparsity
 from prunebench.registry import Method
 from prunebench.speed import reset_peak_memory
@@ -33,6 +35,9 @@ from prunebench.tasks.base import data_withheld
 from prunebench.training.loop import resolve_precision
 
 Progress = Callable[[str, int, int, float], None]
+
+LONGEST_REASON, LONGEST_TRACEBACK = 1500, 15_000
+"""Characters that a record keeps of an error."""
 
 
 def execute(cell: Cell, place: Workplace, data: TaskData, progress: Progress | None = None) -> RunRecord:
@@ -57,10 +62,20 @@ def record_failure(cell: Cell, place: Workplace, error: Exception | str) -> RunR
     if isinstance(error, Exception):
         trace = "".join(traceback.format_exception(error))
         reason = str(error) if isinstance(error, PruneBenchError) else f"{type(error).__name__}: {error}"
-        record = replace(record, reason=reason, traceback=trace)
+        record = replace(record, reason=shortened(reason), traceback=shortened(trace, LONGEST_TRACEBACK))
     else:
-        record = replace(record, reason=error)
+        record = replace(record, reason=shortened(error))
     return Store(place.out).write(record)
+
+
+def shortened(text: str, most: int = LONGEST_REASON) -> str:
+    """The text without control characters that steer a terminal, and of long ones the beginning and the end."""
+    text = "".join(sign if sign.isprintable() or sign in "\n\t" else "\ufffd" for sign in text)
+    if len(text) <= most:
+        return text
+    cut = f" ... ({len(text) - most} characters left out) ... "
+    half = (most - len(cut)) // 2
+    return text[:half] + cut + text[-half:]
 
 
 def begin_record(cell: Cell, place: Workplace) -> RunRecord:
@@ -100,8 +115,7 @@ def _fit_and_measure(cell: Cell, place: Workplace, data: TaskData, progress: Pro
     seconds: dict[str, float] = {"data": data.seconds}
     store, spec, device = Store(place.out), cell.spec, data.device
     reset_peak_memory(device)
-    torch.manual_seed(spec.seed)
-    with _timed(seconds, "fit"), data_withheld():
+    with _timed(seconds, "fit"), data_withheld(), kept(spec.seed), _no_exit(method):
         experiment = Experiment(
             spec,
             data.task.num_outputs,
@@ -110,11 +124,16 @@ def _fit_and_measure(cell: Cell, place: Workplace, data: TaskData, progress: Pro
             Surroundings(store, functools.partial(_dense_state, store, cell), place.data_root, progress),
             conflicting_share=data.task.conflicting_share,
         )
-        pruned: Pruned = method.build(**method.params).fit(experiment, spec.sparsity or 0.0)
+        pruned = _checked(method, method.build(**method.params).fit(experiment, spec.sparsity or 0.0))
+        if not data.intact:
+            raise PruneBenchError(
+                f"method {method.name!r} changed the images in place; other runs share them: change a copy"
+            )
     with _timed(seconds, "verify"):
         model = _as_the_tasks_network(experiment, pruned)
         masks = {name: mask.to(device) for name, mask in pruned.masks.items()}
         report = verify(model, masks, None if method.native else spec.sparsity)
+        report = report if method.dense else count_zeros(model, report)
     with _timed(seconds, "evaluate"):
         measured, deferred = _with_deferral(experiment, model, pruned, data)
         outputs, tables, metrics, validation = measure_outputs(measured, data)
@@ -122,7 +141,7 @@ def _fit_and_measure(cell: Cell, place: Workplace, data: TaskData, progress: Pro
         steps = (experiment.training_steps, spec.recipe.steps)
         share = deferred.get(TEST_NOTE, 0.0)
         cost = measure_cost(
-            experiment.new_model(), measured, data, *steps, deferred_share=share, crowded=place.crowded
+            experiment.harness_model(), measured, data, *steps, deferred_share=share, crowded=place.crowded
         )
     record = replace(
         record,
@@ -141,10 +160,49 @@ def _fit_and_measure(cell: Cell, place: Workplace, data: TaskData, progress: Pro
     return store.write(record, outputs, model=state_of(model) if keep else None)
 
 
+@contextlib.contextmanager
+def _no_exit(method: Method) -> Iterator[None]:
+    """A method that ends the process (`sys.exit`) fails its run, whatever status it asks for."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception | KeyboardInterrupt):
+            raise
+        raise RuntimeError(
+            f"method {method.name!r} called for the end of the process ({type(error).__name__}: {error}); "
+            "raise an error to fail a run, return to end it"
+        ) from error
+
+
+def _checked(method: Method, returned: object) -> Pruned:
+    """What `fit` returned, if it is what it must be. Raises MaskError that says what it is instead."""
+    if not isinstance(returned, Pruned):
+        hint = "(model, masks)" if isinstance(returned, nn.Module) else ""
+        raise MaskError(
+            f"method {method.name!r}: fit must return Pruned(model, masks), got {type(returned).__name__}; "
+            f"write `return Pruned{hint or '(...)'}` with a bool mask for every convolution and linear weight"
+        )
+    if not isinstance(returned.model, nn.Module):
+        raise MaskError(
+            f"method {method.name!r}: Pruned.model must be the network, got {type(returned.model).__name__}"
+        )
+    if not isinstance(returned.masks, Mapping) or not all(
+        isinstance(mask, torch.Tensor) for mask in returned.masks.values()
+    ):
+        raise MaskError(
+            f"method {method.name!r}: Pruned.masks must be bool tensors by the name of their weight"
+        )
+    return returned
+
+
 def _as_the_tasks_network(experiment: Experiment, pruned: Pruned) -> Classifier:
     """The returned weights in a fresh network of the task: what is measured holds nothing else."""
+    net = experiment.harness_model()
     try:
-        return experiment.model_from(state_of(pruned.model))
+        net.load_state_dict(
+            {name: value.to(experiment.device) for name, value in state_of(pruned.model).items()}
+        )
+        return net
     except RuntimeError as error:
         raise MaskError(f"fit must return the task's network with its own layers: {error}") from error
 
@@ -157,7 +215,8 @@ def _with_deferral(
         return model, {}
     multi_label = data.task.attributes is not None
     deferral = Deferral(float(pruned.deferral.threshold))  # a number is all that comes from the method
-    stages = TwoStage(model, experiment.dense_model(), deferral, multi_label=multi_label)
+    dense = experiment.dense_model().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stages = TwoStage(model, dense, deferral, multi_label=multi_label)
     return stages, measure_deferral(stages, data)
 
 

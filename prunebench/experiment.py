@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from prunebench.deferral import NOTES, Deferral
 from prunebench.errors import SupervisionError, UsageError
 from prunebench.models import Classifier, build_model
-from prunebench.pruning.masks import Masks, prunable
+from prunebench.models.nets import channels_last, contiguous
+from prunebench.pruning.masks import Masks, named_as_in, prunable
 from prunebench.pruning.scores import compute_scores
+from prunebench.pruning.wrapped import plain
+from prunebench.pruning.wrapped import state_of as state_of
 from prunebench.registry import Criterion
 from prunebench.spec import Recipe, RunSpec, hash_of
 from prunebench.training.data import Images, draw_batches
@@ -134,7 +137,11 @@ class Experiment:
         return torch.Generator(self.device).manual_seed(seed)
 
     def new_model(self) -> Classifier:
-        """The network at its initial weights, the same for every method with this seed."""
+        """The network at its initial weights, the same for every method with this seed, contiguous."""
+        return contiguous(self.harness_model())
+
+    def harness_model(self) -> Classifier:
+        """As `new_model`, but channels_last, the layout that trains and answers fastest."""
         net = build_model(self.spec.model, self.num_classes, seed=self.seed, data_root=self._around.data_root)
         return net.to(self.device)
 
@@ -182,19 +189,22 @@ class Experiment:
             sample_weight=sample_weight,
         )[:stop_after]
         images, report = self.train_split.images, self._around.progress
-        train(
-            model,
-            images,
-            self.train_split.y,
-            batches,
-            crops=images.draw_crops(batches.shape, self.rng(f"crops/{name}")),
-            objective=objective,
-            settings=replace(loop, **settings),
-            masks=masks,
-            parameters=parameters,
-            after_step=after_step,
-            progress=None if report is None else lambda step, loss: report(name, step, len(batches), loss),
-        )
+        with channels_last(model):
+            train(
+                model,
+                images,
+                self.train_split.y,
+                batches,
+                crops=images.draw_crops(batches.shape, self.rng(f"crops/{name}")),
+                objective=objective,
+                settings=replace(loop, **settings),
+                masks=named_as_in(model, masks),
+                parameters=parameters,
+                after_step=after_step and (lambda step: named_as_in(model, after_step(step))),
+                progress=None
+                if report is None
+                else lambda step, loss: report(name, step, len(batches), loss),
+            )
         self.cost.own_steps += len(batches) * networks
 
     def finetune(
@@ -222,11 +232,13 @@ class Experiment:
 
     def predict(self, model: Classifier) -> Tensor:
         """Logits `[N, C]` of the training images, in evaluation mode, on the device."""
-        return evaluate(model, self.train_split.images).to(self.device)
+        with channels_last(model):
+            return evaluate(model, self.train_split.images).to(self.device)
 
     def predict_validation(self, model: Classifier) -> Tensor:
         """Logits `[N, C]` of the validation images, in evaluation mode, on the device."""
-        return evaluate(model, self.val_split.images).to(self.device)
+        with channels_last(model):
+            return evaluate(model, self.val_split.images).to(self.device)
 
     def scores(self, criterion: Criterion, model: Classifier) -> dict[str, Tensor]:
         """Scores of every prunable weight of `model`."""
@@ -243,9 +255,10 @@ class Experiment:
             batch_size=self.recipe.batch_size,
             generator=self.rng("batches/gradients"),
         ).to(self.device)
-        for row in index:
-            logits = net(self.train_split.images.batch(row))
-            (task_loss(logits, self.train_split.y[row]) / batches).backward()
+        with channels_last(net):
+            for row in index:
+                logits = net(self.train_split.images.batch(row))
+                (task_loss(logits, self.train_split.y[row]) / batches).backward()
         self.cost.own_steps += batches
         return {name: weight.grad for name, weight in prunable(net).items() if weight.grad is not None}
 
@@ -311,13 +324,3 @@ class Experiment:
             if name in values:
                 raise UsageError(f"log: {name} is written by the harness; choose another name")
         self.notes.update({name: float(value) for name, value in values.items()})
-
-
-def plain(value: Tensor) -> Tensor:
-    """A detached CPU copy; a 4-D weight keeps its values, not its channels_last strides."""
-    return value.detach().cpu().contiguous()
-
-
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """The weights and buffers of a model, ready to store."""
-    return {name: plain(value) for name, value in model.state_dict().items()}

@@ -45,6 +45,16 @@ class TaskData:
                 split.x, mean=task.mean, std=task.std, device=device, view=task.view, overlay=split.overlay
             )
         self.seconds = round(time.perf_counter() - start, 3)
+        self._written = self._writes()
+
+    def _writes(self) -> list[int]:
+        """How often torch has written into the images of each split."""
+        return [images._bytes._version for images in self.images.values()]
+
+    @property
+    def intact(self) -> bool:
+        """Whether no method has written into the images, which the next run would train on."""
+        return self._writes() == self._written
 
     def visible(self, name: str, supervision: str) -> VisibleSplit:
         """The split as a method with this supervision sees it."""

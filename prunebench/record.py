@@ -152,8 +152,8 @@ def from_json(text: str, source: str) -> RunRecord:
     from pydantic import ValidationError
 
     try:
-        values = json.loads(text)
-    except ValueError as error:
+        values = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{source}: not valid JSON ({error}); delete it and run again") from error
     if not isinstance(values, dict) or type(values.get("schema_version")) is not int:
         raise StoreError(f"{source}: not a PruneBench record (no schema_version)")
@@ -181,6 +181,18 @@ def from_json(text: str, source: str) -> RunRecord:
     if record.status == "ok" and (record.cost is None or record.sparsity is None or not record.groups):
         raise StoreError(f"{source}: an ok record needs groups, sparsity and cost")
     return record
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON; null stands for an undefined number")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names occur once: a second value would hide the first."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("an object has one name twice")
+    return values
 
 
 def _migrate_0(values: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ A decorator returns a value and registers nothing: the catalogue (`methods/catal
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
     from prunebench.pruning.scores import ScoringContext
 
 SUPERVISION = ("none", "val-groups", "train-groups")
+NAME = re.compile(r"(?![.-])[A-Za-z0-9._+-]{1,64}")
+"""Of a method: it becomes a row of tables, a file and an address."""
+LONGEST_TEXT = 200
+"""Characters of a setting."""
+LONGEST_CITE = 300
 
 
 class Procedure(Protocol):
@@ -50,12 +57,19 @@ class Method:
     multi_label: bool = False
 
     def __post_init__(self) -> None:
+        check_name("method", self.name)
+        for key, value in self.settings.items():
+            check_setting(self.name, key, value)
         if self.supervision not in SUPERVISION:
             raise UsageError(
                 f"method {self.name!r}: supervision must be one of {SUPERVISION}, got {self.supervision!r}"
             )
         if not self.cite.strip():
             raise UsageError(f"method {self.name!r}: cite its source (cite='Author et al., year')")
+        if len(self.cite) > LONGEST_CITE or not self.cite.isprintable():
+            raise UsageError(
+                f"method {self.name!r}: cite its source in one line of at most {LONGEST_CITE} characters"
+            )
 
     @property
     def params(self) -> dict[str, Any]:
@@ -67,6 +81,34 @@ class Method:
             if key not in self.settings:
                 raise unknown(f"setting of {self.name}", key, self.settings)
         return dataclasses.replace(self, settings={**self.settings, **changes})
+
+
+def check_name(kind: str, name: Any) -> None:
+    """Raise UsageError unless a method or criterion is called by letters, digits, `-`, `_`, `.` and `+`, at most 64."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        text = str(name)
+        shown = ascii(name) if len(text) <= 80 else f"{text[:60]!a}... ({len(text)} characters)"
+        raise UsageError(
+            f"{kind} {shown}: a name has at most 64 letters, digits, '-', '_', '.' and '+', "
+            "and begins with none of '.' and '-'"
+        )
+
+
+def check_setting(name: str, key: str, value: Any) -> None:
+    """Raise UsageError unless a setting can name a run: a finite number, short text, truth value, None, or a list."""
+    if isinstance(value, list | tuple):
+        for entry in value:
+            check_setting(name, key, entry)
+        return
+    plain = value is None or type(value) in (bool, int, float, str)
+    finite = not isinstance(value, float) or math.isfinite(value)
+    short = not isinstance(value, str) or (len(value) <= LONGEST_TEXT and (value.isprintable()))
+    if not (plain and finite and short):
+        shown = ascii(value)[:80]
+        raise UsageError(
+            f"setting {key} of {name}: want a finite number, a line of text, true, false or None, got {shown}; "
+            "None may stand for no limit"
+        )
 
 
 Score = Callable[["Tensor", "ScoringContext"], "Tensor"]
@@ -82,6 +124,9 @@ class Criterion:
     at: str
     needs: frozenset[str]
     version: str
+
+    def __post_init__(self) -> None:
+        check_name("criterion", self.name)
 
     def __call__(self, weight: Tensor, context: ScoringContext) -> Tensor:
         return self.score(weight, context)

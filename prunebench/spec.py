@@ -136,8 +136,17 @@ class RunSpec:
 
     @property
     def label(self) -> str:
-        sparsity = "native" if self.sparsity is None else f"{self.sparsity:g}"
+        sparsity = "native" if self.sparsity is None else number_text(self.sparsity)
         return f"{self.task} {self.method} {sparsity} seed {self.seed}"
+
+
+def number_text(value: float) -> str:
+    """A number as people write it, never rounded to another one: 0.9, and 0.9999999 rather than 1."""
+    try:
+        short = f"{value:g}"
+        return short if float(short) == value or value != value else repr(value)
+    except (TypeError, ValueError):
+        return repr(value)
 
 
 def hash_of(values: Mapping[str, Any]) -> str:

@@ -40,10 +40,8 @@ def ready_for_inference(dense: nn.Module, pruned: nn.Module, x: Tensor) -> Infer
     The layouts are chosen anew for every network, none is kept on disk. Where the pruned network cannot be traced,
     or its outputs for x are not the plain network's, both are timed plain, and the path says why.
     """
-    from prunebench_kernels.sparse.choices import Choices
-    from prunebench_kernels.sparse.measured import QUICK
-    from prunebench_kernels.sparse.module import Measuring
-    from prunebench_kernels.sparse.network import fold_dense, sparsify
+    from prunebench_kernels.measured import QUICK, Choices, Measuring
+    from prunebench_kernels.sparsify import fold_dense, sparsify
 
     pruned.eval()
     try:
@@ -80,7 +78,7 @@ def interleaved_latency(
     On a GPU the passes are replayed as CUDA graphs, as when layouts are chosen: launching small kernels one by one
     from Python takes longer than they run.
     """
-    from prunebench_kernels.sparse.measured import Timing, time_in_turns
+    from prunebench_kernels.measured import Timing, time_in_turns
 
     for model in models.values():
         model.eval()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+LARGEST_RECORD = 1 << 21
 LEFTOVER_SECONDS = 3600
 """Temporary files of killed processes are removed after this time."""
 
@@ -165,6 +166,10 @@ class Store:
 def read_record(path: Path) -> RunRecord:
     """Read and validate one record file. Raises StoreError with the path and the reason."""
     try:
+        if path.stat().st_size > LARGEST_RECORD:
+            raise StoreError(
+                f"{path}: cannot be read: larger than {LARGEST_RECORD >> 20} MiB, which no record is"
+            )
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: cannot be read: {error}") from error

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from prunebench.errors import UsageError, unknown
+from prunebench.spec import number_text
 
+SEEDS = 2**63
+"""Seeds are below this, as the generators of every library take them."""
 SUITES = Path(__file__).parent / "suites"
 
 
@@ -35,13 +38,14 @@ class Suite:
             if len(set(values)) != len(values):
                 raise UsageError(f"suite {self.name!r}: {name} holds the same value twice")
         for value in self.sparsities:
-            if not 0 <= value < 1:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
                 raise UsageError(
-                    f"sparsity must be in [0, 1), got {value:g} (0.9 prunes nine weights of ten)"
+                    f"sparsity must be in [0, 1), got {number_text(value)} (0.9 prunes nine weights of ten)"
                 )
         for seed in self.seeds:
-            if seed < 0:
-                raise UsageError(f"seeds must be 0 or more, got {seed}")
+            if type(seed) is not int or not 0 <= seed < SEEDS:
+                rule = "0 or more" if type(seed) is int and seed < 0 else "whole numbers below 2^63"
+                raise UsageError(f"seeds must be {rule}, got {seed!r}")
 
     def narrowed(
         self,
@@ -70,15 +74,22 @@ def load_suite(name: str) -> Suite:
             raise UsageError(f"no suite file {name}")
         raise unknown("suite", name, [*suite_names(), "PATH.toml"])
     try:
-        values = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not valid TOML: {error}") from error
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # TOML is UTF-8 in every locale
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{path}: not valid TOML (in UTF-8): {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
     return _validate(values, str(path), path.stem)
 
 
 def _validate(values: dict[str, Any], source: str, stem: str) -> Suite:
     from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+    for name, kinds in (("seeds", (int,)), ("sparsities", (int, float))):
+        for place, value in enumerate(values[name] if isinstance(values.get(name), list) else ()):
+            if type(value) not in kinds:
+                whole = "a whole number" if kinds == (int,) else "a number"
+                raise UsageError(f"{source}: {name}.{place}: want {whole}, got {str(value).lower()}")
     adapter: Any = TypeAdapter(with_config(ConfigDict(extra="forbid"))(Suite))
     try:
         return adapter.validate_python({"name": stem, **values})

@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 import torch
 from helpers import TASK, run_inline
-from prunebench_kernels import mask_sampling_triton, masked_conv_backward_triton, masked_conv_triton
+from prunebench_kernels import masks as kernels
+from prunebench_kernels.masks import sample_masks
 from safetensors.torch import load_file
 from torch import Tensor
 
 from prunebench.models import nets
-from prunebench.pruning.masks import make_masks
+from prunebench.pruning.learned import LearnedMasks
+from prunebench.pruning.masks import make_masks, prunable
 from prunebench.suite import Suite
 
-STEPS, SPARSITY, CONVOLUTIONS = 3, 0.5, 2
+STEPS, SPARSITY, LAYERS = 3, 0.5, 3
 
 
 def run(backend: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Tensor], str]:
@@ -63,21 +65,12 @@ def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[str
 def test_both_backends_find_the_same_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(nets.MODELS, "tiny", lambda classes, _: nets._convnet((4, 8), classes))
     expected, expected_outputs = run("torch", tmp_path / "torch", monkeypatch)
-    launches = [
-        counted(monkeypatch, module, name)
-        for module, name in (
-            (mask_sampling_triton, "forward"),
-            (mask_sampling_triton, "backward"),
-            (masked_conv_triton, "launch_forward"),
-            (masked_conv_backward_triton, "launch_wgrad"),
-        )
-    ]
+    launches = [counted(monkeypatch, kernels, name) for name in ("launch_sample", "launch_sample_backward")]
     actual, actual_outputs = run("triton", tmp_path / "triton", monkeypatch)
 
-    layers = CONVOLUTIONS + 1
-    assert [len(calls) for calls in launches] == [STEPS, STEPS, STEPS * CONVOLUTIONS, STEPS * CONVOLUTIONS]
+    assert [len(calls) for calls in launches] == [STEPS, STEPS], "one launch each way for all layers"
     assert list(actual) == list(expected)
-    assert len(expected) == layers
+    assert len(expected) == LAYERS
 
     # Sums in another order: the logits differ in the last bits. Masks could only differ by a tie at the cut,
     # and the two logits there are farther apart than the backends.
@@ -93,3 +86,24 @@ def test_both_backends_find_the_same_masks(tmp_path: Path, monkeypatch: pytest.M
     for name, mask in masks[0].items():
         assert torch.equal(masks[1][name], mask), name
     assert actual_outputs == expected_outputs, "the same masks, fine-tuned alike"
+
+
+def test_passes_are_counted_where_a_captured_graph_can_count_them() -> None:
+    """Each pass adds to a tensor, and draws what the same number draws when it is given."""
+    net = nets._convnet((4, 8), 3)
+    weights = prunable(net)
+    learner = LearnedMasks(net, seed=6)
+    counter = learner.draws
+    for number in range(3):
+        masked = learner.draw_weights()
+        masks = sample_masks(learner.logits, seed=6, offset=number).split(
+            [one.numel() for one in weights.values()]
+        )
+        for (name, weight), mask in zip(weights.items(), masks):
+            assert torch.equal(masked[name], weight * mask.view(weight.shape)), name
+    assert learner.draws is counter
+    assert counter.tolist() == [3]
+    masked["head.weight"].sum().backward()  # of its own number, whatever the count is by now
+    assert learner.logits.grad is not None
+    counter.fill_(2)
+    assert torch.equal(learner.draw_weights()["head.weight"], masked["head.weight"])

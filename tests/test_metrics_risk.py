@@ -177,7 +177,7 @@ def test_a_binary_output_reads_the_same_as_one_or_two_logits() -> None:
     for metric in (entropy, margin, susceptibility):
         torch.testing.assert_close(metric(binary), metric(two))
         assert torch.equal(metric(binary.unsqueeze(1)), metric(binary))
-        assert torch.equal(metric(binary.numpy()), metric(binary))
+        assert torch.equal(torch.as_tensor(metric(binary.numpy())), metric(binary))
 
 
 def test_susceptibility_of_attributes_is_their_mean() -> None:

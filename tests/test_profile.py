@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from profile_values import layer, made_up_profile
-from prunebench_kernels.sparse import network as sparse_network
+from prunebench_kernels import sparsify as sparse_network
 from pydantic import TypeAdapter
 from torch import nn
 from typer.testing import CliRunner, Result
@@ -329,7 +329,7 @@ def test_a_compiler_that_fails_leaves_a_reason(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_wrong_or_failing_layout_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    import prunebench_kernels.sparse.conv as conv
+    import prunebench_kernels.sparse_conv as conv
 
     real = conv.sparse_conv2d
     monkeypatch.setattr(conv, "sparse_conv2d", lambda *args, **words: real(*args, **words) + 1)

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import prunebench_kernels.sparse.conv as sparse_conv
-import prunebench_kernels.sparse.network as sparse_network
+import prunebench_kernels.sparse_conv as sparse_conv
+import prunebench_kernels.sparsify as sparse_network
 import pytest
 import torch
 from profile_values import layer, made_up_profile
@@ -60,25 +60,20 @@ def call(*words: str) -> Result:
     return CliRunner().invoke(app, ["profile", *words])
 
 
-def test_layouts_that_differ_in_memory_order_alone_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As candidates() gives them for a GPU.
-    both = [("dense", {}), ("direct", {"batch_innermost": 0}), ("direct", {"batch_innermost": 1})]
-    monkeypatch.setattr(sparse_conv, "candidates", lambda *_: both)
-    given: dict[int, tuple[int, ...]] = {}
+def test_a_layout_is_given_its_own_memory_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, tuple[int, ...]] = {}
     real = sparse_conv.sparse_conv2d
 
     def note(x: Tensor, packed: sparse_conv.PackedWeight, *args: Tensor, **words: object) -> Tensor:
-        if packed.layout == "direct":
-            given[packed.settings["batch_innermost"]] = x.stride()
+        given[packed.layout] = x.stride()
         return real(x, packed, *args, **words)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sparse_conv, "sparse_conv2d", note)
-    timings = [timing for timing in race(few()) if timing.family == "direct"]
-    assert [timing.name for timing in timings] == ["direct", "direct, batch innermost"]
-    assert all(timing.hot_ms and timing.cold_ms for timing in timings)
-    assert timings[0].hot_ms != timings[1].hot_ms
-    assert given[0] == (256, 16, 4, 1)
-    assert given[1] == (1, 128, 32, 8)  # no copy is timed
+    timings = {timing.name: timing for timing in race(few())}
+    assert timings["direct"].hot_ms
+    assert timings["direct"].cold_ms
+    assert given["dense"] == (256, 1, 64, 16)
+    assert given["direct"] == (1, 128, 32, 8)  # the batch innermost: no copy is timed
 
 
 def test_dead_channels_leave_a_multiple_where_the_device_wants_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import run_inline, tiny_suite
-from prunebench_kernels.sparse import measured
-from prunebench_kernels.sparse.whole import WHOLE
+from prunebench_kernels import measured
+from prunebench_kernels.sparsify import WHOLE
 from torch import Tensor, nn
 
 from prunebench import speed
@@ -223,14 +223,14 @@ def test_a_network_that_cannot_be_traced_is_timed_plain() -> None:
 
 
 def test_other_outputs_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunebench_kernels.sparse import network
+    from prunebench_kernels import sparsify as network
 
     sparsify = network.sparsify
 
     def wrong(model: nn.Module, **settings: object) -> nn.Module:
         made = sparsify(model, **settings)
         with torch.no_grad():
-            made.graph.get_submodule("head").weight.mul_(1.001)
+            made.traced.get_submodule("head").weight.mul_(1.001)
         return made
 
     monkeypatch.setattr(network, "sparsify", wrong)

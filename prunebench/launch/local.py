@@ -96,7 +96,9 @@ class LocalLauncher:
                     continue
                 cell = running[number]
                 if message is None:
-                    message = {"kind": "died", "reason": crew.pop(number).epitaph()}
+                    gone = crew.pop(number)
+                    message = {"kind": "died", "reason": gone.epitaph()}
+                    gone.stop()
                 if message["kind"] != "progress":
                     del running[number]
                 if message["kind"] == "busy":
@@ -181,9 +183,13 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            encoding="utf-8",
+            errors="replace",
             env=environment,
         )
-        threading.Thread(target=self._listen, args=(number, inbox), daemon=True).start()
+        self._garbled: str | None = None
+        self._reader = threading.Thread(target=self._listen, args=(number, inbox), daemon=True)
+        self._reader.start()
 
     def send(self, cell: Cell) -> None:
         assert self._process.stdin is not None
@@ -194,13 +200,21 @@ class _Worker:
     def _listen(self, number: int, inbox: queue.Queue[tuple[int, dict[str, Any] | None]]) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            inbox.put((number, json.loads(line)))
+            message = _read_message(line)
+            if message is None:
+                self._garbled = line
+                self._process.kill()
+                break
+            inbox.put((number, message))
         inbox.put((number, None))
 
     def epitaph(self) -> str:
         code = self._process.wait()
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
+        if self._garbled is not None:
+            return f"the worker process wrote {self._garbled[:80]!a} where events are read; print to standard output"
         hint = " (out of memory? try fewer --workers)" if code == -9 else ""
+        hint = " (the method ended it? raise an error to fail a run)" if 0 <= code <= 2 else hint
         return f"the worker process ended with {how}{hint}"
 
     def stop(self) -> None:
@@ -214,6 +228,19 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._reader.join(timeout=1.5)
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()  # type: ignore[union-attr]
+
+
+def _read_message(line: str) -> dict[str, Any] | None:
+    """An event as a worker writes it; None for a line that is none."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) and isinstance(message.get("kind"), str) else None
 
 
 def _record_death(cell: Cell, place: Workplace, reason: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -50,7 +51,10 @@ class CellRunner:
             data = self._draw(cell, place)
         except Exception as error:
             return record_failure(cell, place, error)
-        return execute(cell, place, data, self._progress if self._emit else None)
+        record = execute(cell, place, data, self._progress if self._emit else None)
+        if not data.intact:  # the next run of this draw loads it anew
+            del self._draws[cell.task, cell.spec.seed]
+        return record
 
     def _progress(self, phase: str, step: int, steps: int, loss: float) -> None:
         assert self._emit is not None
@@ -83,8 +87,11 @@ def main() -> None:
     """Serve cells from standard input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     follow_parent()
-    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):  # what a method prints may be in any script
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     place = place_from_dict(json.loads(sys.argv[1]))
 
     def emit(message: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from prunebench.leaderboard.rows import (
     Machine,
     Row,
     build_rows,
+    is_dense,
     machine_of,
     variant_labels,
     variant_of,
@@ -155,10 +156,11 @@ def _unique_slugs(names: Sequence[str]) -> list[str]:
 
 def _section(runs: Sequence[RunRecord], slug: str, groups: Sequence[Sequence[RunRecord]]) -> Section:
     spec = runs[0].spec
-    seeds = tuple(sorted({run.spec["seed"] for run in runs}))
+    every, seeds = runs, planned_seeds(runs)
+    runs = [run for run in every if run.spec["seed"] in seeds]
     rows = tuple(build_rows(runs, seeds))
     differs = _difference(runs[0], groups)
-    machines = tuple(sorted({machine_of(run) for run in runs if run.status == "ok"}))
+    machines = tuple(sorted({machine_of(run) for run in every if run.status == "ok"}))
     return Section(
         slug=slug,
         title=spec["task"] if not differs else f"{spec['task']} ({_shortest(runs[0], groups)})",
@@ -173,8 +175,36 @@ def _section(runs: Sequence[RunRecord], slug: str, groups: Sequence[Sequence[Run
         rows=rows,
         aligned=_aligned(runs),
         problems=tuple(_problems(runs, rows)),
-        notes=tuple(_notes(runs)),
+        notes=(*_notes(runs), *_extra_seeds(every, seeds)),
     )
+
+
+def planned_seeds(runs: Sequence[RunRecord]) -> tuple[int, ...]:
+    """The seeds of a section: those that at least half of its rows have a record of, finished or not.
+
+    One method run with a seed more must not leave every other row without all its seeds.
+    """
+    rows: dict[str, set[int]] = {}
+    for run in runs:
+        if not is_dense(run):
+            key = json.dumps([variant_of(run), run.spec["sparsity"]])
+            rows.setdefault(key, set()).add(run.spec["seed"])
+    every = {run.spec["seed"] for run in runs}
+    planned = {seed for seed in every if 2 * sum(seed in seeds for seeds in rows.values()) >= len(rows)}
+    return tuple(sorted(planned or every))
+
+
+def _extra_seeds(runs: Sequence[RunRecord], planned: Sequence[int]) -> list[str]:
+    """What was run beyond the section's seeds, which stands in no mean."""
+    labels = variant_labels(runs)
+    extra: dict[str, set[int]] = {}
+    for run in runs:
+        if run.spec["seed"] not in planned and not is_dense(run):
+            extra.setdefault(labels[variant_of(run)], set()).add(run.spec["seed"])
+    return [
+        f"{method} was also run with {_seeds(sorted(seeds))}, which most rows lack: in no mean here."
+        for method, seeds in sorted(extra.items())
+    ]
 
 
 def _aligned(runs: Sequence[RunRecord]) -> tuple[tuple[bool, ...], ...]:

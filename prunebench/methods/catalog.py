@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
-import importlib.util
 import pkgutil
-import sys
 from collections.abc import Iterator
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 
 import prunebench.methods as package
 from prunebench.errors import UsageError, unknown
+from prunebench.methods.files import digest_of, import_user_module
 from prunebench.methods.prune import prune_by
 from prunebench.registry import Criterion, Method
 
@@ -31,11 +28,11 @@ def builtin_methods() -> dict[str, Method]:
 
 
 def file_methods(path: Path) -> dict[str, Method]:
-    """The methods of a user's file; their version is the hash of the file."""
-    if not path.is_file():
+    """The methods of a user's file or package; their version is the hash of it and of the helpers beside it."""
+    if not path.is_file() and not is_package(path):
         raise UsageError(f"no method file {path}")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    module = _import_file(path, f"prunebench_user_{digest}")
+    digest = digest_of(path)
+    module = import_user_module(path, f"prunebench_user_{digest}")
     known = list(builtin_methods().values())
     found: dict[str, Method] = {}
     for entry in _methods_in(module):
@@ -53,44 +50,29 @@ def file_methods(path: Path) -> dict[str, Method]:
     return found
 
 
-class _SourceLoader(SourceFileLoader):
-    """Always compiles: bytecode kept from an earlier version of a file must not stand in for it."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        path = self.get_filename(fullname)
-        return self.source_to_code(self.get_data(path), path)
-
-
-def _import_file(path: Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_loader(name, _SourceLoader(name, str(path)))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise UsageError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
-    return module
+def is_package(path: Path) -> bool:
+    """Whether a folder is a Python package, which may be a method as a file is."""
+    return (path / "__init__.py").is_file()
 
 
 def _methods_in(module: ModuleType) -> Iterator[Method]:
     for value in vars(module).values():
-        if isinstance(value, Criterion) and value.score.__module__ == module.__name__:
-            yield prune_by(value)
+        if isinstance(value, Criterion):
+            home = value.score.__module__
+            if home == module.__name__ or home.startswith(f"{module.__name__}."):
+                yield prune_by(value)
         elif isinstance(value, Method):
             yield value
 
 
 def resolve_method(name: str) -> Method:
-    """The method called `name`, or the only one in the file `name`. Raises UsageError with a suggestion."""
-    if name.endswith(".py"):
+    """The method called `name`, or the only one in the file or package `name`. Raises UsageError with a suggestion."""
+    known = builtin_methods()
+    if name.endswith(".py") or (name not in known and is_package(Path(name))):
         found = file_methods(Path(name))
         if len(found) > 1:
             raise UsageError(f"{name} holds {', '.join(found)}: keep one method a file")
         return next(iter(found.values()))
-    known = builtin_methods()
     if name not in known:
         raise unknown("method", name, known)
     return known[name]

@@ -102,8 +102,9 @@ class DebiasedPruning:
         return {"wrong": wrong.byte()}
 
     def _learn_masks(self, experiment: Experiment, conflicting: Tensor) -> dict[str, Tensor]:
+        dense = experiment.dense_model().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         learner = LearnedMasks(
-            experiment.dense_model(),
+            dense,  # in the layout that it trains in: the order of its noise is the weights' in memory
             seed=experiment.rng("masks").initial_seed(),
             initial=self.initial_logit,
             temperature=self.temperature,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -38,8 +39,9 @@ class ModularRiskMinimisation:
         return Pruned(model, masks)
 
     def _learn_masks(self, experiment: Experiment) -> dict[str, Tensor]:
+        dense = experiment.dense_model().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         learner = LearnedMasks(
-            experiment.dense_model(),
+            dense,  # in the layout that it trains in: the order of its noise is the weights' in memory
             seed=experiment.rng("masks").initial_seed(),
             initial=self.initial_logit,
             temperature=self.temperature,

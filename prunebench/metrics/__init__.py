@@ -1,7 +1,8 @@
 """Pure functions of predictions, labels and groups.
 
-N samples, K binary attributes, C classes, M models; arrays are torch tensors or NumPy. Undefined values are nan,
-wrong arguments raise MetricError. Where labels are an argument, class indices `[N]` with class logits `[N, C]` stand
+N samples, K binary attributes, C classes, M models. Arrays are torch tensors, NumPy of any layout and width, or columns
+of pandas and polars; tensors come back where a tensor was given, NumPy where none was. Undefined values are nan, wrong
+arguments raise MetricError. Where labels are an argument, class indices `[N]` with class logits `[N, C]` stand
 for one-vs-rest columns; where they are not, give `one_vs_rest(logits)` and `one_hot(labels, C)`.
 """
 

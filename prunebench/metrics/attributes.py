@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from prunebench.errors import MetricError
-from prunebench.metrics.arrays import Array, as_binary, as_finite, check_columns, check_rows
+from prunebench.metrics.arrays import (
+    Array,
+    as_binary,
+    as_finite,
+    as_given,
+    as_tensor,
+    check_columns,
+    check_rows,
+)
 from prunebench.metrics.bias import bias_amplification
 from prunebench.metrics.calibration import (
     area_under_curve,
@@ -54,13 +62,14 @@ class AttributeTable:
         return {name: float(value.nanmean()) for name, value in values.items()}
 
 
+@as_given
 def attribute_table(
     logits: Array,
     label: Array,
     *,
     train_label: Array,
     identities: Sequence[int],
-    thresholds: Tensor | None = None,
+    thresholds: Array | None = None,
 ) -> AttributeTable:
     """Metrics of one model: logits `[N, K]`, label 0/1 `[N, K]`, train_label 0/1 `[N', K]`.
 
@@ -94,7 +103,10 @@ def attribute_table(
     plain, reasons = amplification(prediction)
     calibrated = torch.full_like(plain, math.nan)
     if thresholds is not None:
-        calibrated, _ = amplification((logits > thresholds.double()).double())
+        border = as_tensor("thresholds", thresholds, ndim=1).double()
+        if len(border) != logits.shape[1]:
+            raise MetricError(f"thresholds: has {len(border)} values, logits {logits.shape[1]} columns")
+        calibrated, _ = amplification((logits > border).double())
     return AttributeTable(
         accuracy=(prediction == label).double().mean(0),
         area_under_curve=area_under_curve(logits, label),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prunebench.errors import MetricError
-from prunebench.metrics.arrays import Array, as_binary, check_columns, check_rows
+from prunebench.metrics.arrays import Array, as_binary, as_given, check_columns, check_rows
 from prunebench.metrics.classes import binary_columns
 
 FEWEST_POSITIVES = 10
@@ -24,6 +24,7 @@ class BiasAmplification:
     reason: tuple[str | None, ...]
 
 
+@as_given
 def bias_amplification(
     prediction: Array, label: Array, identity: Array, *, train_label: Array, train_identity: Array
 ) -> BiasAmplification:
@@ -115,6 +116,7 @@ class DirectionalBiasAmplification:
     task_to_attribute_pairs: Tensor
 
 
+@as_given
 def directional_bias_amplification(
     task_prediction: Array,
     task_label: Array,

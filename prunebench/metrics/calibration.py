@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunebench.errors import MetricError
-from prunebench.metrics.arrays import Array, check_rows, middle_ranks
+from prunebench.metrics.arrays import Array, as_count, as_given, check_rows, middle_ranks
 from prunebench.metrics.classes import binary_columns, logit_columns
 
 
+@as_given
 def calibrated_thresholds(val_logits: Array, val_label: Array, official: bool = False) -> Tensor:
     """Thresholds `[K]` so that logit > threshold gives as many positives on validation as the labels have.
 
@@ -44,6 +44,7 @@ def calibrated_thresholds(val_logits: Array, val_label: Array, official: bool = 
     return torch.where(count == len(logits), below, middle).masked_fill(count == 0, math.nan)
 
 
+@as_given
 def expected_calibration_error(logits: Array, label: Array, bins: int = 10) -> Tensor:
     """ECE `[K]` of the positive class: sum_b (n_b / N) |mean p - mean y| over bins floor(bins p) of p = sigmoid(z).
 
@@ -51,8 +52,7 @@ def expected_calibration_error(logits: Array, label: Array, bins: int = 10) -> T
     softmax probability. p = 1 falls into the last bin. Raises MetricError on shapes that disagree, other labels,
     no sample, no bin, and logits that are not finite. Source: Iofinova et al., CVPR 2023.
     """
-    if not isinstance(bins, int) or bins < 1:
-        raise MetricError(f"bins: want at least one, as an integer, got {bins}")
+    bins = as_count("bins", bins)
     values, truth = logit_columns("logits", logits, "label", label)
     probability = torch.sigmoid(values)
     index = (probability * bins).floor().long().clamp(0, bins - 1)
@@ -60,6 +60,7 @@ def expected_calibration_error(logits: Array, label: Array, bins: int = 10) -> T
     return gap.abs().sum(0) / len(values)
 
 
+@as_given
 def rare_value_underprediction(prediction: Array, label: Array, train_label: Array) -> Tensor:
     """How often the rarer value is predicted, over how often it is true: `[K]`, below 1 where under-predicted.
 
@@ -79,6 +80,7 @@ def rare_value_underprediction(prediction: Array, label: Array, train_label: Arr
     return share.masked_fill(torch.where(common, true == 1, true == 0), math.nan)
 
 
+@as_given
 def area_under_curve(logits: Array, label: Array) -> Tensor:
     """Area under the ROC curve `[K]` by ranks (ties count half); nan where either value is absent.
 

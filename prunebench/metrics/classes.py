@@ -13,26 +13,30 @@ from prunebench.metrics.arrays import (
     Array,
     as_binary,
     as_classes,
+    as_count,
     as_finite,
+    as_given,
     as_tensor,
     check_columns,
     check_rows,
+    check_table,
 )
 
 
+@as_given
 def one_hot(labels: Array, classes: int) -> Tensor:
     """Column c is 1 where the label is c: class indices `[N]` (or `[R, N]`) to 0/1 int64 `[N, C]` (`[R, N, C]`).
 
     Raises MetricError on labels that are no integers or outside 0..C-1.
     """
-    if classes < 1:
-        raise MetricError(f"classes: want at least one, got {classes}")
+    classes = as_count("classes", classes)
     indices = as_classes("labels", labels, ndim=(1, 2))
     if int(indices.max()) >= classes:
         raise MetricError(f"labels: values outside 0..{classes - 1}")
     return torch.nn.functional.one_hot(indices, classes)
 
 
+@as_given
 def one_vs_rest(logits: Array) -> Tensor:
     """The logit of each class against all others: z_c - log sum_{k != c} exp z_k, float64, same shape.
 
@@ -97,6 +101,8 @@ def binary_columns(arrays: Mapping[str, Array]) -> list[Tensor]:
     if first.ndim == 1:
         indices = [as_classes(name, tensor, ndim=1) for name, tensor in tensors.items()]
         classes = 1 + max(int(values.max()) for values in indices)
+        for name, values in zip(tensors, indices):
+            check_table(name, values, classes)
         return [one_hot(values, classes).double() for values in indices]
     for name, tensor in tensors.items():
         check_columns(name, tensor, first_name, first)

@@ -11,10 +11,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prunebench.errors import MetricError
-from prunebench.metrics.arrays import Array, as_binary, as_classes, as_finite, as_tensor, check_rows
+from prunebench.metrics.arrays import (
+    Array,
+    as_binary,
+    as_classes,
+    as_count,
+    as_finite,
+    as_given,
+    as_tensor,
+    check_rows,
+)
 from prunebench.metrics.uncertainty import margin
 
 
+@as_given
 def susceptibility(dense_logits: Array, *, multi_label: bool = False) -> Tensor:
     """How unsure the dense model is of each sample: 1 - (p_(1) - p_(2)), float64 `[N]` in 0..1.
 
@@ -84,8 +94,7 @@ def rank_correlation(
     is constant. All is nan with fewer than three pairs or a constant side. Raises MetricError on lengths that
     disagree, no value, no draw, and a confidence outside 0..1.
     """
-    if draws < 1:
-        raise MetricError(f"draws: want at least one, got {draws}")
+    draws = as_count("draws", draws)
     if not 0 < confidence < 1:
         raise MetricError(f"confidence: want a share between 0 and 1, got {confidence}")
 
@@ -133,8 +142,7 @@ def bootstrap_area(
     draw weighs them by how often. nan where nothing or everything happened, in the data or in every draw. Raises
     MetricError on lengths that disagree or are no multiple of `columns`, and without draws.
     """
-    if draws < 1:
-        raise MetricError(f"draws: want at least one, got {draws}")
+    draws = as_count("draws", draws)
     values = as_finite("score", score, ndim=1).numpy()
     truth = as_binary("happened", happened, ndim=1).numpy()
     if len(values) != len(truth) or columns < 1 or len(truth) % columns:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from prunebench.errors import MetricError
-from prunebench.metrics.arrays import Array, as_finite, as_tensor
+from prunebench.metrics.arrays import Array, as_finite, as_given, as_tensor
 
 
+@as_given
 def interdependence(prediction: Array) -> Tensor:
     """R2 `[K]` of a least-squares fit of each 0/1 prediction column on the others, fitted and scored on them.
 
@@ -26,6 +27,7 @@ def interdependence(prediction: Array) -> Tensor:
     return kernels.interdependence(columns.bool())  # as bytes: a third of the time of float64
 
 
+@as_given
 def output_correlation(logits: Array) -> Tensor:
     """Pearson correlation `[K, K]` between the columns of logits `[N, K]`; nan where a column is constant.
 

@@ -13,12 +13,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from prunebench.errors import MetricError
-from prunebench.metrics.arrays import Array, as_classes
+from prunebench.metrics.arrays import Array, as_classes, as_given, check_table, compact, read_array
 
 SPLITS = 50
 """At most so many draws of equal populations are averaged."""
 COUNTS_AT_A_TIME = 1 << 22
 """Samples times classes of a table of counts: 32 MiB."""
+
+MANY_CLASSES = 4096
+"""Of more, those that occur are counted: labels may be ids."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,10 @@ class Exemplars:
     @property
     def share(self) -> float:
         """Share of samples whose modal label changed."""
-        return float(self.modal.double().mean())
+        return float(torch.as_tensor(self.modal).double().mean())
 
 
+@as_given
 def compression_identified_exemplars(dense_prediction: Array, sparse_prediction: Array) -> Exemplars:
     """Samples that a population of sparse models treats differently from a population of dense ones.
 
@@ -80,6 +84,9 @@ def compression_identified_exemplars(dense_prediction: Array, sparse_prediction:
 def _compare(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Modal flips and taxicab distances of two populations of class indices `[R, N]`, some samples at a time."""
     classes = int(max(first.max(), second.max())) + 1
+    if classes > MANY_CLASSES:
+        first, second = compact(first, second)
+        classes = int(max(first.max(), second.max())) + 1
     samples = max(COUNTS_AT_A_TIME // classes, 1)
     flipped, distance = [], []
     for pair in zip(first.split(samples, dim=1), second.split(samples, dim=1)):
@@ -115,6 +122,7 @@ class RecallChange:
     corrected_p: Tensor
 
 
+@as_given
 def recall_change(
     dense_prediction: Array,
     sparse_prediction: Array,
@@ -132,6 +140,7 @@ def recall_change(
     """
     truth = as_classes("label", label, ndim=1)
     members = truth if group is None else as_classes("group", group, ndim=1)
+    check_table("label" if group is None else "group", members, int(members.max()) + 1)
     membership = functional.one_hot(members).double()
     recalls = []
     for name, prediction in (
@@ -167,8 +176,10 @@ def _welch(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(total == 0, (mean[0] == mean[1]).double(), p_value)
 
 
-def holm(p_values: Tensor) -> Tensor:
+@as_given
+def holm(p_values: Array) -> Tensor:
     """Holm's step-down correction of p-values `[G]`; nan stays nan and is not counted."""
+    p_values = read_array("p_values", p_values).double()
     corrected = torch.full_like(p_values, math.nan)
     defined = torch.nonzero(~torch.isnan(p_values)).flatten()
     order = defined[torch.argsort(p_values[defined])]

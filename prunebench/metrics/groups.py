@@ -9,7 +9,21 @@ import torch
 from torch import Tensor
 
 from prunebench.errors import MetricError
-from prunebench.metrics.arrays import Array, as_finite
+from prunebench.metrics.arrays import (
+    MOST_CELLS,
+    Array,
+    as_finite,
+    as_given,
+    as_pairs,
+    as_whole,
+    read_array,
+    to_numpy,
+)
+
+MANY_GROUPS = 1 << 20
+"""Of more, a table holds the labels and biases that occur: they may be ids, and memory would grow with the largest."""
+FEW_GROUPS = 1 << 12
+"""Up to so many, hits are counted by a matrix product."""
 
 
 @dataclass(frozen=True)
@@ -17,17 +31,28 @@ class GroupTable:
     """Counts by (label, bias), each `[C, B]`: samples, correct predictions, and which pairs are aligned.
 
     Accuracies are nan where no group has samples. "Mean over groups" skips empty groups; `plain` is the share of
-    correct samples, `unbiased` the mean over groups, `train_weighted` the mean at the training split's mixture.
+    correct samples, `unbiased` the mean over groups, `train_weighted` the mean at the training split's mixture. The
+    arrays are tensors, or NumPy where the samples were.
     """
 
     count: Tensor
     correct: Tensor
     aligned_pair: Tensor
+    labels: Tensor
+    """`[C]`: the labels of the rows, 0 to C - 1 or those that occur."""
+    biases: Tensor
+    """`[B]`: the biases of the columns, 0 to B - 1 or those that occur."""
 
     @property
     def accuracy(self) -> Tensor:
         """Accuracy of each group, float64 `[C, B]`; nan for an empty group."""
-        return self.correct.double() / torch.where(self.count > 0, self.count.double(), torch.nan)
+        accuracy = self._accuracy
+        return accuracy if isinstance(self.count, Tensor) else to_numpy(accuracy)
+
+    @property
+    def _accuracy(self) -> Tensor:
+        count, correct = torch.as_tensor(self.count), torch.as_tensor(self.correct)
+        return correct.double() / torch.where(count > 0, count.double(), torch.nan)
 
     @property
     def plain(self) -> float:
@@ -38,22 +63,22 @@ class GroupTable:
     @property
     def unbiased(self) -> float:
         """Mean over groups: every (label, bias) pair counts the same (DCWP, LfF)."""
-        return self._mean(torch.ones_like(self.aligned_pair))
+        return self._mean(torch.ones(self.aligned_pair.shape, dtype=torch.bool))
 
     @property
     def aligned(self) -> float:
         """Mean over bias-aligned groups."""
-        return self._mean(self.aligned_pair)
+        return self._mean(torch.as_tensor(self.aligned_pair))
 
     @property
     def conflicting(self) -> float:
         """Mean over bias-conflicting groups."""
-        return self._mean(~self.aligned_pair)
+        return self._mean(~torch.as_tensor(self.aligned_pair))
 
     @property
     def worst_group(self) -> float:
         """The lowest accuracy of a group that has samples."""
-        present = self.accuracy[self.count > 0]
+        present = self._accuracy[torch.as_tensor(self.count) > 0]
         return float(present.min()) if len(present) else math.nan
 
     @property
@@ -70,15 +95,15 @@ class GroupTable:
         Source: Sagawa et al., ICLR 2020 ("adjusted" average accuracy).
         """
         weight = as_finite("train_count", train_count, ndim=2)
-        if weight.shape != self.count.shape:
-            wanted = tuple(self.count.shape)
+        wanted = tuple(self.count.shape)
+        if tuple(weight.shape) != wanted:
             raise MetricError(f"train_count: want shape {wanted}, got {tuple(weight.shape)}")
         if (weight < 0).any():
             raise MetricError("train_count: want counts of samples, found a negative one")
-        return float((weight * self.accuracy)[weight > 0].sum() / weight.sum())
+        return float((weight * self._accuracy)[weight > 0].sum() / weight.sum())
 
     def _mean(self, chosen: Tensor) -> float:
-        present = self.accuracy[chosen & (self.count > 0)]
+        present = self._accuracy[chosen & (torch.as_tensor(self.count) > 0)]
         return float(present.mean()) if len(present) else math.nan
 
     def summary(self) -> dict[str, float]:
@@ -87,58 +112,89 @@ class GroupTable:
         return {name: getattr(self, name) for name in names}
 
 
+@as_given
 def group_accuracy(
-    prediction: Array, label: Array, bias: Array, *, aligned_pair: Tensor | None = None
+    prediction: Array, label: Array, bias: Array, *, aligned_pair: Array | None = None
 ) -> GroupTable:
     """Count samples and hits by group.
 
     prediction, label, bias: integers `[N]`. aligned_pair: bool `[C, B]`, which (label, bias) pairs are aligned;
-    by default label == bias, with as many classes and biases as occur. A prediction outside the classes is a miss.
+    by default label == bias, with as many classes and biases as occur: from 0 to the highest or, where that would be
+    more than a million groups, those values alone (`labels`, `biases`). A prediction outside the classes is a miss.
     Raises MetricError when shapes disagree, a label or bias is outside its range, or anything is not an integer.
     """
-    prediction = torch.as_tensor(prediction)
-    if prediction.ndim != 1:
-        raise MetricError(f"prediction: want shape [N], got {tuple(prediction.shape)}")
-    if prediction.is_floating_point():
-        raise MetricError(f"prediction: want integers, got {prediction.dtype}")
-    return group_tables(prediction.unsqueeze(0), label, bias, aligned_pair=aligned_pair)[0]
+    predicted = read_array("prediction", prediction)
+    if predicted.ndim != 1:
+        raise MetricError(f"prediction: want shape [N], got {tuple(predicted.shape)}")
+    predicted = as_whole("prediction", predicted).unsqueeze(0)
+    return group_tables(predicted, label, bias, aligned_pair=aligned_pair)[0]
 
 
+@as_given
 def group_tables(
-    predictions: Array, label: Array, bias: Array, *, aligned_pair: Tensor | None = None
+    predictions: Array, label: Array, bias: Array, *, aligned_pair: Array | None = None
 ) -> list[GroupTable]:
     """`group_accuracy` of many models at once: predictions `[M, N]`, label and bias `[N]`; a table a model.
 
     Hits are counted by one matrix product of hits `[M, N]` and group membership `[N, C B]`, exact in float32
-    for the few million that are multiplied at a time.
+    for the few million that are multiplied at a time; of many groups, model by model.
     """
-    predictions, label, bias = (torch.as_tensor(values) for values in (predictions, label, bias))
-    if predictions.ndim != 2:
-        raise MetricError(f"predictions: want shape [M, N], got {tuple(predictions.shape)}")
-    if predictions.is_floating_point():
-        raise MetricError(f"predictions: want integers, got {predictions.dtype}")
-    for name, values in (("label", label), ("bias", bias)):
-        if values.ndim != 1 or values.shape != predictions.shape[1:]:
-            raise MetricError(f"{name}: want shape {tuple(predictions.shape[1:])}, got {tuple(values.shape)}")
-        if values.is_floating_point():
-            raise MetricError(f"{name}: want integers, got {values.dtype}")
-    if aligned_pair is None:
-        size = 1 + max((int(values.max()) for values in (label, bias) if len(values)), default=0)
-        aligned_pair = torch.eye(size, dtype=torch.bool)
-    if aligned_pair.ndim != 2 or aligned_pair.dtype != torch.bool:
-        raise MetricError(f"aligned_pair: want bool [C, B], got {aligned_pair.dtype} {aligned_pair.shape}")
-    for name, values, bound in (("label", label, len(aligned_pair)), ("bias", bias, aligned_pair.shape[1])):
-        if len(values) and (int(values.min()) < 0 or int(values.max()) >= bound):
+    predicted = read_array("predictions", predictions)
+    if predicted.ndim != 2:
+        raise MetricError(f"predictions: want shape [M, N], got {tuple(predicted.shape)}")
+    predicted = as_whole("predictions", predicted)
+    truth, place = (
+        _by_sample(name, values, predicted) for name, values in (("label", label), ("bias", bias))
+    )
+    row, column = truth, place
+    pairs = _diagonal(truth, place) if aligned_pair is None else as_pairs("aligned_pair", aligned_pair)
+    if pairs is not None:
+        labels, biases = (torch.arange(size) for size in pairs.shape)
+    else:
+        (labels, row), (biases, column) = (values.unique(return_inverse=True) for values in (truth, place))
+        pairs = _equal_pairs(labels, biases)
+    for name, indices, bound in (("label", row, len(pairs)), ("bias", column, pairs.shape[1])):
+        if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= bound):
             raise MetricError(f"{name}: values outside 0..{bound - 1}")
-    aligned_pair = aligned_pair.cpu()
-    group = label.long() * aligned_pair.shape[1] + bias  # bytes would wrap around
-    count = torch.bincount(group.cpu(), minlength=aligned_pair.numel()).view(aligned_pair.shape)
-    correct = _hits_by_group(predictions, label, group, aligned_pair.numel())
-    return [GroupTable(count, hits.view(aligned_pair.shape), aligned_pair) for hits in correct]
+    group = row * pairs.shape[1] + column
+    count = torch.bincount(group.cpu(), minlength=pairs.numel()).view(pairs.shape)
+    correct = _hits_by_group(predicted, truth, group, pairs.numel())
+    return [GroupTable(count, hits.view(pairs.shape), pairs, labels.cpu(), biases.cpu()) for hits in correct]
+
+
+def _by_sample(name: str, values: Array, predictions: Tensor) -> Tensor:
+    """Integers `[N]`, where the predictions `[M, N]` lie."""
+    tensor = read_array(name, values)
+    if tensor.ndim != 1 or tensor.shape != predictions.shape[1:]:
+        raise MetricError(f"{name}: want shape {tuple(predictions.shape[1:])}, got {tuple(tensor.shape)}")
+    return as_whole(name, tensor).to(predictions.device)
+
+
+def _diagonal(label: Tensor, bias: Tensor) -> Tensor | None:
+    """Which pairs of 0 to the highest value are equal, bool `[C, C]`; None where they are too many for a table."""
+    size = 1
+    for name, values in (("label", label), ("bias", bias)):
+        if len(values):
+            lowest, highest = int(values.min()), int(values.max())
+            if lowest < 0:
+                raise MetricError(f"{name}: values outside 0..{max(highest, 0)}: found {lowest}")
+            size = max(size, highest + 1)
+    return None if size * size > MANY_GROUPS else torch.eye(size, dtype=torch.bool)
+
+
+def _equal_pairs(labels: Tensor, biases: Tensor) -> Tensor:
+    if len(labels) * len(biases) > MOST_CELLS:
+        raise MetricError(
+            f"bias: {len(biases)} values by {len(labels)} labels are too many groups; are these ids of samples?"
+        )
+    return (labels.unsqueeze(1) == biases).cpu()
 
 
 def _hits_by_group(predictions: Tensor, label: Tensor, group: Tensor, groups: int) -> Tensor:
     """Correct predictions `[M, groups]`, int64, on the CPU."""
+    if groups > FEW_GROUPS:
+        hits = (predictions == label).cpu()
+        return torch.stack([torch.bincount(group.cpu()[right], minlength=groups) for right in hits])
     total = torch.zeros(len(predictions), groups, dtype=torch.int64)
     rows = max(2**22 // max(groups, 1), 1)  # of the one-hot membership: at most 32 MiB
     for start in range(0, len(label), rows):

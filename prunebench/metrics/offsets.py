@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from prunebench.errors import MetricError
-from prunebench.metrics.arrays import Array, as_classes, as_finite, check_rows
+from prunebench.metrics.arrays import Array, as_classes, as_finite, as_given, check_rows
 
 Numbers = np.ndarray
 
 
+@as_given
 def class_offsets(val_logits: Array, val_label: Array) -> Tensor:
     """Offsets `[C]`, float64, so that argmax(logits + offsets) has as many of each class as the labels.
 

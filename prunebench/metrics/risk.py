@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunebench.errors import MetricError
-from prunebench.metrics.arrays import Array, as_binary, as_finite, middle_ranks
+from prunebench.metrics.arrays import Array, as_binary, as_finite, as_given, middle_ranks, read_array
 from prunebench.metrics.bias import IdentityCounts, bias_amplification
 from prunebench.metrics.classes import class_columns, logit_columns, one_hot
 from prunebench.metrics.uncertainty import uncertain_share
@@ -16,6 +16,7 @@ from prunebench.metrics.uncertainty import uncertain_share
 COMBINED = "combined"
 
 
+@as_given
 def bias_risk(
     dense_logits: Array,
     label: Array,
@@ -36,6 +37,7 @@ def bias_risk(
     return risks[criterion]
 
 
+@as_given
 def bias_risks(
     dense_logits: Array, label: Array, identity: Array, *, train_label: Array, train_identity: Array
 ) -> dict[str, Tensor]:
@@ -55,7 +57,7 @@ def bias_risks(
     """
     raw = as_finite("dense_logits", dense_logits, ndim=2)
     logits, columns = logit_columns("dense_logits", raw, "label", label)
-    if torch.as_tensor(label).ndim == 1:
+    if read_array("label", label).ndim == 1:
         prediction = one_hot(raw.argmax(1), raw.shape[1])
         train = class_columns("train_label", train_label, raw.shape[1])
     else:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from prunebench.errors import MetricError
+from prunebench.metrics.arrays import Array, as_given, read_array
 from prunebench.metrics.attributes import AttributeTable
 from prunebench.metrics.dependence import mean_absolute_correlation
 from prunebench.metrics.groups import GroupTable, group_accuracy, group_tables
@@ -18,8 +20,9 @@ ELEMENTS_AT_A_TIME = 1 << 24
 Summary = tuple[GroupTable, dict[str, float]]
 
 
+@as_given
 def summarize_runs(
-    logits: Tensor, label: Tensor, bias: Tensor, *, aligned_pair: Tensor | None = None
+    logits: Array, label: Array, bias: Array, *, aligned_pair: Array | None = None
 ) -> list[Summary]:
     """Group table and metrics of each run: logits `[M, N, C]` (floating), label and bias int64 `[N]`.
 
@@ -27,13 +30,16 @@ def summarize_runs(
     logit_correlation, the mean |Pearson r| between class logits. Runs are taken a few at a time, so memory does
     not grow with M.
     """
-    models, samples, classes = logits.shape
+    values, truth = read_array("logits", logits), read_array("label", label)
+    if values.ndim != 3 or not values.is_floating_point():
+        raise MetricError(f"logits: want floating [M, N, C], got {values.dtype} {tuple(values.shape)}")
+    models, samples, classes = values.shape
     at_once = max(ELEMENTS_AT_A_TIME // (samples * classes), 1)
     found = []
     for start in range(0, models, at_once):
-        part = logits[start : start + at_once].float()
-        tables = group_tables(part.argmax(-1), label, bias, aligned_pair=aligned_pair)
-        sure = uncertainty_summaries(part, label)
+        part = values[start : start + at_once].float()
+        tables = group_tables(part.argmax(-1), truth, bias, aligned_pair=aligned_pair)
+        sure = uncertainty_summaries(part, truth)
         together = mean_absolute_correlation(part).tolist() if samples > 1 else [math.nan] * len(part)
         found += [
             (table, {**table.summary(), **means, "logit_correlation": value})

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from prunebench.errors import MetricError
-from prunebench.metrics.arrays import Array, as_finite
+from prunebench.metrics.arrays import Array, as_finite, as_given, as_whole, read_array
 
 
+@as_given
 def uncertain_share(logits: Array, band: float = 0.4) -> Tensor:
     """Share `[K]` of the N outputs with |sigmoid(z) - 0.5| < band, strictly.
 
@@ -27,6 +28,7 @@ def uncertain_share(logits: Array, band: float = 0.4) -> Tensor:
     return (as_finite("logits", logits, ndim=(2, 3)).abs() < border).double().mean(-2)
 
 
+@as_given
 def entropy(logits: Array, *, multi_label: bool = False) -> Tensor:
     """Entropy of each output as a share of the highest possible, in 0..1, float64.
 
@@ -42,6 +44,7 @@ def entropy(logits: Array, *, multi_label: bool = False) -> Tensor:
     return (functional.softplus(-size) + size * torch.sigmoid(-size)) / math.log(2)
 
 
+@as_given
 def margin(logits: Array, *, multi_label: bool = False) -> Tensor:
     """How far the likeliest answer is ahead of the second: p_(1) - p_(2), in 0..1, float64; 0 is undecided.
 
@@ -59,14 +62,18 @@ def _binary_or_classes(logits: Array, multi_label: bool) -> tuple[bool, Tensor]:
     return multi_label or values.ndim == 1, values
 
 
-def uncertainty_summaries(logits: Tensor, label: Tensor) -> list[dict[str, float]]:
+def uncertainty_summaries(logits: Array, label: Array) -> list[dict[str, float]]:
     """Means over the samples of each model: logits `[M, N, C]`, label `[N]`; a mapping a model.
 
     entropy as a share of log C, confidence (maximum probability), margin (largest minus second), and
     negative_log_likelihood in nats.
     """
-    models, samples, classes = logits.shape
-    values = uncertainty(logits.reshape(-1, classes), labels=label.repeat(models))
+    given, truth = read_array("logits", logits), read_array("label", label)
+    if given.ndim != 3 or truth.shape != given.shape[1:2]:
+        shapes = f"{tuple(given.shape)} and {tuple(truth.shape)}"
+        raise MetricError(f"logits: want [M, N, C], and label [N], got {shapes}")
+    models, samples, classes = given.shape
+    values = uncertainty(given.reshape(-1, classes), labels=as_whole("label", truth).repeat(models))
     assert values.negative_log_likelihood is not None
     columns = {
         "entropy": values.entropy / math.log(classes),

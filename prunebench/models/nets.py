@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -132,3 +133,24 @@ def build_model(name: str, num_classes: int, *, seed: int, data_root: Path | Non
         torch.manual_seed(seed)
         net = MODELS[name](num_classes, data_root)
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def contiguous(net: Classifier) -> Classifier:
+    """The network with weights that lie as their shape says, in place."""
+    for value in [*net.parameters(), *net.buffers()]:
+        value.data = value.data.contiguous()
+    return net
+
+
+@contextlib.contextmanager
+def channels_last(model: nn.Module) -> Iterator[None]:
+    """The model's 4-D weights that train in channels_last, and afterwards as they were; frozen ones may be cached."""
+    values = [value for value in model.parameters() if value.ndim == 4 and value.requires_grad]
+    moved = [value for value in values if not value.is_contiguous(memory_format=torch.channels_last)]
+    for value in moved:
+        value.data = value.data.contiguous(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for value in moved:
+            value.data = value.data.contiguous()

@@ -145,9 +145,8 @@ def _baselines(inputs: Inputs, compiled: Compiled | None, until: float) -> Itera
 def _layouts(inputs: Inputs, backend: str) -> Iterator[Entry]:
     """Every layout that may take this weight, packed; x lies in the order in memory that the layout reads."""
     from prunebench_kernels import explain
-    from prunebench_kernels.sparse.conv import candidates, sparse_conv2d
-    from prunebench_kernels.sparse.formats import arrange, format_of
-    from prunebench_kernels.sparse.layouts import pack
+    from prunebench_kernels.layouts import arrange, format_of, pack
+    from prunebench_kernels.sparse_conv import candidates, sparse_conv2d
 
     geometry, chosen = geometry_of(inputs.shape), None if backend == "auto" else backend
     arranged: dict[str, Tensor] = {}
@@ -155,7 +154,7 @@ def _layouts(inputs: Inputs, backend: str) -> Iterator[Entry]:
         timing = Timing(label(layout, settings), settings=dict(settings))
         try:
             packed = pack(inputs.weight, layout, geometry=geometry, **settings)
-            order = format_of(layout, packed.settings)
+            order = format_of(layout)
             if order not in arranged:
                 arranged[order] = arrange(inputs.x, order)
             x = arranged[order]
@@ -195,7 +194,7 @@ def live_channels(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Where the device wants a multiple of channels, the first dead ones fill it up, as `sparsify` does.
     """
-    from prunebench_kernels.sparse.network import MULTIPLES
+    from prunebench_kernels.sparsify import MULTIPLES
 
     alive, multiple = weight != 0, MULTIPLES.get(weight.device.type, 1)
     both = alive.flatten(1).any(1), alive.transpose(0, 1).flatten(1).any(1)
@@ -212,14 +211,13 @@ def fill_up(alive: Tensor, multiple: int) -> Tensor:
 
 
 def label(layout: str, settings: Mapping[str, int]) -> str:
-    """A layout's name; blocks with their size (output x input channels), and another order of the batch in memory."""
-    name = f"block {settings['block_out']}x{settings['block_in']}" if layout == "block" else layout
-    return f"{name}, batch innermost" if settings.get("batch_innermost") else name
+    """A layout's name; blocks with their size (output x input channels)."""
+    return f"block {settings['block_out']}x{settings['block_in']}" if layout == "block" else layout
 
 
 def geometry_of(shape: ConvShape) -> Any:
     """The kernels' description of the convolution."""
-    from prunebench_kernels.sparse.layouts import Geometry
+    from prunebench_kernels.layouts import Geometry
 
     convolution = torch.nn.Conv2d(
         shape.in_channels, shape.out_channels, shape.kernel, shape.stride, shape.padding, shape.dilation,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from prunebench_kernels.sparse.measured import Timing
+from prunebench_kernels.measured import Timing
 
 from prunebench.profile.results import Times
 

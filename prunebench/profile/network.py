@@ -102,19 +102,18 @@ class Networks:
         }
 
     def _fold(self, masked: nn.Module) -> nn.Module:
-        from prunebench_kernels.sparse.network import fold_dense
+        from prunebench_kernels.sparsify import fold_dense
 
         return fold_dense(masked, self.example)
 
     @torch.no_grad()
     def _compile(self, masked: nn.Module) -> Any:
         """The folded network compiled once; later its weights are replaced in place."""
-        from prunebench_kernels.sparse.network import build
+        from prunebench_kernels.sparsify import fold_dense
 
         if not self._wants_compiled:
             return "left out (--no-compile)"
-        folded, _ = build(masked, self.example, None, None, multiple=0)  # plain layers: the compiler may fuse
-        folded.eval()
+        folded = fold_dense(masked, self.example, fuse=False)  # plain layers: the compiler may fuse
         if self._compiled is None:
             begun = time.monotonic()
             self._compiled = compile_network(folded, self.example)
@@ -126,7 +125,7 @@ class Networks:
         return compiled
 
     def _sparsify(self, masked: nn.Module, choices: dict[str, Choice]) -> nn.Module:
-        from prunebench_kernels.sparse.network import sparsify
+        from prunebench_kernels.sparsify import sparsify
 
         backend = None if self.backend == "auto" else self.backend
         network = sparsify(masked, example=self.example, layout="auto", backend=backend)

@@ -17,7 +17,7 @@ NO_TIME = "the time box was full (--minutes)"
 SHRUNK = "dead channels removed"
 
 DENSE = (EAGER, COMPILED, "dense")
-SPARSE_FAMILIES = ("block", "compact", "direct")
+SPARSE_FAMILIES = ("block", "direct", "semi_structured")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from prunebench_kernels.backend import requested
+from prunebench_kernels.dispatch import requested
 from torch import Tensor
 
 from prunebench.environment import describe_code, describe_environment

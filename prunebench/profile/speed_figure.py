@@ -36,8 +36,8 @@ from prunebench.profile.results import (
 # Okabe and Ito's palette; each family of layouts keeps its colour and its symbol in every figure.
 STYLES = {
     "block": ("#0072B2", "circle"),
-    "compact": ("#009E73", "square"),
     "direct": ("#D55E00", "triangle"),
+    "semi_structured": ("#009E73", "square"),
     SHRUNK: ("#B0568C", "cross"),
     COMPILED: ("#6B7280", "circle"),
 }

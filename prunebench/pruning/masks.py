@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from prunebench.errors import MaskError, UsageError
+from prunebench.pruning.wrapped import bare_name, bare_network, own_names
+from prunebench.spec import number_text
 
 Masks = dict[str, Tensor]
 
@@ -17,19 +19,46 @@ Masks = dict[str, Tensor]
 def prunable(model: nn.Module) -> dict[str, Tensor]:
     """The weights that are pruned, by name: every convolution and linear layer, first and last included.
 
-    BatchNorm and biases stay dense.
+    BatchNorm and biases stay dense. A weight that several layers share is one parameter, under the first layer's name;
+    names are those of the network itself, without what `torch.compile` or `DataParallel` puts around it.
     """
-    return {
-        f"{name}.weight" if name else "weight": module.weight
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    }
+    found: dict[str, Tensor] = {}
+    seen: set[tuple[int, ...]] = set()
+    for name, module in bare_network(model).named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            weight = module.weight
+            place = _place(weight)
+            if place not in seen:
+                found[bare_name(f"{name}.weight" if name else "weight")] = weight
+            seen.add(place)
+    return found
+
+
+def _place(weight: Tensor) -> tuple[int, ...]:
+    """Where a weight's numbers lie: the same for the same numbers under another name, transposed ones included."""
+    start = weight.untyped_storage().data_ptr()
+    return (start, int(weight.storage_offset()), weight.numel()) if start else (id(weight),)
+
+
+def check_held(model: nn.Module, names: Iterable[str]) -> None:
+    """Raise MaskError for a weight that is no parameter: a mask on what is computed anew each time does not hold."""
+    parameters = {id(value) for value in model.parameters()}
+    weights = prunable(model)
+    for name in names:
+        if name in weights and id(weights[name]) not in parameters:
+            raise MaskError(
+                f"{name}: the weight is computed (weight_norm, spectral_norm, torch.nn.utils.prune or another "
+                "parametrization), so a mask on it is lost; remove the parametrization first "
+                "(parametrize.remove_parametrizations, prune.remove), or mask what it is computed from"
+            )
 
 
 def keep_count(total: int, sparsity: float) -> int:
     """How many of `total` weights survive: total - round(total * sparsity), halves up."""
     if not 0 <= sparsity < 1:
-        raise UsageError(f"sparsity must be in [0, 1), got {sparsity:g} (0.9 prunes nine weights of ten)")
+        raise UsageError(
+            f"sparsity must be in [0, 1), got {number_text(sparsity)} (0.9 prunes nine weights of ten)"
+        )
     return total - math.floor(total * sparsity + 0.5)
 
 
@@ -39,7 +68,7 @@ def check_feasible(sizes: Mapping[str, int], sparsity: float) -> None:
     keep = keep_count(total, sparsity)
     if keep < len(sizes):
         raise UsageError(
-            f"sparsity {sparsity:g} keeps {keep} of {total} weights, fewer than the {len(sizes)} layers: "
+            f"sparsity {number_text(sparsity)} keeps {keep} of {total} weights, fewer than the {len(sizes)} layers: "
             "it would empty a layer"
         )
 
@@ -84,8 +113,12 @@ def make_masks(
 
 @torch.no_grad()
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Zero the masked weights in place."""
+    """Zero the masked weights in place. Raises MaskError for a weight that is computed, or not there."""
     weights = prunable(model)
+    check_held(model, masks)
+    for name in masks:
+        if name not in weights:
+            raise unknown_weight(name, weights)
     for name, mask in masks.items():
         weights[name].mul_(mask.to(weights[name].device))
 
@@ -121,6 +154,7 @@ def verify(model: nn.Module, masks: Mapping[str, Tensor], asked: float | None) -
             raise MaskError(f"{name}: the mask empties the layer")
         escaped = int(((weight.detach() != 0) & ~mask.to(weight.device)).sum())
         if escaped:
+            check_held(model, [name])
             raise MaskError(f"{name}: the mask did not hold: {escaped} masked weights are not zero")
         if not torch.isfinite(weight.detach()).all():
             raise MaskError(f"{name}: weights are not finite")
@@ -131,3 +165,45 @@ def verify(model: nn.Module, masks: Mapping[str, Tensor], asked: float | None) -
             f"asked for sparsity {asked:g}: {keep_count(total, asked)} of {total} weights, but {kept} are kept"
         )
     return SparsityReport(asked, 1 - kept / total, by_layer)
+
+
+def count_zeros(model: nn.Module, report: SparsityReport) -> SparsityReport:
+    """The report by the zeros that the weights hold, which are what is evaluated; its masks may say fewer.
+
+    Raises MaskError where a sparsity was asked for and the weights are sparser than that, and for a layer of zeros.
+    """
+    weights = {name: weight.detach() for name, weight in prunable(model).items()}
+    alive = {name: int((weight != 0).sum()) for name, weight in weights.items()}
+    for name, count in alive.items():
+        if count == 0:
+            raise MaskError(f"{name}: all its weights are zero")
+    kept, total = sum(alive.values()), sum(weight.numel() for weight in weights.values())
+    if report.asked is not None and kept != keep_count(total, report.asked):
+        raise MaskError(
+            f"asked for sparsity {report.asked:g}: {keep_count(total, report.asked)} of {total} weights, and the masks "
+            f"keep so many, but {kept} of the returned weights are not zero; zero no weight that a mask keeps"
+        )
+    by_layer = {name: 1 - count / weights[name].numel() for name, count in alive.items()}
+    return SparsityReport(report.asked, 1 - kept / total, by_layer)
+
+
+def unknown_weight(name: str, weights: Iterable[str]) -> MaskError:
+    """The error for a mask of no layer."""
+    return MaskError(f"{name}: no convolution or linear weight of this name; there are {', '.join(weights)}")
+
+
+def named_as_in(model: nn.Module, masks: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
+    """Masks under the names that the model itself has for its parameters, compiled or not.
+
+    Raises MaskError for a weight that is computed, or not there.
+    """
+    if masks is None:
+        return None
+    names = own_names(model)
+    if all(names.get(name) == name for name in masks):
+        return masks
+    check_held(model, masks)
+    for name in masks:
+        if name not in names:
+            raise unknown_weight(name, names)
+    return {names[name]: mask for name, mask in masks.items()}

@@ -56,8 +56,11 @@ def compute_scores(
     gradients: Callable[[], Mapping[str, Tensor]],
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Score every prunable weight. Raises MaskError for a wrong shape or nan."""
-    weights = {name: weight.detach() for name, weight in prunable(model).items()}
+    """Score every prunable weight. Raises MaskError for a wrong shape or nan.
+
+    A criterion gets copies: one that works in place (`weight.abs_()`) must not change the model.
+    """
+    weights = {name: weight.detach().clone() for name, weight in prunable(model).items()}
     context = ScoringContext(criterion, weights, gradients, generator)
     scores = {}
     for name, weight in weights.items():

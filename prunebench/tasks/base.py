@@ -140,6 +140,10 @@ class Task(ABC):
             return logits.argmax(-1)
         return (logits[..., self.attributes.target_index] > 0).long()
 
+    def remarks(self, data_root: Path | None) -> tuple[str, ...]:
+        """What is odd about the data and does not hinder a run, a sentence each; for the user to read."""
+        return ()
+
     @abstractmethod
     def fingerprint(self, data_root: Path | None) -> str:
         """Sixteen hex digits: SHA-256 of the source images and labels. Raises DataError if missing."""

@@ -12,6 +12,7 @@ The 202,599 images of 178 x 218 pixels are decoded once into a file of 23.6 GB (
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import warnings
 from dataclasses import dataclass
@@ -99,6 +100,11 @@ def find_layout(data_root: Path | None) -> Layout:
             if not there:
                 raise DataError(f"{base} lacks {' or '.join(names)}. {HELP}")
         images = [folder for folder in found[0] if any(folder.glob("*.jpg"))]
+        if not images and any(any(folder.glob("*.png")) for folder in found[0]):
+            raise DataError(
+                f"{found[0][0]} holds .png images: CelebA's PNG variant is another set of pixels and is not read; take "
+                f"the .jpg images. {HELP}"
+            )
         if not images:
             raise DataError(f"{found[0][0]} holds no .jpg images. {HELP}")
         return Layout(images[0], found[1][0], found[2][0])
@@ -111,9 +117,10 @@ def read_rows(path: Path) -> tuple[list[str], list[str], NDArray[np.int32]]:
     An official attribute file begins with the number of images. Raises DataError where rows are damaged or missing.
     """
     try:
-        lines = [
-            line.replace(",", " ").split(None, 1) for line in path.read_text().splitlines() if line.strip()
-        ]
+        text = path.read_text(encoding="utf-8-sig")
+        if text.lstrip()[:1] == "<":
+            raise DataError(f"{path} is a web page, not a list (its download was refused?); fetch it again")
+        lines = [line.split(None, 1) for line in _with_spaces(text) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {error}; fetch it again") from error
     promised = int(lines.pop(0)[0]) if lines and len(lines[0]) == 1 and lines[0][0].isdigit() else None
@@ -133,6 +140,17 @@ def read_rows(path: Path) -> tuple[list[str], list[str], NDArray[np.int32]]:
     if not rows:
         raise DataError(f"{path} lists no images; fetch it again")
     return header, names, np.stack(rows)
+
+
+def _with_spaces(text: str) -> list[str]:
+    """The lines of a table with fields between spaces, whether commas, semicolons or tabs, and quotes, stood there."""
+    lines = text.splitlines()
+    for delimiter in (",", ";", "\t"):
+        if lines and delimiter in lines[0]:
+            return [
+                " ".join(field.strip() for field in row) for row in csv.reader(lines, delimiter=delimiter)
+            ]
+    return [line.replace('"', "") for line in lines]
 
 
 def read_attributes(path: Path) -> tuple[list[str], NDArray[np.uint8]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from prunebench_kernels.sparse.choices import cache_folder
+from prunebench_kernels.measured import cache_folder
 
 from prunebench.errors import DataError, StoreError
 from prunebench.store import read_tensors, replace_file

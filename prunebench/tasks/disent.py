@@ -33,6 +33,7 @@ from prunebench.spec import Recipe
 from prunebench.tasks.base import Split, Splits, Task
 from prunebench.tasks.colored_digits import ColoredDigits
 from prunebench.tasks.colored_mnist import ColoredMnist
+from prunebench.tasks.folder_remarks import MACOS, copies, left_out, misplaced
 
 LAYOUT = (
     "expected the DisEnt release: <dataset>/<pct>/{align,conflict}/<class>/*_<label>_<bias>.png "
@@ -40,6 +41,10 @@ LAYOUT = (
     "https://github.com/kakaoenterprise/Learning-Debiased-Disentangled"
 )
 SUFFIXES = (".png", ".jpg", ".jpeg")
+SMALLEST_SIDE = 8
+"""Pixels: every model halves an image three times."""
+TOLERANCE = 0.5
+"""How far, as a share of it, the conflicting share of a folder's name may lie from the counted one."""
 FILE_NAME = re.compile(r"(?:.*_)?([0-9]{1,3})_([0-9]{1,3})\.[^_]*")
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 CHUNK = 256
@@ -92,9 +97,28 @@ class Disent(Task):
         self._pairs = {name: list(map(read_pair, files.values())) for name, files in self._files.items()}
         every = {pair for pairs in self._pairs.values() for pair in pairs}
         self.num_classes, self.num_biases = (1 + max(values) for values in zip(*every))
+        if self.num_classes < 2:
+            raise DataError(f"{folder}: all images have label 0; a task needs at least two classes")
         self._aligned = learn_aligned(align, conflict, (self.num_classes, self.num_biases))
         with open_image(next(iter(align.values()))) as image:
             self._size = image.size
+        if min(self._size) < SMALLEST_SIDE:
+            seen = "x".join(map(str, self._size))
+            raise DataError(
+                f"{folder}: images of {seen} pixels are too small: want at least {SMALLEST_SIDE}x{SMALLEST_SIDE}"
+            )
+        folders = [
+            folder / "align",
+            folder / "conflict",
+            *(_find_split(folder, name) for name in ("valid", "test")),
+        ]
+        every_file = {**self._files["train"], **valid, **test}
+        labels = {name: read_pair(path)[0] for name, path in every_file.items()}
+        self._remarks = self._compare_share(len(align), len(conflict))
+        self._remarks += [
+            *left_out(folders, set(every_file.values()), SUFFIXES),
+            *misplaced(every_file, labels),
+        ]
         self.model, self.recipe = default_budget(max(self._size))
         if max(self._size) > 28:
             self.mean, self.std = CIFAR_MEAN, CIFAR_STD
@@ -113,6 +137,19 @@ class Disent(Task):
                     digest.update(os.fsencode(f"{name}\0{len(data)}\0") + data)
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
+
+    def remarks(self, data_root: Path | None) -> tuple[str, ...]:
+        """What is odd: the share of conflicting images, images left out or misplaced, the same image in two splits."""
+        return (*self._remarks, *copies(self._files))
+
+    def _compare_share(self, align: int, conflict: int) -> list[str]:
+        named, counted = self.conflicting_share, conflict / (align + conflict)
+        if named is None or abs(counted - named) <= TOLERANCE * named:
+            return []
+        return [
+            f"its name says {named:.2%} conflicting images, {conflict} of {align + conflict} ({counted:.2%}) are; DCWP "
+            "weighs by the name: rename the folder if it is wrong"
+        ]
 
     def draw(self, data_root: Path | None, seed: int) -> Splits:
         """All images in the order of their names, the same for every seed."""
@@ -133,7 +170,7 @@ def list_images(folder: Path) -> dict[str, Path]:
     found = {}
     for path in (*folder.glob("*"), *folder.glob("*/*")):
         name = path.relative_to(folder.parent).as_posix()
-        if path.suffix.lower() in SUFFIXES and "/." not in name:
+        if path.suffix.lower() in SUFFIXES and "/." not in name and MACOS not in name:
             found[name] = path
     if not found:
         raise DataError(f"{folder} holds no {', '.join(SUFFIXES)} images; {LAYOUT}")

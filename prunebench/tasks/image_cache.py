@@ -24,7 +24,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from prunebench_kernels.sparse.choices import VARIABLE
+from prunebench_kernels.measured import VARIABLE
 from torch import Tensor
 
 from prunebench.errors import DataError

@@ -1,24 +1,23 @@
-"""The contract suite: what every method file and every record must satisfy."""
+"""The contract of a method file: it is run on a tiny budget and held to what it declares."""
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from prunebench.cells import Cell, Workplace, expand
-from prunebench.errors import PruneBenchError, UsageError
+from prunebench.errors import PruneBenchError
 from prunebench.execute import execute
 from prunebench.measure import TaskData
 from prunebench.methods.catalog import resolve_method
 from prunebench.pruning.masks import keep_count
 from prunebench.record import RunRecord
 from prunebench.store import Store
+from prunebench.submission.records import Finding
 from prunebench.suite import Suite
 from prunebench.tasks import resolve_task
 
@@ -27,24 +26,6 @@ TINY_RECIPE = {"steps": 12, "finetune_steps": 6, "batch_size": 32, "schedule": "
 TINY_SETTINGS = {"mining_steps": 12, "mask_steps": 6}
 """Settings that learned-mask methods have, cut down; others keep their own."""
 SPARSITIES = (0.5, 0.95)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One rule: what it says, whether it holds, and if not, why."""
-
-    what: str
-    ok: bool
-    why: str = ""
-
-
-def check_path(path: Path) -> list[Finding]:
-    """Check a method file or a folder of results. Raises UsageError if it is neither."""
-    if path.suffix == ".py":
-        return check_method(str(path))
-    if (path / "runs").is_dir():
-        return check_records(path)
-    raise UsageError(f"{path}: neither a method file (.py) nor a results folder (with `runs` in it)")
 
 
 def check_method(name: str) -> list[Finding]:
@@ -149,49 +130,3 @@ def _cost(runs: list[tuple[Cell, RunRecord]]) -> None:
     for cell, record in runs:
         if record.cost is None or record.cost.training_steps < 1:
             raise PruneBenchError(f"{cell.spec.label}: no training step counted; train with experiment.train")
-
-
-def check_records(folder: Path) -> list[Finding]:
-    """Validate every record of a results folder: schema, identity, arithmetic, hashes, duplicates."""
-    records, damaged = Store(folder).records()
-    findings = [Finding(f"{entry.path} is readable", False, entry.reason) for entry in damaged]
-    findings += [_check_record(Store(folder), record) for record in records]
-    if not records and not damaged:
-        findings.append(Finding("there are records", False, f"{folder / 'runs'} holds none"))
-    return findings
-
-
-def _check_record(store: Store, record: RunRecord) -> Finding:
-    what = f"{record.run_id} {record.run_spec.label}"
-    problems = []
-    if store.status(record.run_id) is None:
-        problems.append("its folder is not named after its run_id")
-    if record.status != "ok":
-        return Finding(what, not problems, "; ".join(problems))
-    problems += _arithmetic(record)
-    outputs = store.folder(record.run_id) / "outputs.safetensors"
-    if outputs.is_file() and hashlib.sha256(outputs.read_bytes()).hexdigest() != record.outputs_sha256:
-        problems.append("its stored logits do not match their hash")
-    return Finding(what, not problems, "; ".join(problems))
-
-
-def _arithmetic(record: RunRecord) -> list[str]:
-    """What does not add up: accuracies against the group counts, achieved against asked sparsity."""
-    assert record.cost is not None
-    assert record.sparsity is not None
-    problems = []
-    shares = {row: row.correct / row.count for row in record.groups if row.count}
-    for name, chosen in (
-        ("unbiased", list(shares.values())),
-        ("aligned", [share for row, share in shares.items() if row.aligned]),
-        ("conflicting", [share for row, share in shares.items() if not row.aligned]),
-    ):
-        said = record.metrics.get(name)
-        if chosen and (said is None or abs(sum(chosen) / len(chosen) - said) > 1e-9):
-            problems.append(f"metric {name} is {said}, its groups give {sum(chosen) / len(chosen):.6f}")
-    asked = record.sparsity.asked
-    if asked is not None and abs(asked - record.sparsity.achieved) > 1 / max(record.cost.parameters // 2, 1):
-        problems.append(f"achieved sparsity {record.sparsity.achieved:.6f} misses the asked {asked:g}")
-    if any(row.correct > row.count or row.correct < 0 for row in record.groups):
-        problems.append("a group has more correct samples than samples")
-    return problems

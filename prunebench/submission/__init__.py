@@ -1,0 +1,23 @@
+"""The contract suite: what every method file and every record must satisfy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prunebench.errors import UsageError
+from prunebench.methods.catalog import is_package
+from prunebench.submission.methods import check_method
+from prunebench.submission.records import Finding, check_records, sound_records
+
+__all__ = ["Finding", "check_method", "check_path", "check_records", "sound_records"]
+
+
+def check_path(path: Path) -> list[Finding]:
+    """Check a method file or a folder of results. Raises UsageError if it is neither."""
+    if path.suffix == ".py" or is_package(path):
+        return check_method(str(path))
+    if (path / "runs").is_dir():
+        return check_records(path)
+    raise UsageError(
+        f"{path}: neither a method file (.py) or package nor a results folder (with `runs` in it)"
+    )
