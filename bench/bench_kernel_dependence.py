@@ -15,7 +15,7 @@ import pytest
 import torch
 from cases import OUTPUTS, LogitsCase
 from prunebench_kernels import cooccurrence, correlation, interdependence
-from prunebench_kernels.reference import dependence as oracle
+from prunebench_kernels import reference as oracle
 from pytest_benchmark.fixture import BenchmarkFixture
 from sklearn.linear_model import LinearRegression
 from timing import compiled, synchronised, threads

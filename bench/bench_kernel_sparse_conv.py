@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from cases import RESNET18_32, ConvCase
-from prunebench_kernels.sparse import formats
-from prunebench_kernels.sparse.conv import sparse_conv2d
-from prunebench_kernels.sparse.layouts import PackedWeight, pack
+from prunebench_kernels.layouts import PackedWeight, arrange, format_of, pack
+from prunebench_kernels.sparse_conv import sparse_conv2d
 from pytest_benchmark.fixture import BenchmarkFixture
 from timing import chosen_clock, command_line, synchronised, time_calls
 from torch import Tensor
@@ -26,14 +25,7 @@ from torch.nn import functional
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 BATCH = 128 if DEVICE.type == "cuda" else 8
-LAYOUTS: dict[str, tuple[str, dict[str, int]]] = {
-    "dense": ("dense", {}),
-    "block": ("block", {}),
-    "direct": ("direct", {}),
-    "compact": ("compact", {}),
-}
-if DEVICE.type == "cuda":
-    LAYOUTS |= {f"{name}, batch innermost": (name, {"batch_innermost": 1}) for name in ("direct", "compact")}
+LAYOUTS = ("dense", "block", "direct")
 MASKS = (
     ("block", 0.5),
     ("block", 0.9),
@@ -68,13 +60,12 @@ def calls_of(case: ConvCase, pattern: str, sparsity: float) -> Iterator[tuple[st
     residual = torch.randn(case.y_shape, device=DEVICE).to(DTYPE)
     last = [tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, weight, residual)]
     yield "eager", lambda: eager(last[0], case, last[1], bias, last[2])
-    for name, (layout, settings) in LAYOUTS.items():
+    for layout in LAYOUTS:
         if layout == "block" and pattern != "block":
             continue
-        packed = pack(weight, layout, geometry=case.geometry, **settings)
-        order = formats.format_of(layout, packed.settings)
-        mine = (formats.arrange(x, order), formats.arrange(residual, order))
-        yield name, lambda p=packed, t=mine: _run(p, t, bias)  # type: ignore[misc]
+        packed = pack(weight, layout, geometry=case.geometry)
+        mine = (arrange(x, format_of(layout)), arrange(residual, format_of(layout)))
+        yield layout, lambda p=packed, t=mine: _run(p, t, bias)  # type: ignore[misc]
 
 
 def _run(packed: PackedWeight, tensors: tuple[Tensor, Tensor], bias: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from cases import LOGITS, LogitsCase
-from prunebench_kernels.sample_uncertainty import uncertainty
+from prunebench_kernels.uncertainty import uncertainty
 from pytest_benchmark.fixture import BenchmarkFixture
 from timing import chosen_clock, command_line, compiled, synchronised, time_calls
 from torch import Tensor

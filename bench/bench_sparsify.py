@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from prunebench_kernels.sparse.choices import Choices
-from prunebench_kernels.sparse.module import Measuring
-from prunebench_kernels.sparse.network import SparseNetwork, fold_dense, sparsify
+from prunebench_kernels.measured import Choices, Measuring
+from prunebench_kernels.sparsify import SparseNetwork, fold_dense, sparsify
 from torch import Tensor, nn
 
 from prunebench.models import build_model

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from prunebench_kernels.sparse.geometry import Geometry
+from prunebench_kernels.layouts import Geometry
 
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 PATTERNS = ("unstructured", "block", "2:4", "filter")

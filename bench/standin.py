@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from prunebench_kernels import dispatch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -55,7 +54,9 @@ class _Utils:
     def __init__(self, seen: Seen) -> None:
         self._seen = seen
 
-    def load_binary(self, name: str, cubin: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
+    def load_binary(
+        self, name: str, cubin: bytes, shared: int, device: int
+    ) -> tuple[int, int, int, int, int]:
         self._seen.kernels.append(Kernel(name, cubin, shared))
         return (1, 1, 32, 0, 1024)
 

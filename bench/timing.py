@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from prunebench_kernels.graphs import capture
+from prunebench_kernels.measured import capture
 
 Call = Callable[[], object]
 Clock = Callable[[], float]

@@ -80,8 +80,8 @@ def test_class_labels_stand_for_one_vs_rest_columns() -> None:
     for metric in (area_under_curve, calibrated_thresholds, expected_calibration_error):
         torch.testing.assert_close(metric(logits, label), metric(columns, truth))
         torch.testing.assert_close(
-                torch.as_tensor(metric(logits.numpy(), label.numpy())), metric(columns, truth)
-            )
+            torch.as_tensor(metric(logits.numpy(), label.numpy())), metric(columns, truth)
+        )
 
 
 def test_area_of_classes_against_scikit_learn() -> None:

@@ -20,6 +20,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,6 +103,23 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+_replays: ContextVar[dict[Callable[[], object], Callable[[], None]] | None] = ContextVar(
+    "replays", default=None
+)
+"""Each call's replay, while a choice is made: a capture waits for the GPU and empties its allocator, so that it is not
+repeated in each round."""
+
+
+@contextlib.contextmanager
+def _capturing_once() -> Iterator[None]:
+    before = _replays.set({})
+    try:
+        yield
+    finally:
+        _replays.reset(before)
+
+
+@_capturing_once()
 def choose(calls: Calls, *, timer: Timer | None = None, effort: Effort | None = None) -> Decision:
     """Time the candidates and decide. The first call is dense, the guard: it must run; others may fail.
 
@@ -214,15 +232,19 @@ def _time_on_gpu(calls: Calls, repeats: int) -> Samples:
 
 
 def _captured(call: Callable[[], object]) -> Callable[[], None]:
+    known = _replays.get()
+    if known is not None and call in known:
+        return known[call]
     graph = capture(call, RUNS_PER_GRAPH)
-    if graph is not None:
-        return graph.replay
 
     def eager() -> None:
         for _ in range(RUNS_PER_GRAPH):
             call()
 
-    return eager
+    replay = eager if graph is None else graph.replay
+    if known is not None:
+        known[call] = replay
+    return replay
 
 
 def key_of(**facts: Any) -> str:

@@ -43,7 +43,9 @@ def check(name: str, rows: list[Figures], capability: int) -> list[str]:
     from standin import SHARED_MEMORY_LIMITS
 
     limit = SHARED_MEMORY_LIMITS[capability]
-    broken = [f"{name}: {row.name} spills {row.spills} times on sm_{capability}" for row in rows if row.spills]
+    broken = [
+        f"{name}: {row.name} spills {row.spills} times on sm_{capability}" for row in rows if row.spills
+    ]
     broken += [
         f"{name}: {row.name} takes {row.shared_bytes} bytes of shared memory, sm_{capability} has {limit}"
         for row in rows

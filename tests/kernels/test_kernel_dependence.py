@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from kernel_tolerances import TOLERANCE
 from prunebench_kernels import dependence, dependence_torch, dispatch, explain
+from prunebench_kernels import reference as oracle
 from prunebench_kernels.dependence import Tile, cooccurrence, correlation, interdependence
 from prunebench_kernels.dispatch import ArgumentError, Choice
-from prunebench_kernels.reference import dependence as oracle
 from scipy import stats
 from sklearn.linear_model import LinearRegression
 from torch import Tensor

@@ -1,1 +1,0 @@
-from prunebench_kernels.dispatch import ArgumentError, LayoutError  # noqa: F401
