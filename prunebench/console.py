@@ -294,7 +294,7 @@ def print_environment(data_root: Path | None) -> None:
 
 def compare_kernels() -> int:
     """Every operation by its kernel and by torch, in a process of its own: Triton's interpreter is chosen there."""
-    return subprocess.run([sys.executable, "-m", "prunebench_kernels.agreement"], check=False).returncode
+    return subprocess.run([sys.executable, "-m", "prunebench_kernels.self_test"], check=False).returncode
 
 
 def time_with_progress(results: Path, data_root: Path | None, device: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import json
 import platform
 import subprocess
 from pathlib import Path
@@ -14,9 +13,6 @@ from prunebench_kernels.dispatch import requested
 
 from prunebench.errors import UsageError
 from prunebench.training.loop import resolve_precision
-
-COMMIT_FILE = "commit.json"
-"""Beside the source of a copy without git (`bench/pack.py` writes it): its commit, and whether it was changed."""
 
 
 def describe_environment(device: str, precision: str = "auto") -> dict[str, str | int | None]:
@@ -89,9 +85,6 @@ def _code() -> tuple[tuple[str, str | bool | None], ...]:
         commit = _git(root, "rev-parse", "HEAD")
         changed = _git(root, "status", "--porcelain", "--", "prunebench", "kernels", "pyproject.toml")
         dirty = None if changed is None else bool(changed)
-    elif (root / COMMIT_FILE).is_file():
-        packed = json.loads((root / COMMIT_FILE).read_text(encoding="utf-8"))
-        commit, dirty = packed["commit"], packed["dirty"]
     return (("version", _version("prunebench")), ("commit", commit), ("dirty", dirty))
 
 

@@ -172,7 +172,7 @@ def first() -> list[Item]:
         Item(
             f"inference, ResNet-18, {name}",
             partial(bench_network, *pattern),
-            35 if index == 0 else 16,
+            16 if index == 0 else 9,
             kernels=partial(network_kernels, *pattern),
         )
         for index, (name, pattern) in enumerate(NETWORKS.items())
@@ -181,6 +181,6 @@ def first() -> list[Item]:
 
 def later() -> list[Item]:
     return [
-        Item(f"layer {case.name}", partial(bench_layer, case), 5, LAYER, kernels=partial(layer_kernels, case))
+        Item(f"layer {case.name}", partial(bench_layer, case), 2, LAYER, kernels=partial(layer_kernels, case))
         for case in reversed(cases.RESNET18_32[128])
     ]

@@ -98,6 +98,6 @@ def kernels(subject: Subject, context: Context) -> Iterable[Call]:
 
 def first() -> list[Item]:
     return [
-        Item(f"masks, ResNet-18, {name}", partial(bench, subject), 7, kernels=partial(kernels, subject))
+        Item(f"masks, ResNet-18, {name}", partial(bench, subject), 6, kernels=partial(kernels, subject))
         for name, subject in (("sampled", sampled), ("applied", applied))
     ]

@@ -102,15 +102,15 @@ def _uncertainty(name: str, case: LogitsCase, seconds: float, dtype: torch.dtype
 
 def _dependence(operation: str, name: str, case: LogitsCase, part: str = TARGET) -> Item:
     run, kernels = partial(bench_dependence, operation, case), partial(dependence_kernels, operation, case)
-    return Item(f"{operation}, {name}", run, 7, part, kernels=kernels)
+    return Item(f"{operation}, {name}", run, 5, part, kernels=kernels)
 
 
 def first() -> list[Item]:
     """The targets' shapes."""
     return [
         _uncertainty("2 x 50,000 x 1000, fp32", IMAGENET, 12, torch.float32),
-        _uncertainty("1000 x 10,000 x 10, fp32", RUNS, 9, torch.float32),
-        _uncertainty("one model, 50,000 x 1000, fp32", ONE_MODEL, 8, torch.float32),
+        _uncertainty("1000 x 10,000 x 10, fp32", RUNS, 8, torch.float32),
+        _uncertainty("one model, 50,000 x 1000, fp32", ONE_MODEL, 5, torch.float32),
         _dependence("correlation", "2 x 50,000 x 64, fp32", OUTPUTS64),
     ]
 
@@ -118,8 +118,8 @@ def first() -> list[Item]:
 def later() -> list[Item]:
     """Other shapes."""
     return [
-        _uncertainty("2 x 50,000 x 1000, bf16", IMAGENET, 9, torch.bfloat16, LAYER),
-        _uncertainty("2 x 19,962 x 40, fp32", CELEBA, 7, torch.float32, LAYER),
+        _uncertainty("2 x 50,000 x 1000, bf16", IMAGENET, 5, torch.bfloat16, LAYER),
+        _uncertainty("2 x 19,962 x 40, fp32", CELEBA, 6, torch.float32, LAYER),
         _dependence("correlation", "19,962 x 40, fp32", OUTPUTS40, LAYER),
         _dependence("cooccurrence", "19,962 x 40", OUTPUTS40, LAYER),
     ]

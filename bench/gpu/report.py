@@ -1,6 +1,6 @@
 """The page about a trip, from its raw results alone.
 
-python bench/gpu/report.py results.tar.gz --out docs/gpu.md
+python bench/gpu/report.py bench/gpu/results/nvidia-h100.json --out docs/gpu.md --readme README.md
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def item(name: str, record: Mapping[str, Any], results: Mapping[str, Any]) -> st
     """One item: its rows, or what was checked, or why it failed."""
     lines = [f"### {name}", ""]
     if record["status"] != "ok":
-        lines += [f"{record['status']}: {(record.get('reason') or '').splitlines()[-1:] or ['']}", ""]
+        lines += [f"{record['status']}: {(record.get('reason') or ' ').splitlines()[-1]}", ""]
     result = record.get("result") or {}
     if "checks" in result:
         errors = [f"{what} {error:.1e}" for what, error in result["largest_relative_error"].items()]
@@ -103,12 +103,83 @@ def _rows(part: Mapping[str, Any], floor: float) -> list[str]:
     return [*lines, ""]
 
 
+BEGIN, END = "<!-- gpu:begin -->", "<!-- gpu:end -->"
+STEP, NETWORK = "training step, ResNet-18, ", "inference, ResNet-18, "
+SUMMARY = (
+    (
+        "ConvNet, 28 px, batch 256: a training step, captured",
+        "training of small nets",
+        "called",
+        "captured step",
+    ),
+    (
+        "the same, 8 networks in one graph, each",
+        "training of small nets",
+        "called",
+        "captured, 8 nets together",
+    ),
+    ("ResNet-18, 32 px: a training step, block 90 %", f"{STEP}block 90 %", "graph", "auto, MaskedConv2d"),
+    ("ResNet-18: inference, block 90 %, `auto`", f"{NETWORK}block 90 %", "graph", "kernel"),
+    (
+        'ResNet-18: inference, block 90 %, `layout="block"`',
+        f"{NETWORK}block 90 %",
+        "graph",
+        "kernel, block everywhere",
+    ),
+    ("ResNet-18: inference, unstructured 99 %", f"{NETWORK}unstructured 99 %", "graph", "kernel"),
+    ("ResNet-18: inference, unstructured 99.5 %", f"{NETWORK}unstructured 99.5 %", "graph", "kernel"),
+    ("ResNet-18: inference, half of the channels removed", f"{NETWORK}channels 50 %", "graph", "kernel"),
+    ("ResNet-18: inference, 2:4", f"{NETWORK}2:4", "graph", "kernel"),
+    ("masks of ResNet-18 sampled", "masks, ResNet-18, sampled", "kernels", "kernel"),
+    ("masks of ResNet-18 applied", "masks, ResNet-18, applied", "kernels", "kernel"),
+    ("uncertainty, 2 x 50,000 x 1000", "uncertainty, 2 x 50,000 x 1000, fp32", "kernels", "kernel"),
+    ("correlation, 2 x 50,000 x 64", "correlation, 2 x 50,000 x 64, fp32", "kernels", "kernel"),
+    ("the same, called from Python", "correlation, 2 x 50,000 x 64, fp32", "called", "kernel"),
+)
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """README's table: ours beside the fastest alternative of the same run; what was not timed is left out."""
+    rows = [
+        "| batch 128, bf16, where a network is named | timed | ours, us | fastest alternative, us | ratio |",
+        "|---|---|--:|--:|--:|",
+    ]
+    for title, name, how, candidate in SUMMARY:
+        record = results["items"].get(name, {})
+        times = targets.rows_of(record["result"], how) if record.get("result") else {}
+        best = targets.best_alternative(times)
+        if candidate not in times or best is None or not targets.on_gpu(results, record):
+            continue
+        other = next(rival for rival, time in times.items() if time == best)
+        ours = times[candidate]
+        rows.append(
+            f"| {title} | {WAYS[how]} | {1e3 * ours:.0f} | {1e3 * best:.0f} ({other}) | {best / ours:.2f}x |"
+        )
+    devices = sorted({run["machine"]["device"] for run in results["runs"].values() if "machine" in run})
+    return "\n".join([f"Medians of one run on one {' and one '.join(devices)}:", "", *rows])
+
+
+def with_summary(readme: str, results: Mapping[str, Any]) -> str:
+    """README with the table between its marks renewed. Raises ValueError without the marks."""
+    before, _, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"README has no {BEGIN} ... {END}")
+    return f"{before}{BEGIN}\n{summary(results)}\n{END}{after}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("results", type=Path, help="results.tar.gz or results.json")
     parser.add_argument("--out", type=Path, help="the page (default: print it)")
+    parser.add_argument("--readme", type=Path, help="renew the table of this README")
     options = parser.parse_args(arguments)
-    text = page(read(options.results))
+    results = read(options.results)
+    text = page(results)
+    if options.readme is not None:
+        options.readme.write_text(
+            with_summary(options.readme.read_text(encoding="utf-8"), results), encoding="utf-8"
+        )
     if options.out is None:
         print(text)
     else:

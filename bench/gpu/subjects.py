@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -200,23 +201,35 @@ def compare(  # noqa: PLR0913 - the ways to time are chosen one by one
         alive[COPY] = lambda: target.copy_(source)
     rounds, repeats, seconds = (None, repeats, seconds) if context.on_gpu else (1, 1, 0.0)
     rows: list[dict[str, Any]] = []
-    for how in ways if context.on_gpu else ("called",):
-        if how == "called":
-            inside = {name: partial(_repeat, call, repeats) for name, call in alive.items()}
-            timed = timing.time_calls(inside, context.device, seconds=seconds, rounds=rounds, graph=False)
-        elif how == "kernels":
-            alone = {name: timing.time_kernels(call, context.device) for name, call in alive.items()}
-            timed = {name: value for name, value in alone.items() if value is not None}
-        else:
-            timed = timing.time_calls(alive, context.device, seconds=seconds)
-            timed = {name: value for name, value in timed.items() if value.method == "cuda-graph"}
-        for name, value in timed.items():
-            share = (repeats if how == "called" else 1) * (parts or {}).get(name, 1)
-            marks = {mark: getattr(value, mark) / share for mark in ("p20_ms", "p50_ms", "p80_ms")}
-            rows.append({"candidate": name, "how": how, **value.to_dict(), **marks})
+    with _no_garbage():
+        for how in ways if context.on_gpu else ("called",):
+            if how == "called":
+                inside = {name: partial(_repeat, call, repeats) for name, call in alive.items()}
+                timed = timing.time_calls(inside, context.device, seconds=seconds, rounds=rounds, graph=False)
+            elif how == "kernels":
+                alone = {name: timing.time_kernels(call, context.device) for name, call in alive.items()}
+                timed = {name: value for name, value in alone.items() if value is not None}
+            else:
+                timed = timing.time_calls(alive, context.device, seconds=seconds)
+                timed = {name: value for name, value in timed.items() if value.method == "cuda-graph"}
+            for name, value in timed.items():
+                share = (repeats if how == "called" else 1) * (parts or {}).get(name, 1)
+                marks = {mark: getattr(value, mark) / share for mark in ("p20_ms", "p50_ms", "p80_ms")}
+                rows.append({"candidate": name, "how": how, **value.to_dict(), **marks})
     missing = [f"{name}: {why}" for name, why in refused.items() if name in needed]
     facts = {"rows": rows, "refused": refused, "bytes": moved, "flop": flop, "unit": unit}
     return facts | ({"failed": "; ".join(missing)} if missing else {})
+
+
+@contextlib.contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Nothing old is freed here: what the collector frees in the middle of a capture breaks it off."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _repeat(call: Call, times: int) -> None:

@@ -41,7 +41,8 @@ class Target:
     def name(self) -> str:
         if self.at_most is not None or self.over == COPY:
             return f"{self.item} ({self.how})"
-        return f"{self.item}: over {self.over or 'the best alternative'} ({self.how})"
+        ours = "" if self.candidate == "kernel" else f", {self.candidate}"
+        return f"{self.item}{ours}: over {self.over or 'the best alternative'} ({self.how})"
 
     @property
     def wanted(self) -> str:

@@ -227,11 +227,13 @@ def work(options: argparse.Namespace) -> int:
 
 
 def answers(context: schedule.Context) -> bool:
-    """Whether the GPU still computes: an illegal access ends the process's context for good."""
+    """Whether the GPU still computes: an illegal access ends the process's context for good, and a capture that breaks
+    off its random numbers."""
     import torch
 
     try:
         if context.on_gpu:
+            torch.rand(1, device=context.device)
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
     except RuntimeError:

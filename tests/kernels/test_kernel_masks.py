@@ -831,12 +831,12 @@ def calls() -> dict[str, Callable[[], object]]:
 
 
 BUDGET = {
-    "sample float masks": 1,
-    "sample bfloat16 weights": 1,
-    "sample backward": 1,
-    "sample backward, temperature 0.7": 1,
-    "sample backward, both": 1,
-    "sample backward, both, bfloat16": 1,
+    "sample float masks": 230,
+    "sample bfloat16 weights": 235,
+    "sample backward": 150,
+    "sample backward, temperature 0.7": 225,
+    "sample backward, both": 350,
+    "sample backward, both, bfloat16": 350,
     "apply, one buffer": 22,
     "apply, 21 layers": 42,
     "apply, 21 layers, bool": 45,
@@ -862,8 +862,6 @@ def test_machine_code(capability: int) -> None:
         (row,) = rows
         chosen = masks.SAMPLE if name.startswith("sample") else masks.APPLY
         needed = row.instructions * 32 * chosen.num_warps / chosen.block
-        print(capability, name, needed)
-        continue
         assert needed <= BUDGET[name], f"{name}: {needed:.1f} instructions an element on sm_{capability}"
         assert row.vector_loads >= 2, f"{name}: loads elements one by one on sm_{capability}"
 
