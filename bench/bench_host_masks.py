@@ -109,7 +109,6 @@ def steps() -> dict[str, Callable[[], None]]:
     return {
         NOTHING: step(lambda: Nothing.apply(gradients, plain, *leaves)),
         FOREACH: step(lambda: Foreach.apply(len(leaves), *leaves, *values)),
-        "(weight * mask).to, each layer": step(lambda: [(w * m).to(LOW) for w, m in zip(leaves, values)]),
         "apply_masks, float masks": step(
             lambda: list(apply_masks(weights, masks, dtype=LOW, backend="triton").values())
         ),
@@ -117,6 +116,7 @@ def steps() -> dict[str, Callable[[], None]]:
             lambda: list(apply_masks(weights, bits, dtype=LOW, backend="triton").values())
         ),
         "sample_masks and views of layers": step(drawn, [logits]),
+        "(weight * mask).to, each layer": step(lambda: [(w * m).to(LOW) for w, m in zip(leaves, values)]),
     }
 
 

@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 
 import torch
-from prunebench_kernels.dispatch import requested
 
 from prunebench.errors import UsageError
 from prunebench.training.loop import resolve_precision
@@ -30,6 +29,8 @@ def describe_environment(device: str, precision: str = "auto") -> dict[str, str 
 
 def requested_kernels() -> str:
     """Which kernels PRUNEBENCH_KERNELS asks for. Raises UsageError with the choices for another word."""
+    from prunebench_kernels.dispatch import requested
+
     try:
         return requested(None)
     except ValueError as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from prunebench_kernels import measured
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -506,7 +507,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> type[Replay]:
         loop.Training, "can_be_captured", property(lambda self: getattr(self._objective, "capturable", False))
     )
     monkeypatch.setattr(loop, "_capture", Replay)
-    monkeypatch.setattr(loop, "waiting_raises", contextlib.nullcontext)
+    monkeypatch.setattr(measured, "waiting_raises", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "Stream", Queue)
     monkeypatch.setattr(torch.cuda, "current_stream", Queue)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())

@@ -414,8 +414,10 @@ class Plan:
 
     def holds(self, layers: Layers) -> bool:
         """Whether these layers have the same shapes and lie in the same order."""
-        other = Plan.like(layers, self.block)
-        return other is self or (other.order == self.order and other.shapes == self.shapes)
+        shapes, strides = tuple(map(_shape, layers)), tuple(map(Tensor.stride, layers))
+        return shapes == self.shapes and (
+            strides == self.strides or tuple(map(_order, shapes, strides)) == self.order
+        )
 
     def at(self, block: int) -> Plan:
         return self if self.block == block else Plan.of(self.shapes, self.strides, block)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import prunebench_kernels as kernels
 import torch
 from torch import Tensor
 
@@ -24,7 +23,9 @@ def interdependence(prediction: Array) -> Tensor:
     columns = _two_samples("prediction", as_tensor("prediction", prediction, ndim=(2, 3)))
     if columns.dtype != torch.bool and not ((columns == 0) | (columns == 1)).all():
         raise MetricError("prediction: want 0 and 1 only")
-    return kernels.interdependence(columns.bool())  # as bytes: a third of the time of float64
+    from prunebench_kernels import interdependence
+
+    return interdependence(columns.bool())  # as bytes: a third of the time of float64
 
 
 @as_given
@@ -36,7 +37,9 @@ def output_correlation(logits: Array) -> Tensor:
     finite.
     """
     columns = _two_samples("logits", as_finite("logits", logits, ndim=(2, 3)))
-    return kernels.correlation(columns)
+    from prunebench_kernels import correlation
+
+    return correlation(columns)
 
 
 def _two_samples(name: str, values: Tensor) -> Tensor:
@@ -50,6 +53,8 @@ def mean_absolute_correlation(logits: Tensor) -> Tensor:
 
     Pairs with a constant column are left out; nan where none is left.
     """
-    matrix = kernels.correlation(logits).abs()
+    from prunebench_kernels import correlation
+
+    matrix = correlation(logits).abs()
     pairs = torch.ones_like(matrix[0]).triu(1).bool()
     return matrix.masked_fill(~pairs, math.nan).flatten(1).nanmean(1)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
-from prunebench_kernels import uncertainty
 from torch import Tensor
 from torch.nn import functional
 
@@ -39,7 +39,7 @@ def entropy(logits: Array, *, multi_label: bool = False) -> Tensor:
     """
     binary, values = _binary_or_classes(logits, multi_label)
     if not binary:
-        return uncertainty(values).entropy / math.log(values.shape[1])
+        return _uncertainty(values).entropy / math.log(values.shape[1])
     size = values.abs()
     return (functional.softplus(-size) + size * torch.sigmoid(-size)) / math.log(2)
 
@@ -51,7 +51,17 @@ def margin(logits: Array, *, multi_label: bool = False) -> Tensor:
     Shapes, `multi_label` and errors as in `entropy`; for a binary output this is |2 p - 1|.
     """
     binary, values = _binary_or_classes(logits, multi_label)
-    return torch.tanh(values.abs() / 2) if binary else uncertainty(values).margin
+    return torch.tanh(values.abs() / 2) if binary else _uncertainty(values).margin
+
+
+if TYPE_CHECKING:
+    from prunebench_kernels import Uncertainty
+
+
+def _uncertainty(logits: Tensor, labels: Tensor | None = None) -> Uncertainty:
+    from prunebench_kernels import uncertainty
+
+    return uncertainty(logits, labels=labels)
 
 
 def _binary_or_classes(logits: Array, multi_label: bool) -> tuple[bool, Tensor]:
@@ -73,7 +83,7 @@ def uncertainty_summaries(logits: Array, label: Array) -> list[dict[str, float]]
         shapes = f"{tuple(given.shape)} and {tuple(truth.shape)}"
         raise MetricError(f"logits: want [M, N, C], and label [N], got {shapes}")
     models, samples, classes = given.shape
-    values = uncertainty(given.reshape(-1, classes), labels=as_whole("label", truth).repeat(models))
+    values = _uncertainty(given.reshape(-1, classes), labels=as_whole("label", truth).repeat(models))
     assert values.negative_log_likelihood is not None
     columns = {
         "entropy": values.entropy / math.log(classes),

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from prunebench_kernels.measured import waiting_raises
 from torch import Tensor, nn
 
 from prunebench.spec import Recipe
@@ -293,6 +292,8 @@ def _replayed(
     Raises RuntimeError in the third if an objective waits for the GPU: a capture would fail of it, and leave torch's
     random numbers unusable.
     """
+    from prunebench_kernels.measured import waiting_raises
+
     rows = [every[0].clone() for every in batches]
     cuts = [None if every is None else every[0].clone() for every in crops]
     for training in trainings:

@@ -7,7 +7,6 @@ import torch
 from prunebench_kernels import self_test
 from prunebench_kernels.dispatch import is_interpreted
 
-
 # The interpreter divides in rows beyond the last sample too, whose results are not stored.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning")
 
