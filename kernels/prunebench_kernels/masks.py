@@ -313,7 +313,8 @@ def configurations() -> tuple[Configuration, ...]:
 
 SAMPLE = Configuration(1024, 4)
 APPLY = Configuration(2048, 4)
-"""Eight and sixteen elements a thread; not measured on a GPU."""
+"""Eight and sixteen elements a thread. On an H100 both forward passes over ResNet-18 take as long as a copy of the same
+bytes: 43.9 us and 41.9 us, a copy 42.5 us, L2 flushed (docs/gpu.md). Backward is not measured."""
 
 
 def _signed(word: int) -> int:

@@ -126,19 +126,11 @@ def uncertainty(
 
 
 @explains("uncertainty")
-def _explain(
-    logits: Tensor,
-    *,
-    labels: Tensor | None = None,
-    dense_logits: Tensor | None = None,
-    band: float = 0.4,
-    backend: str | None = None,
-) -> Choice:
+def _explain(logits, *, labels=None, dense_logits=None, band=0.4, backend=None) -> Choice:
     _check(logits, labels, dense_logits, band)
     over_models = logits.ndim == 3
-    return _choose(
-        logits if over_models else logits.unsqueeze(0), labels, dense_logits, band, over_models, backend
-    )
+    logits = logits if over_models else logits.unsqueeze(0)
+    return _choose((logits, labels, dense_logits, band, over_models), backend)
 
 
 CERTAIN_FROM = 1 << 20
@@ -152,19 +144,15 @@ A thousand samples fill a GPU with warps or, beyond 4096 classes, programs.
 CERTAIN = "torch reads or writes the logits 26 times, the kernel reads them once; the samples fill a GPU"
 
 
-def _choose(
-    logits: Tensor,
-    labels: Tensor | None,
-    dense_logits: Tensor | None,
-    band: float,
-    over_models: bool,
-    backend: str | None,
-) -> Choice:
-    """For logits `[M, N, C]`."""
+Arguments = tuple[Tensor, Tensor | None, Tensor | None, float, bool]
+"""Logits `[M, N, C]`, labels, dense logits, the band, and whether values over models are wanted."""
+
+
+def _choose(arguments: Arguments, backend: str | None) -> Choice:
+    logits, labels, dense_logits, _, over_models = arguments
     if logits.dtype == torch.float64:
         refusal = "the kernel computes in float32, and the logits are float64"
         return select("uncertainty", backend, logits.device, logits.dtype, refusal=refusal)
-    arguments = (logits, labels, dense_logits, band, over_models)
     options = (labels is not None, dense_logits is not None, over_models)
     is_certain = logits.numel() >= CERTAIN_FROM and logits.shape[1] >= ENOUGH_SAMPLES
     return select(
@@ -214,9 +202,9 @@ def _run(
     backend: str,
 ) -> list[Tensor]:
     """For logits `[M, N, C]`: the fields in the order of PER_MODEL and OVER_MODELS; absent ones have no elements."""
-    if _choose(logits, labels, dense_logits, band, over_models, backend).is_triton:
-        return launch(logits, labels, dense_logits, band, over_models)
-    return _in_torch(logits, labels, dense_logits, band, over_models)
+    arguments = (logits, labels, dense_logits, band, over_models)
+    run = launch if _choose(arguments, backend).is_triton else _in_torch
+    return run(*arguments)
 
 
 def _in_torch(
@@ -233,14 +221,7 @@ _operator = torch.library.custom_op("prunebench::uncertainty", mutates_args=())(
 
 
 @_operator.register_fake
-def _fake(
-    logits: Tensor,
-    labels: Tensor | None,
-    dense_logits: Tensor | None,
-    band: float,
-    over_models: bool,
-    backend: str,
-) -> list[Tensor]:
+def _fake(logits, labels, dense_logits, band, over_models, backend) -> list[Tensor]:
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return allocate(logits, labels is not None, dense_logits is not None, over_models, dtype)
 
