@@ -5,7 +5,7 @@
     figures_of(seen.kernels, 90)
 
 Three things need it: tests that read the machine code of kernels exactly as they are called, a Triton cache that
-travels to a GPU machine (`bench/gpu/cache.py`), and the host's time for a call (`bench/bench_host.py`). Triton's
+travels to a GPU machine (`bench/gpu/cache.py`), and the host's time for a call (`bench/bench_host_*.py`). Triton's
 interpreter must be off in the process.
 """
 

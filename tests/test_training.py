@@ -612,3 +612,25 @@ def test_networks_train_together_for_as_many_steps() -> None:
     ]
     with pytest.raises(ValueError, match="want one for each of 2 trainings"):
         loop.train_together(trainings, [batches(3), batches(4)])
+
+
+class Counting(nn.Module):
+    """A layer of somebody else's, which counts its calls in Python."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        return x
+
+
+def test_only_networks_of_known_layers_are_captured() -> None:
+    """What Python holds would stay in a captured step as it was."""
+    net = build_model("convnet-small", 3, seed=0)
+    assert loop.holds_known_layers_alone(net)
+    assert loop.holds_known_layers_alone(nn.ModuleList([net, LearnedMasks(net, seed=1)]))
+    assert not loop.holds_known_layers_alone(nn.Sequential(net, Counting()))
+    hooked = build_model("convnet-small", 3, seed=0)
+    hooked.head.register_forward_hook(lambda *_: None)
+    assert not loop.holds_known_layers_alone(hooked)
+    patched = build_model("convnet-small", 3, seed=0)
+    patched.forward = patched.features  # type: ignore[method-assign]
+    assert not loop.holds_known_layers_alone(patched)

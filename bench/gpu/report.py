@@ -20,6 +20,15 @@ from gpu.archive import read
 WAYS = {"called": "as called", "graph": "CUDA graph", "kernels": "kernels alone, L2 flushed"}
 
 
+NOTES = {
+    "b4af7a27": "The four checks of this run that fail compare the mutual information of one model, which is exactly 0, by "
+    "its relative error: a fault of the check, mended since. Two captures of the first training item broke, and what "
+    "followed in that process lost its baselines; mended since, not measured again. The source was not committed yet; "
+    "kernels changed since then in layouts `compact` (removed), in checks of arguments and in comments.",
+}
+"""What must be known of a run and its raw results do not tell."""
+
+
 def page(results: Mapping[str, Any]) -> str:
     """Markdown: the machines, the targets, and every figure with its 20th and 80th percentile."""
     parts = [
@@ -59,6 +68,7 @@ def machine(name: str, run: Mapping[str, Any]) -> str:
     if "gpu" in facts:
         smi = ", ".join(f"{field} {value}" for field, value in facts["gpu"]["nvidia_smi"].items())
         lines.append(f"- {facts['gpu']['multiprocessors']} multiprocessors; {smi}")
+    lines += [f"- {NOTES[name]}"] if name in NOTES else []
     return "\n".join([lines[0], "", *lines[1:]])
 
 
@@ -119,6 +129,7 @@ SUMMARY = (
         "captured, 8 nets together",
     ),
     ("ResNet-18, 32 px: a training step, block 90 %", f"{STEP}block 90 %", "graph", "auto, MaskedConv2d"),
+    ("the same, called from Python", f"{STEP}block 90 %", "called", "auto, MaskedConv2d"),
     ("ResNet-18: inference, block 90 %, `auto`", f"{NETWORK}block 90 %", "graph", "kernel"),
     (
         'ResNet-18: inference, block 90 %, `layout="block"`',

@@ -157,12 +157,12 @@ def _by_measurement(operation: str, device: torch.device, contest: Contest | Non
     if contest is None or device.type != "cuda":
         return Choice("torch", "no bound makes the kernel's win certain here, and it was not measured")
     index = torch.cuda.current_device() if device.index is None else device.index
-    at = (operation, index, *contest.key)
+    from prunebench_kernels import measured
+
+    at = (operation, index, measured.precision(), *contest.key)
     known = _measured.get(at)
     if known is not None:
         return known
-    from prunebench_kernels import measured
-
     may_run = not (torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing())
     decision = measured.decide_operation(operation, contest.key, contest.calls if may_run else None, device)
     if decision is None:

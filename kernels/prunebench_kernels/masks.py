@@ -440,7 +440,11 @@ class Plan:
 
     def views(self, buffer: Tensor) -> list[Tensor]:
         """The layers in a buffer that others know."""
-        return list(map(buffer.as_strided, self.shapes, self.strides, self.starts))
+        if not buffer.is_contiguous():
+            raise ArgumentError(f"flat: want a contiguous buffer, got strides {buffer.stride()}")
+        first = buffer.storage_offset()
+        starts = [start + first for start in self.starts] if first else self.starts
+        return list(map(buffer.as_strided, self.shapes, self.strides, starts))
 
     def addresses(self, layers: Layers) -> tuple[int, ...]:
         """Of each layer, counted back to where element 0 of all layers would lie."""

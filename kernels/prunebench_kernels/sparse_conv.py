@@ -530,6 +530,8 @@ class Launch:
         bytes, as torch allocates them; launched by itself it needs none of the JIT's work, which costs some 20 us.
         """
         y = x.new_empty_strided(self.shape, self.strides) if out is None else out
+        if bias is not None and not bias.is_contiguous():
+            bias = bias.contiguous()
         run = self.run
         if run is not None and _are_aligned(x, bias, residual, out):
             run(x, *self.static, bias, residual, y, *self._values)
@@ -588,11 +590,11 @@ def ieee_or_tf32() -> str:
 
 
 _tables: Any = WeakTensorKeyDictionary()
-"""Of each tensor of codes: its tables by image size. Calls under a compiler bring tensors, but no packed weight."""
+"""Of each tensor of values: its tables by image size. Calls under a compiler bring tensors, but no packed weight."""
 
 
 def _table_of(packed: PackedWeight, height: int, width: int) -> Tensor:
-    known = _tables.setdefault(packed.tensors["codes"], {})
+    known = _tables.setdefault(packed.values, {})
     key = (height, width, packed.geometry.numbers, packed.dtype, _version(packed))
     if key in known:
         return known[key]
@@ -744,7 +746,7 @@ def _choose(x: Tensor, layout: str, backend: str | None) -> Choice:
     elif math.prod(x.shape[1:]) > LARGEST_INT32:
         refusal = f"the kernel takes images of fewer than 2^31 elements, not {tuple(x.shape[1:])}"
     # Whether a layout pays is measured against dense (`SparseConv2d`, auto), with its kernel.
-    certain = f"on a GPU layout {layout} is its kernel; torch's path unrolls it into many calls"
+    certain = f"layout {layout} was asked for, and on a GPU it is its kernel"
     return select("sparse_conv2d", backend, x.device, x.dtype, refusal=refusal, certain=certain)
 
 
@@ -1011,10 +1013,15 @@ class SparseConv2d(nn.Module):
     @property
     def packed(self) -> PackedWeight:
         """The weight as it is packed now."""
-        if self._packed is None:
-            tensors = {name: self._buffers[f"packed_{name}"] for name in self._tensor_names}
+        buffers, known = self._buffers, self._packed
+        # Buffers may be replaced one by one: by load_state_dict(assign=True), or for a call by functional_call.
+        if known is None or any(
+            buffers[f"packed_{name}"] is not known.tensors[name] for name in self._tensor_names
+        ):
+            tensors = {name: buffers[f"packed_{name}"] for name in self._tensor_names}
             self._packed = PackedWeight(self.layout, self.geometry, tensors, self.settings)  # type: ignore[arg-type]
-        return self._packed
+            return self._packed
+        return known
 
     def take(self, packed: PackedWeight) -> None:
         """Use this packed weight from now on."""
@@ -1094,7 +1101,7 @@ class SparseConv2d(nn.Module):
         """y `[N, K, OH, OW]` of x `[N, C, H, W]` and, if given, a residual of y's shape."""
         if not self.is_prepared and not torch.compiler.is_compiling():
             self.prepare(x, residual)
-        return self._run(x, self._packed or self.packed, residual)
+        return self._run(x, self.packed, residual)
 
     def _run(self, x: Tensor, packed: PackedWeight, residual: Tensor | None) -> Tensor:
         bias = self._buffers["bias"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,7 +119,8 @@ def capturable(objective: Objective) -> Objective:
 
     Such an objective reads tensors alone: the batch's, the model's and its own, which it changes in place if at all.
     What Python holds (`batch.step`, a counter) stays in a graph as it was when the step was captured, and nothing may
-    wait for the GPU. The results are those of the same steps one by one.
+    wait for the GPU. The results are those of the same steps one by one; a learning rate that follows a schedule is
+    float32 then.
     """
     objective.capturable = True  # type: ignore[attr-defined]
     return objective
@@ -154,23 +155,25 @@ def train(  # noqa: PLR0913
     batches = batches.to(images.device)
     crops = None if crops is None else crops.to(images.device)
     if capture and training.can_be_captured:
-        feed: Iterable[object] = _replayed([training], [batches], [crops])
+        feed = _replayed([training], [batches], [crops])
     else:
         feed = _one_by_one(training, batches, crops)
-    for step, _ in enumerate(feed):
-        if after_step is not None:
-            training.hold.update(after_step(step + 1))
-        if (step + 1) % CHECK_EVERY == 0 or step + 1 == len(batches):
-            training.check(step + 1, len(batches))
-            if progress is not None:
-                progress(step + 1, float(training.loss))
+    with contextlib.closing(feed):
+        for step, _ in enumerate(feed):
+            if after_step is not None:
+                training.hold.update(after_step(step + 1))
+            if (step + 1) % CHECK_EVERY == 0 or step + 1 == len(batches):
+                training.check(step + 1, len(batches))
+                if progress is not None:
+                    progress(step + 1, float(training.loss))
 
 
 def train_together(trainings: Sequence[Training], batches: Sequence[Tensor]) -> None:
     """Train several networks for as many steps as `batches` (each `[steps, batch]`) have, one after another or at once.
 
     On a GPU the steps of all are branches of one CUDA graph: a small network leaves most of a GPU idle, and its
-    neighbours fill it. Each network's numbers are those of training it alone. Raises FloatingPointError as `train`,
+    neighbours fill it. Each network's numbers are those of training it alone, unless networks draw random numbers
+    (dropout) from the generator that they share. Raises FloatingPointError as `train`,
     ValueError where the numbers of steps differ.
     """
     if len({len(rows) for rows in batches}) != 1 or len(batches) != len(trainings):
@@ -215,9 +218,15 @@ class Training:
 
     @property
     def can_be_captured(self) -> bool:
-        """Whether a CUDA graph can hold the step: on a GPU, images resident there, and an objective marked so."""
-        resident = type(self.images) is Images
-        return self.device.type == "cuda" and resident and getattr(self._objective, "capturable", False)
+        """Whether a CUDA graph can hold the step.
+
+        So it is on a GPU, with images resident there, an objective marked so, and a network of known layers: what
+        other code or a hook does in Python would stay as it was when the step was captured.
+        """
+        marked = type(self.images) is Images and getattr(self._objective, "capturable", False)
+        if self.device.type != "cuda" or self.device.index not in (None, torch.cuda.current_device()):
+            return False
+        return marked and holds_known_layers_alone(self._model)
 
     def at(self, step: int) -> None:
         """Set the learning rate of a step."""
@@ -272,7 +281,25 @@ class Training:
             )
 
 
-def _one_by_one(training: Training, batches: Tensor, crops: Tensor | None) -> Iterator[None]:
+KNOWN = {"torch", "torchvision", "prunebench"}
+"""Packages whose layers keep no state in Python from step to step."""
+
+
+def holds_known_layers_alone(model: nn.Module) -> bool:
+    """Whether all of a network's modules come from `KNOWN` packages, without hooks or functions of others."""
+    for module in model.modules():
+        hooks = (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
+        if type(module).__module__.partition(".")[0] not in KNOWN or any(hooks) or "forward" in vars(module):
+            return False
+    return True
+
+
+def _one_by_one(training: Training, batches: Tensor, crops: Tensor | None) -> Generator[None, None, None]:
     with contextlib.closing(training.images.feed(batches, crops)) as feed:
         for number, x in enumerate(feed):
             training.at(number)
@@ -286,7 +313,7 @@ WARM_STEPS = 3
 
 def _replayed(
     trainings: Sequence[Training], batches: Sequence[Tensor], crops: Sequence[Tensor | None]
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """The steps of all trainings, from the fourth on as one CUDA graph with a branch for each training.
 
     Raises RuntimeError in the third if an objective waits for the GPU: a capture would fail of it, and leave torch's
@@ -351,14 +378,11 @@ class MaskHold:
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor] | None) -> None:
         self._named = dict(model.named_parameters())
         self._names: list[str] = []
+        self.buffers = 0
+        """What a captured step refers to: another number, other buffers."""
         self._weights: list[Tensor] = []
         self._factors: list[Tensor] = []
         self.update(masks)
-
-    @property
-    def buffers(self) -> int:
-        """What a captured step refers to: another number, other buffers."""
-        return id(self._factors)
 
     def update(self, masks: Mapping[str, Tensor] | None) -> None:
         """Hold these masks from now on; those of the same weights as before are written into the same buffers."""
@@ -368,6 +392,7 @@ class MaskHold:
             self._names = list(masks)
             self._weights = [self._named[name].detach() for name in masks]
             self._factors = [torch.empty_like(weight) for weight in self._weights]
+            self.buffers += 1
         for factor, mask in zip(self._factors, masks.values()):
             factor.copy_(mask)
         self.apply()

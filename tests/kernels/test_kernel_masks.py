@@ -1043,3 +1043,11 @@ def test_errors_of_application(
 ) -> None:
     with pytest.raises(ArgumentError, match=f"^{message}"):
         apply_masks(weights, given, **settings)  # type: ignore[type-var,arg-type]
+
+
+def test_views_of_a_part_of_a_buffer() -> None:
+    buffer = torch.arange(20.0)
+    (view,) = masks.layer_views(buffer[4:], [torch.empty(16)])
+    assert view.tolist() == list(range(4, 20))
+    with pytest.raises(ArgumentError, match="flat: want a contiguous buffer"):
+        masks.layer_views(buffer[::2], [torch.empty(10)])

@@ -756,3 +756,51 @@ def _in_process(script: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+# --- tensors that change under a module ----------------------------------------------------------------------
+
+
+def packed_module(layout: str, bias: Tensor | None = None) -> tuple[SparseConv2d, Tensor]:
+    """A packed 3x3 convolution of 16 channels by its kernel, and its input."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(16, 16, 3, 3, generator=generator)
+    weight *= torch.rand(weight.shape, generator=generator) < 0.2
+    packed = pack(weight, layout, geometry=Geometry(16, 16, padding=(1, 1)))
+    return SparseConv2d(packed, bias, backend="triton"), torch.randn(8, 16, 4, 4, generator=generator)
+
+
+def expected_of(module: SparseConv2d, x: Tensor) -> Tensor:
+    return functional.conv2d(x, module.packed.unpack().float(), module.bias, padding=1)
+
+
+@pytest.mark.parametrize("layout", ["block", "direct"])
+@pytest.mark.parametrize(
+    "bias", [torch.randn(32)[::2], torch.randn(1).expand(16)], ids=["strided", "expanded"]
+)
+def test_a_bias_of_any_strides(layout: str, bias: Tensor) -> None:
+    module, x = packed_module(layout, bias)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(module(x), expected_of(module, x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["block", "direct"])
+def test_buffers_that_are_replaced_are_used(layout: str) -> None:
+    module, x = packed_module(layout)
+    with torch.no_grad():
+        before = module(x)
+        doubled = {name: 2 * v if v.is_floating_point() else v for name, v in module.state_dict().items()}
+        replaced = torch.func.functional_call(module, {"packed_values": 3 * module.packed_values}, (x,))
+        torch.testing.assert_close(replaced, 3 * before, rtol=1e-4, atol=1e-4)
+        module.load_state_dict(doubled, assign=True)
+        torch.testing.assert_close(module(x), 2 * before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["block", "direct"])
+def test_a_round_trip_through_half_precision_is_seen(layout: str) -> None:
+    module, x = packed_module(layout)
+    with torch.no_grad():
+        module(x)
+        module.half().float()
+        torch.testing.assert_close(module(x), expected_of(module, x), rtol=1e-5, atol=1e-5)
