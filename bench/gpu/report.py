@@ -21,10 +21,12 @@ WAYS = {"called": "as called", "graph": "CUDA graph", "kernels": "kernels alone,
 
 
 NOTES = {
-    "b4af7a27": "The four checks of this run that fail compare the mutual information of one model, which is exactly 0, by "
-    "its relative error: a fault of the check, mended since. Two captures of the first training item broke, and what "
-    "followed in that process lost its baselines; mended since, not measured again. The source was not committed yet; "
-    "kernels changed since then in layouts `compact` (removed), in checks of arguments and in comments.",
+    "b4af7a27": (
+        "The four checks of this run that fail compare the mutual information of one model, which is exactly 0, by its "
+        "relative error: a fault of the check, mended since. Two captures of the first training item broke, and what "
+        "followed in that process lost its baselines; mended since, not measured again. The source was not committed "
+        "yet, and smaller changes came after it."
+    )
 }
 """What must be known of a run and its raw results do not tell."""
 
