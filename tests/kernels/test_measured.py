@@ -454,18 +454,24 @@ def test_an_operation_is_decided_once_for_a_shape_class_as_it_is_called(
     assert len(asked) == 3 * made
 
 
-def test_time_as_called_is_the_hosts_over_ten_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two seconds a call, and a wait of ten at the end of ten: three seconds a call."""
+@pytest.mark.parametrize(
+    ("seconds", "together"), [(20e-6, 10), (250e-6, 4), (2.0, 1)], ids=["short", "a quarter of a ms", "long"]
+)
+def test_time_as_called_is_the_hosts_over_calls_of_two_ms(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, together: int
+) -> None:
+    """At most ten calls, of 2 ms in all, between two waits, which are shared out; the first alone tells how many."""
     now, called = [0.0], [0]
 
     def call() -> None:
-        now[0] += 2.0
+        now[0] += seconds
         called[0] += 1
 
     def wait() -> None:
-        now[0] += 10.0 if called[0] % 10 == 0 and called[0] else 0.0
+        now[0] += seconds  # the GPU's work on the last call
 
     monkeypatch.setattr(torch.cuda, "synchronize", wait)
     monkeypatch.setattr(measured.time, "perf_counter", lambda: now[0])
-    assert time_as_called({"a": call}, 2) == {"a": pytest.approx([3000.0, 3000.0])}
-    assert called == [20]
+    share = seconds * (together + 1) / together * 1e3
+    assert time_as_called({"a": call}, 2) == {"a": pytest.approx([share, share])}
+    assert called[0] == 1 + 2 * together
