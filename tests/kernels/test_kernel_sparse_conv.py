@@ -34,6 +34,7 @@ from prunebench_kernels.layouts import (
     pack,
 )
 from prunebench_kernels.measured import QUICK, Choices, Decision, Measuring, Samples
+from prunebench_kernels.reference import sparse_conv2d as oracle
 from prunebench_kernels.sparse_conv import SparseConv2d, Tile, launch, sparse_conv2d, tile_of, tiles
 from test_sparse_layouts import ANYWHERE, geometry_of, masked_weight, takes, two_of_four
 from torch import Tensor, nn
@@ -53,31 +54,6 @@ def poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
-
-
-def oracle(
-    x: Tensor,
-    packed: PackedWeight,
-    bias: Tensor | None = None,
-    *,
-    residual: Tensor | None = None,
-    relu: bool = False,
-) -> Tensor:
-    """The dense convolution of the unpacked weight in float64."""
-    shape = packed.geometry
-    offset = None if bias is None else bias.double()
-    y = functional.conv2d(
-        x.double(),
-        packed.unpack().double(),
-        offset,
-        shape.stride,
-        shape.padding,
-        shape.dilation,
-        shape.groups,
-    )
-    if residual is not None:
-        y = y + residual.double()
-    return y.relu() if relu else y
 
 
 def inputs(case: cases.ConvCase, dtype: torch.dtype, index: int) -> tuple[Tensor, dict[str, Any]]:
