@@ -17,7 +17,7 @@ ROWS = {
     "deferral": 2.5, "labels": 2.5,
     "pruning": 2, "training": 2, "tasks": 2, "models": 2, "metrics": 2, "stats": 2, "speed": 2,
     "reports": 8.5, "verdicts": 4.9, "comparison": 4.8, "scoring": 4.7, "pairing": 2, "bootstrap": 2,
-    "store": 1.5, "overlay": 1, "suite": 1, "record": 1, "registry": 1, "spec": 0.5, "errors": 0,
+    "store": 1.5, "overlay": 1, "suite": 1, "record": 1, "registry": 1, "spec": 0.5, "report": 0.5, "errors": 0,
 }  # fmt: skip
 """The rows of the layout; a fraction orders rooms within one."""
 

@@ -1,0 +1,60 @@
+"""Markdown: tables in pipes, text that shows as it is, lists and pages."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from prunebench.report.table import Table
+
+
+def markdown_table(table: Table[Any]) -> str:
+    """A table in GitHub's pipes, cells unpadded, so that one changed number changes one line."""
+    width = len(table.columns)
+    lines = [_pipes(escape(column.title) for column in table.columns)]
+    lines.append(_pipes("--:" if column.numeric else ":--" for column in table.columns))
+    for group in table.groups:
+        if group.heading:
+            place = next((i for i, c in enumerate(table.columns) if not c.numeric), 0)
+            words = [f"*{escape(group.heading)}*" if i == place else "" for i in range(width)]
+            lines.append(_pipes(words))
+        lines += (_pipes(escape(cell.text) for cell in table.cells(row)) for row in group.rows)
+    return "\n".join(lines)
+
+
+def pipe_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of texts that are Markdown already."""
+    titles = list(head)
+    return "\n".join([_pipes(titles), _pipes([":--"] * len(titles)), *map(_pipes, rows)])
+
+
+def _pipes(texts: Iterable[str]) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+def escape(text: str) -> str:
+    """Text that Markdown and HTML show as it is, on one line."""
+    plain = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", plain)
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """A list."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def link(text: str, address: str) -> str:
+    """A link; the text is escaped, the address is not."""
+    return f"[{escape(text)}]({address})"
+
+
+def picture(text: str, address: str) -> str:
+    """A picture with its words."""
+    return f"![{escape(text)}]({address})"
+
+
+def page(parts: Iterable[str]) -> str:
+    """Paragraphs with a blank line between them; empty ones are left out."""
+    return "\n\n".join(part for part in parts if part) + "\n"
