@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prunebench.data.images import Images, draw_batches
 from prunebench.models import Classifier, build_model
 from prunebench.pruning.learned import LearnedMasks
 from prunebench.pruning.masks import prunable
-from prunebench.training import Batch, Images, LoopSettings, draw_batches, evaluate, resolve_precision, train
-from prunebench.training.objectives import contrastive_loss, cross_entropy, gce_objective
+from prunebench.training import Batch, LoopSettings, evaluate, resolve_precision, train
+from prunebench.training.losses import contrastive_loss, cross_entropy, gce_objective
 
 BATCH, IMAGES, ROUNDS, STEPS = 256, 55_000, 5, 4
 SCHEDULE = {"mining": 400, "pretraining": 600, "mask": 400, "fine-tuning": 200}

@@ -12,9 +12,9 @@ import pytest
 import torch
 from scipy import stats
 
-from prunebench.api import carry_out, make_plan
-from prunebench.store import Store
-from prunebench.suite import Suite
+from prunebench.api import execute_plan, make_plan
+from prunebench.results.store import Store
+from prunebench.suites import Suite
 from prunebench.training import resolve_precision
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -27,7 +27,7 @@ def run_in(precision: str, out: Path) -> tuple[dict[int, dict[str, float | None]
         precision, ("colored-digits@2pct",), ("dense",), (0.5,), SEEDS, recipe={"precision": precision}
     )
     start = time.perf_counter()
-    carry_out(make_plan(suite, out=out, device="cpu"), workers=0)
+    execute_plan(make_plan(suite, out=out, device="cpu"), workers=0)
     seconds = time.perf_counter() - start
     return {record.spec["seed"]: record.metrics for record in Store(out).records()[0]}, seconds
 

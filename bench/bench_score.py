@@ -18,11 +18,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prunebench.bootstrap import bootstrap_cells
-from prunebench.record import SCHEMA_VERSION, CostReport, GroupRow, Percentiles, RunRecord, Sparsity
-from prunebench.scoring import score_results
-from prunebench.spec import Recipe, RunSpec
-from prunebench.store import Store
+from prunebench.results.record import (
+    SCHEMA_VERSION,
+    CostReport,
+    GroupRow,
+    Percentiles,
+    RunRecord,
+    SparsityReport,
+)
+from prunebench.results.spec import Recipe, RunSpec
+from prunebench.results.store import Store
+from prunebench.runner.rescore import rescore_results
+from prunebench.stats.bootstrap import bootstrap_cells
 from prunebench.tasks import Split, Splits, Task, splits_hash
 
 CLASSES, SEEDS = 10, 5
@@ -67,7 +74,7 @@ def write_runs(out: Path, task: Drawn, runs: int) -> None:
         )  # fmt: skip
         record = RunRecord(
             SCHEMA_VERSION, spec.run_id, "ok", spec.to_dict(), {"name": "magnitude"}, cost=cost,
-            splits_hash=splits_hash(drawn[seed]), sparsity=Sparsity(0.9, 0.9, {}),
+            splits_hash=splits_hash(drawn[seed]), sparsity=SparsityReport(0.9, 0.9, {}),
             groups=[GroupRow(0, 0, True, 1, 1)],
         )  # fmt: skip
         generator = torch.Generator().manual_seed(number)
@@ -99,7 +106,7 @@ def time_scoring(runs: int, samples: int) -> None:
         sizes = f"{runs} runs of {samples} x {CLASSES} logits, val and test, {SEEDS} draws"
         for what, changing in (("all written", runs), ("none changed", 0)):
             with measured(f"score {sizes}, {what}"):
-                scored = list(score_results(Path(folder), resolve=lambda name, root: task))
+                scored = list(rescore_results(Path(folder), resolve=lambda name, root: task))
             assert not any(entry.problem for entry in scored)
             assert sum(bool(entry.changes) for entry in scored) == changing
 

@@ -18,9 +18,9 @@ from prunebench_kernels.measured import Choices, Measuring
 from prunebench_kernels.sparsify import SparseNetwork, fold_dense, sparsify
 from torch import Tensor, nn
 
+from prunebench.inference.latency import interleaved_latency
 from prunebench.models import build_model
 from prunebench.pruning.masks import apply_masks, prunable
-from prunebench.speed import interleaved_latency
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

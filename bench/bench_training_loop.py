@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch.nn import functional
 
+from prunebench.data.images import Images, draw_batches
 from prunebench.models import build_model
 from prunebench.pruning.masks import prunable
-from prunebench.training import Images, LoopSettings, draw_batches, resolve_precision, train
-from prunebench.training.objectives import cross_entropy
+from prunebench.training import LoopSettings, resolve_precision, train
+from prunebench.training.losses import cross_entropy
 
 STEPS, ROUNDS = 12, 7
 CASES = {"convnet-small": (16, 128), "convnet": (28, 256)}

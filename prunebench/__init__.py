@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunebench.api import load_results, run
-    from prunebench.experiment import Experiment, Pruned
-    from prunebench.registry import criterion, method
+    from prunebench.methods.api import method
+    from prunebench.methods.criteria import criterion
+    from prunebench.methods.experiment import Experiment, Pruned
 
 _HOMES = {
     "run": "prunebench.api",
     "load_results": "prunebench.api",
-    "criterion": "prunebench.registry",
-    "method": "prunebench.registry",
-    "Experiment": "prunebench.experiment",
-    "Pruned": "prunebench.experiment",
+    "criterion": "prunebench.methods.criteria",
+    "method": "prunebench.methods.api",
+    "Experiment": "prunebench.methods.experiment",
+    "Pruned": "prunebench.methods.experiment",
 }
 
 __all__ = ["Experiment", "Pruned", "criterion", "load_results", "method", "run"]

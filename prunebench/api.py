@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunebench.cells import Cell, Workplace, expand, plan
-from prunebench.environment import requested_kernels
 from prunebench.errors import StoreError, UsageError
-from prunebench.launch import Event, InlineLauncher, LocalLauncher
-from prunebench.store import Damaged, Store, open_results
-from prunebench.suite import Suite, load_suite
+from prunebench.results.store import CorruptRecord, Store, open_results
+from prunebench.runner.environment import requested_kernels
+from prunebench.runner.local import Event, InlineLauncher, LocalLauncher
+from prunebench.runner.plan import PlannedRun, RunContext, expand, plan
+from prunebench.suites import Suite, load_suite
 
 if TYPE_CHECKING:
     import polars
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do: all cells, those still to run, and records that cannot be read."""
+    """What a run would do: all runs, those still to run, and records that cannot be read."""
 
     suite: Suite
-    place: Workplace
-    cells: list[Cell]
-    todo: list[Cell]
-    damaged: list[Damaged]
+    context: RunContext
+    runs: list[PlannedRun]
+    todo: list[PlannedRun]
+    damaged: list[CorruptRecord]
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,19 @@ def make_plan(
     requested_kernels()
     suite = load_suite(suite) if isinstance(suite, str) else suite
     root = data_root or os.environ.get("PRUNEBENCH_DATA") or None
-    place = Workplace(
+    context = RunContext(
         Path(out) if out is not None else Path("results") / suite.name,
         None if root is None else Path(root),
         choose_device(device),
         keep_models,
     )
-    store = Store(place.out)
-    cells = expand(suite, place.data_root)
+    store = Store(context.out)
+    runs = expand(suite, context.data_root)
     damaged = store.records()[1]
     for entry in damaged:
         if entry.newer:
             raise StoreError(f"{entry.reason}, or choose another --out")
-    return Plan(suite, place, cells, plan(cells, store), damaged)
+    return Plan(suite, context, runs, plan(runs, store), damaged)
 
 
 def choose_device(device: str) -> str:
@@ -88,13 +88,13 @@ def choose_device(device: str) -> str:
     return device
 
 
-def make_launcher(place: Workplace, workers: int | None) -> LocalLauncher | InlineLauncher:
+def make_launcher(context: RunContext, workers: int | None) -> LocalLauncher | InlineLauncher:
     """Worker processes: by default one a core, or one a GPU; `workers=0` runs in this process."""
     import torch
 
     if workers == 0:
         return InlineLauncher()
-    gpus = torch.cuda.device_count() if place.device == "cuda" else 0
+    gpus = torch.cuda.device_count() if context.device == "cuda" else 0
     return LocalLauncher(workers or gpus or count_cores(), gpus=gpus)
 
 
@@ -105,14 +105,14 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
-def carry_out(
+def execute_plan(
     plan: Plan, *, workers: int | None = None, on_event: Callable[[Event], None] | None = None
 ) -> Outcome:
     """Run what is left of a plan. Raises StoreError when results cannot be written."""
-    Store(plan.place.out).prepare()
+    Store(plan.context.out).prepare()
     ok = failed = 0
     if plan.todo:
-        for event in make_launcher(plan.place, workers).map(plan.todo, plan.place):
+        for event in make_launcher(plan.context, workers).map(plan.todo, plan.context):
             if event.kind == "fatal":
                 raise StoreError(event.values["reason"])
             if event.kind == "done":
@@ -120,7 +120,7 @@ def carry_out(
                 failed += event.values["status"] != "ok"
             if on_event is not None:
                 on_event(event)
-    return Outcome(plan.place.out, len(plan.cells), len(plan.cells) - len(plan.todo), ok, failed)
+    return Outcome(plan.context.out, len(plan.runs), len(plan.runs) - len(plan.todo), ok, failed)
 
 
 def run(  # noqa: PLR0913
@@ -146,7 +146,7 @@ def run(  # noqa: PLR0913
     suite = load_suite(suite) if isinstance(suite, str) else suite
     suite = suite.narrowed(tasks=tasks, methods=methods, sparsities=sparsities, seeds=seeds)
     plan = make_plan(suite, out=out, data_root=data_root, device=device)
-    outcome = carry_out(plan, workers=workers, on_event=on_event)
+    outcome = execute_plan(plan, workers=workers, on_event=on_event)
     problem = publish_run(Store(outcome.out).records()[0], outcome.out, outcome.out / "leaderboard")
     if problem is not None:
         warnings.warn(f"the board links to no analysis: {problem}", stacklevel=2)
@@ -159,7 +159,7 @@ def load_results(path: str | Path) -> polars.DataFrame:
     Metrics of failed runs are null. A damaged record is left out with a warning that names it. Raises StoreError
     for a folder without results.
     """
-    from prunebench.leaderboard.table import results_frame
+    from prunebench.results.frame import results_frame
 
     records, damaged = open_results(Path(path)).records()
     for entry in damaged:

@@ -5,8 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from prunebench.record import SCHEMA_VERSION, CostReport, GroupRow, Mining, Percentiles, RunRecord, Sparsity
-from prunebench.spec import Recipe, RunSpec
+from prunebench.results.record import (
+    SCHEMA_VERSION,
+    CostReport,
+    GroupRow,
+    Mining,
+    Percentiles,
+    RunRecord,
+    SparsityReport,
+)
+from prunebench.results.spec import Recipe, RunSpec
 
 RECIPE = Recipe(steps=400, finetune_steps=100, batch_size=128)
 MACHINE = {
@@ -53,7 +61,7 @@ def run(
         "environment": dict(MACHINE),
         "code": {"commit": "abcdef0123456789", "dirty": False, "version": "0.1.0"},
         "splits_hash": f"splits of seed {seed}",
-        "sparsity": Sparsity(sparsity, achieved, {"head.weight": achieved}),
+        "sparsity": SparsityReport(sparsity, achieved, {"head.weight": achieved}),
         "groups": [
             GroupRow(label, bias, label == bias, 100, 90 if label == bias else hits)
             for label in (0, 1)

@@ -15,8 +15,15 @@ import pytest
 import torch
 from hypothesis import settings
 
-from prunebench.record import SCHEMA_VERSION, CostReport, GroupRow, Percentiles, RunRecord, Sparsity
-from prunebench.spec import Recipe, RunSpec
+from prunebench.results.record import (
+    SCHEMA_VERSION,
+    CostReport,
+    GroupRow,
+    Percentiles,
+    RunRecord,
+    SparsityReport,
+)
+from prunebench.results.spec import Recipe, RunSpec
 
 torch.set_num_threads(1)
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=50)
@@ -60,7 +67,7 @@ def make_record(spec: RunSpec) -> Callable[..., RunRecord]:
             "status": "ok",
             "spec": cell.to_dict(),
             "method": {"name": cell.method, "supervision": "none", "cite": "Han et al., 2015"},
-            "sparsity": Sparsity(0.9, 0.9, {"head.weight": 0.9}),
+            "sparsity": SparsityReport(0.9, 0.9, {"head.weight": 0.9}),
             "groups": [GroupRow(0, 0, True, 4, 3), GroupRow(0, 1, False, 5, 1)],
             "metrics": {"plain": 4 / 9, "aligned": 0.75, "conflicting": 0.2},
             "cost": CostReport(100, 10, 1000, 100, 64, times, times, 12.5, 30, 20),

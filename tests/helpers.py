@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prunebench.api import Outcome, carry_out, make_plan
-from prunebench.record import RunRecord
-from prunebench.store import Store
-from prunebench.suite import Suite
+from prunebench.api import Outcome, execute_plan, make_plan
+from prunebench.results.record import RunRecord
+from prunebench.results.store import Store
+from prunebench.suites import Suite
 
 TASK = "colored-digits@2pct"
 RECIPE = {"steps": 12, "finetune_steps": 6, "batch_size": 32, "schedule": "constant"}
@@ -58,7 +58,7 @@ def run_inline(
     suite: Suite, out: Path, *, data_root: Path | None = None
 ) -> tuple[Outcome, dict[str, RunRecord]]:
     """Run a suite in this process; gives the outcome and the records by `method sparsity seed`."""
-    outcome = carry_out(make_plan(suite, out=out, data_root=data_root), workers=0)
+    outcome = execute_plan(make_plan(suite, out=out, data_root=data_root), workers=0)
     records, damaged = Store(out).records()
     assert not damaged
     return outcome, {name_of(record): record for record in records}

@@ -34,11 +34,11 @@ from prunebench.analysis.values import (
     read_analysis,
     write_analysis,
 )
-from prunebench.console import write_leaderboard
+from prunebench.cli.progress import write_leaderboard
 from prunebench.errors import StoreError, UsageError
-from prunebench.labels import Labels
 from prunebench.leaderboard import build_board
-from prunebench.store import Store
+from prunebench.results.store import Store
+from prunebench.runner.ground_truth import GroundTruth
 from prunebench.tasks import Attributes, Splits, Task, resolve_task
 from prunebench.tasks.colored_digits import ColoredDigits
 
@@ -46,7 +46,7 @@ CLASSES, SAMPLES = 10, 1000
 
 
 @pytest.fixture
-def truth() -> Labels:
+def truth() -> GroundTruth:
     """Digits in balanced groups; in training nine of ten are aligned."""
     task = resolve_task(TASK)
     generator = torch.Generator().manual_seed(0)
@@ -54,7 +54,7 @@ def truth() -> Labels:
     test_bias = torch.arange(SAMPLES) // CLASSES % CLASSES
     broken = torch.rand(SAMPLES, generator=generator) < 0.1
     train_bias = torch.where(broken, (y + 1) % CLASSES, y)
-    return Labels(
+    return GroundTruth(
         task,
         {"train": y, "val": y, "test": y},
         {"train": train_bias, "val": train_bias, "test": test_bias},
@@ -67,21 +67,23 @@ def logits_of(said: Tensor, confidence: float = 4.0) -> Tensor:
     return confidence * functional.one_hot(said, CLASSES).float()
 
 
-def run_of(truth: Labels, said: Tensor, *, method: str = "m", sparsity: float = 0.9, seed: int = 0) -> Run:
+def run_of(
+    truth: GroundTruth, said: Tensor, *, method: str = "m", sparsity: float = 0.9, seed: int = 0
+) -> Run:
     """A run that says `said` on test and is right on validation."""
     dense = method == "dense"
     logits = {"val": logits_of(truth.y["val"]), "test": logits_of(said)}
     return Run(method, 0.0 if dense else sparsity, dense, 0.0 if dense else sparsity, seed, logits)
 
 
-def outputs_of(truth: Labels, runs: list[Run]) -> Outputs:
+def outputs_of(truth: GroundTruth, runs: list[Run]) -> Outputs:
     spec = {"model": "convnet-small", "recipe": {"steps": 1}}
     return Outputs(
         "digits", truth.task, spec, tuple(runs), {run.seed: truth for run in runs}, ("x: no logits",)
     )
 
 
-def test_a_model_that_reads_the_bias_alone(truth: Labels) -> None:
+def test_a_model_that_reads_the_bias_alone(truth: GroundTruth) -> None:
     found = measure_run(run_of(truth, truth.bias["test"]), truth)
     assert found.values["bias_gap"] == 1
     assert found.values["conflicting"] == 0
@@ -92,14 +94,14 @@ def test_a_model_that_reads_the_bias_alone(truth: Labels) -> None:
     assert found.predicted.tolist() == truth.bias["test"].tolist()
 
 
-def test_a_model_that_reads_the_label_alone(truth: Labels) -> None:
+def test_a_model_that_reads_the_label_alone(truth: GroundTruth) -> None:
     found = measure_run(run_of(truth, truth.y["test"]), truth)
     assert found.values["bias_gap"] == 0
     assert found.values["bias_amplification"] == 0
     assert found.right.all()
 
 
-def test_a_class_without_an_identity_of_its_own_has_no_amplification(truth: Labels) -> None:
+def test_a_class_without_an_identity_of_its_own_has_no_amplification(truth: GroundTruth) -> None:
     class Odd(ColoredDigits):
         def aligned(self, y: Tensor, bias: Tensor) -> Tensor:
             return (y == 0) | ((y == bias) & (y > 1))
@@ -109,7 +111,7 @@ def test_a_class_without_an_identity_of_its_own_has_no_amplification(truth: Labe
     assert torch.isnan(found).tolist() == [True, True, *[False] * 8]
 
 
-def test_changes_are_paired_by_seed(truth: Labels) -> None:
+def test_changes_are_paired_by_seed(truth: GroundTruth) -> None:
     """Dense is right in seed 0 and reads the bias in seed 1; pruned reads the bias in both, and in seed 7."""
     label, bias = truth.y["test"], truth.bias["test"]
     runs = [run_of(truth, label, method="dense"), run_of(truth, bias, method="dense", seed=1)]
@@ -133,7 +135,7 @@ def test_estimates_have_no_interval_with_one_seed_and_no_mean_with_an_undefined_
     assert both.low == pytest.approx(0.5 - 12.7062 * 0.1, abs=1e-3)
 
 
-def test_an_analysis_of_everything(truth: Labels, tmp_path: Path) -> None:
+def test_an_analysis_of_everything(truth: GroundTruth, tmp_path: Path) -> None:
     """Pruned runs say the next class of the first tenth of the samples: the exemplars are just those."""
     label = truth.y["test"]
     wrong = torch.where(torch.arange(SAMPLES) < SAMPLES // 10, (label + 1) % CLASSES, label)
@@ -168,7 +170,7 @@ def test_an_analysis_of_everything(truth: Labels, tmp_path: Path) -> None:
     assert read_analysis(write_analysis(found, tmp_path)) == found
 
 
-def test_pruning_that_changes_no_label_has_no_exemplars(truth: Labels) -> None:
+def test_pruning_that_changes_no_label_has_no_exemplars(truth: GroundTruth) -> None:
     runs = [
         run_of(truth, truth.y["test"], method=method, seed=seed)
         for method in ("dense", "m")
@@ -179,7 +181,7 @@ def test_pruning_that_changes_no_label_has_no_exemplars(truth: Labels) -> None:
     assert (exemplars.share, exemplars.taxicab, exemplars.right_share) == (0, 0, None)
 
 
-def test_equal_populations_have_their_own_distance(truth: Labels) -> None:
+def test_equal_populations_have_their_own_distance(truth: GroundTruth) -> None:
     """Of two seeds one says the next class of every sample, dense as pruned: distance 2 from the other seed."""
     label = truth.y["test"]
     said = (label, (label + 1) % CLASSES)
@@ -192,7 +194,7 @@ def test_equal_populations_have_their_own_distance(truth: Labels) -> None:
     assert (exemplars.matched_share, exemplars.control_share) == (1, 1)
 
 
-def test_what_defers_to_the_dense_model_says_nothing_of_few_weights(truth: Labels) -> None:
+def test_what_defers_to_the_dense_model_says_nothing_of_few_weights(truth: GroundTruth) -> None:
     label = truth.y["test"]
     runs = [run_of(truth, label, method=method, seed=seed) for method in ("dense", "m") for seed in (0, 1)]
     runs += [
@@ -203,14 +205,14 @@ def test_what_defers_to_the_dense_model_says_nothing_of_few_weights(truth: Label
     assert {cell.method for cell in found.cells} == {"dense", "m", "n"}
 
 
-def test_seeds_are_those_of_the_runs(truth: Labels) -> None:
+def test_seeds_are_those_of_the_runs(truth: GroundTruth) -> None:
     runs = [run_of(truth, truth.y["test"], method="dense", seed=3), run_of(truth, truth.bias["test"], seed=3)]
     outputs = outputs_of(truth, runs)
     more = dataclasses.replace(outputs, truths={1: truth, **outputs.truths})
     assert analyze_outputs(more).seeds == (3,)
 
 
-def test_the_same_runs_in_another_order_give_the_same_analysis(truth: Labels) -> None:
+def test_the_same_runs_in_another_order_give_the_same_analysis(truth: GroundTruth) -> None:
     generator = torch.Generator().manual_seed(1)
     runs = []
     for method in ("dense", "m", "n"):
@@ -220,7 +222,7 @@ def test_the_same_runs_in_another_order_give_the_same_analysis(truth: Labels) ->
     assert analyze_outputs(outputs_of(truth, runs)) == analyze_outputs(outputs_of(truth, runs[::-1]))
 
 
-def test_a_single_seed_has_neither_tests_nor_control(truth: Labels) -> None:
+def test_a_single_seed_has_neither_tests_nor_control(truth: GroundTruth) -> None:
     runs = [run_of(truth, truth.y["test"], method="dense"), run_of(truth, truth.bias["test"])]
     found = analyze_outputs(outputs_of(truth, runs))
     assert not found.splits
@@ -231,7 +233,7 @@ def test_a_single_seed_has_neither_tests_nor_control(truth: Labels) -> None:
     assert {line.verdict for line in found.claims[0].evidence} == {"undecided"}
 
 
-def test_attributes_are_analysed_by_output(truth: Labels) -> None:
+def test_attributes_are_analysed_by_output(truth: GroundTruth) -> None:
     """Five attributes, the last one an identity; pruned models flip the first attribute of every tenth sample."""
     generator = torch.Generator().manual_seed(2)
     label = (torch.rand(SAMPLES, 5, generator=generator) < 0.5).to(torch.uint8)
@@ -241,7 +243,7 @@ def test_attributes_are_analysed_by_output(truth: Labels) -> None:
     task.num_classes = task.num_biases = 2
     labels = dict.fromkeys(("train", "val", "test"), label)
     bias = {name: label[:, 4].long() for name in labels}
-    many = Labels(task, labels, bias, "0" * 16, "0" * 16)
+    many = GroundTruth(task, labels, bias, "0" * 16, "0" * 16)
     dense = 6.0 * label.float() - 3 + 0.1 * torch.randn(label.shape, generator=generator)
     pruned = dense.clone()
     pruned[::10, 0] *= -1
@@ -308,7 +310,7 @@ def test_correlations_are_judged_by_their_sign(low: float, high: float, verdict:
     assert [line.verdict for line in claim.evidence] == [verdict]
 
 
-def measured_at(truth: Labels, method: str, values: dict[str, float], seed: int = 0) -> Measured:
+def measured_at(truth: GroundTruth, method: str, values: dict[str, float], seed: int = 0) -> Measured:
     """A run with these values and no others."""
     run = measure_run(run_of(truth, truth.y["test"], method=method, seed=seed), truth)
     return dataclasses.replace(run, values={"accuracy": 1.0, **values}, entries={})
@@ -319,7 +321,7 @@ def rhos_of(cells: dict[tuple[str, float | None], list[Measured]]) -> dict[str |
     return {entry.method: entry.rho for entry in found if entry.second == "b"}
 
 
-def test_correlations_within_methods_leave_out_what_differs_between_them(truth: Labels) -> None:
+def test_correlations_within_methods_leave_out_what_differs_between_them(truth: GroundTruth) -> None:
     """In either method uncertainty rises with the bias; the method with less bias is the more uncertain one."""
     cells = {
         (method, step / 10): [
@@ -335,7 +337,7 @@ def test_correlations_within_methods_leave_out_what_differs_between_them(truth: 
     assert found[None].n == 2
 
 
-def test_dense_runs_are_no_part_of_every_method(truth: Labels) -> None:
+def test_dense_runs_are_no_part_of_every_method(truth: GroundTruth) -> None:
     cells = {("dense", 0.0): [measured_at(truth, "dense", {"u": 9.0, "b": -9.0})]}
     for step in range(5):
         cells["m", step / 10] = [measured_at(truth, "m", {"u": step, "b": step})]
@@ -345,7 +347,7 @@ def test_dense_runs_are_no_part_of_every_method(truth: Labels) -> None:
     assert found["m"].mean < 1
 
 
-def test_the_interval_of_a_correlation_is_over_seeds(truth: Labels) -> None:
+def test_the_interval_of_a_correlation_is_over_seeds(truth: GroundTruth) -> None:
     """Rising in two seeds, falling in a third: 1, 1 and -1 leave everything open; four points decide nothing."""
 
     def cells(steps: int, signs: tuple[int, ...]) -> dict[tuple[str, float | None], list[Measured]]:
@@ -369,7 +371,7 @@ def test_nothing_to_judge_by_is_a_sentence() -> None:
     assert claims.claim_of_foretelling([], [], "classes").answer == "Nothing to judge it by."
 
 
-def test_changes_of_amplification_are_over_outputs_defined_in_both_runs(truth: Labels) -> None:
+def test_changes_of_amplification_are_over_outputs_defined_in_both_runs(truth: GroundTruth) -> None:
     """The pruned model never says 0, so nothing is known of that class; all others are as they were."""
     bias = truth.bias["test"]
     dense = measure_run(run_of(truth, bias, method="dense"), truth)
@@ -472,11 +474,11 @@ def test_runs_without_their_logits_are_listed(
 def test_seeds_with_a_test_split_of_their_own_are_left_out(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def shifted(task: Task, splits: Splits) -> Labels:
+    def shifted(task: Task, splits: Splits) -> GroundTruth:
         return dataclasses.replace(original(task, splits), test_hash=str(next(numbers)))
 
-    original, numbers = Labels.of, itertools.count()
-    monkeypatch.setattr(Labels, "of", shifted)
+    original, numbers = GroundTruth.of, itertools.count()
+    monkeypatch.setattr(GroundTruth, "of", shifted)
     found = only(results)
     assert found.seeds == (0,)
     assert len(found.left_out) == 3

@@ -44,13 +44,13 @@ from prunebench.analysis.values import (
     read_analysis,
     write_analysis,
 )
-from prunebench.console import write_leaderboard
+from prunebench.cli.progress import write_leaderboard
 from prunebench.errors import StoreError, UsageError
 from prunebench.leaderboard import build_board, write_board
 from prunebench.leaderboard.figures import method_styles
 from prunebench.leaderboard.layout import Sheet
 from prunebench.leaderboard.words import MISSING, UNKNOWN
-from prunebench.store import Store
+from prunebench.results.store import Store
 
 PHONE = {"width": 390, "height": 844}
 FEW = ("dcwp", "magnitude", "snip")

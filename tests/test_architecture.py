@@ -11,13 +11,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "prunebench"
 
 ROWS = {
-    "cli": 9, "listings": 8.5, "console": 8, "api": 7, "analysis": 6.5, "leaderboard": 6, "submission": 6, "launch": 5,
-    "timing": 4.7, "execute": 4.5, "cells": 4, "profile": 4,
-    "methods": 3.5, "measure": 3.5, "experiment": 3, "environment": 3,
-    "deferral": 2.5, "labels": 2.5,
-    "pruning": 2, "training": 2, "tasks": 2, "models": 2, "metrics": 2, "stats": 2, "speed": 2,
-    "reports": 8.5, "verdicts": 4.9, "comparison": 4.8, "scoring": 4.7, "pairing": 2, "bootstrap": 2,
-    "store": 1.5, "overlay": 1, "suite": 1, "record": 1, "registry": 1, "spec": 0.5, "report": 0.5, "errors": 0,
+    "cli": 9, "__main__": 9, "api": 8, "analysis": 7, "submission": 7, "leaderboard": 6, "comparison": 6, "profile": 6,
+    "runner": 5, "methods": 4, "inference": 3, "training": 3, "pruning": 3, "tasks": 2, "models": 2, "suites": 2,
+    "data": 1.5, "metrics": 1, "results": 1, "stats": 0.5, "report": 0.5, "errors": 0,
 }  # fmt: skip
 """The rows of the layout; a fraction orders rooms within one."""
 

@@ -12,17 +12,24 @@ from helpers import RECIPE, run_inline
 from PIL import Image
 from test_tasks import TEST, TRAIN, VAL, write_mnist
 
-from prunebench.cells import expand
+from prunebench.cli.listing import task_tables
+from prunebench.data.transforms import add_yellow_corner, corner_side, turn_grey
 from prunebench.errors import DataError, UsageError
 from prunebench.leaderboard import write_board
 from prunebench.metrics.bias import bias_amplification
-from prunebench.suite import Suite, load_suite
-from prunebench.tasks import Split, Splits, backdoor_sources, describe_families, resolve_task, splits_hash
+from prunebench.runner.plan import expand
+from prunebench.suites import Suite, load_suite
+from prunebench.tasks import Split, Splits, describe_families, resolve_task, splits_hash
+from prunebench.tasks import backdoor as backdoor_sources
 from prunebench.tasks.colored_digits import read_digits, split_off_test
-from prunebench.tasks.digit_attributes import NAMES, DigitAttributes, render
-from prunebench.tasks.digits import DIGIT_ATTRIBUTES, choose_shares, has_attribute
-from prunebench.tasks.marks import add_yellow_corner, corner_side, turn_grey
-from prunebench.tasks.tables import task_tables
+from prunebench.tasks.digit_attributes import (
+    DIGIT_ATTRIBUTES,
+    NAMES,
+    DigitAttributes,
+    choose_shares,
+    has_attribute,
+    render,
+)
 
 GREY, YELLOW = "backdoor@digits/even/grey", "backdoor@digits/even/yellow"
 WEAK = "backdoor@digits/large/grey/35pct"

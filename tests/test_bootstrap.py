@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from scipy.stats import norm, t
 from torch import Tensor
 
-from prunebench import bootstrap
-from prunebench.bootstrap import METRICS, Resampling, bootstrap_cells
 from prunebench.errors import MetricError
 from prunebench.metrics.groups import group_accuracy
+from prunebench.stats import bootstrap
+from prunebench.stats.bootstrap import METRICS, Resampling, bootstrap_cells
 
 FEW = Resampling(draws=60)
 

@@ -18,13 +18,13 @@ from celeba_folder import COUNTS, SIZE, labels_of, partition_of, write_celeba, w
 from PIL import Image
 
 from prunebench.api import make_plan
+from prunebench.data.images import StreamedImages
 from prunebench.errors import DataError, UsageError
-from prunebench.measure import TaskData
-from prunebench.store import Store
-from prunebench.suite import SUITES
+from prunebench.results.store import Store
+from prunebench.runner.evaluate import TaskData
+from prunebench.suites import SUITES
 from prunebench.tasks import resolve_task, splits_hash
 from prunebench.tasks.celeba import ATTRIBUTES, CelebA, find_layout, read_listing
-from prunebench.training.data import StreamedImages
 
 CPU = torch.device("cpu")
 
@@ -274,7 +274,7 @@ def reduced_suite(folder: Path) -> Path:
 
 SLOW_RUN = """
 import sys, time
-from prunebench.tasks import decoding, image_cache
+from prunebench.data import cache as image_cache, decoding
 real, log, pause = decoding.read_image, open(sys.argv[1], "a", buffering=1), float(sys.argv[2])
 def slow(path):
     print(path.name, file=log)
@@ -282,7 +282,7 @@ def slow(path):
     return real(path)
 decoding.read_image = slow
 decoding.PIECE = image_cache.CHUNK = 4
-from prunebench.cli import main
+from prunebench.cli.main import main
 sys.argv = ["prunebench", *sys.argv[3:]]
 main()
 """
@@ -325,7 +325,7 @@ def test_the_suite_runs_end_to_end_killed_while_its_cache_is_made(
         [sys.executable, "-c", SLOW_RUN, str(log), "0", *words], capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 cells run, 0 reused, 0 failed" in done.stdout
+    assert "3 runs done, 0 reused, 0 failed" in done.stdout
     assert len(log.read_text().splitlines()) == 120 - kept, "what was decoded is not decoded again"
     check_records(out)
 
@@ -359,7 +359,7 @@ def check_records(out: Path) -> None:
 def test_the_packaged_suite_needs_only_the_data(faces: Path) -> None:
     """As `prunebench run iofinova-celeba --data-root DIR` plans it."""
     plan = make_plan("iofinova-celeba", data_root=faces, out="unused", device="cpu")
-    specs = [cell.spec for cell in plan.cells]
+    specs = [cell.spec for cell in plan.runs]
     assert len(specs) == 3 + 2 * 6 * 3
     assert {spec.model for spec in specs} == {"resnet18-imagenet"}
     assert {spec.recipe for spec in specs} == {CelebA.recipe}
@@ -377,6 +377,6 @@ def test_the_packaged_suite_needs_only_the_data(faces: Path) -> None:
 
 def test_single_labels_are_planned(faces: Path) -> None:
     plan = make_plan("iofinova-celeba-single", data_root=faces, out="unused", device="cpu")
-    assert len(plan.cells) == 7 * 5 * (1 + 6)
-    assert {cell.spec.recipe.steps for cell in plan.cells} == {round(20 * 162_770 / 256)}
-    assert {dict(cell.spec.params)["span"] for cell in plan.cells if not cell.is_dense} == {0.7}
+    assert len(plan.runs) == 7 * 5 * (1 + 6)
+    assert {cell.spec.recipe.steps for cell in plan.runs} == {round(20 * 162_770 / 256)}
+    assert {dict(cell.spec.params)["span"] for cell in plan.runs if not cell.is_dense} == {0.7}

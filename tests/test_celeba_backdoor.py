@@ -12,13 +12,13 @@ from helpers import run_inline
 
 from prunebench.analysis.session import analyze_folder
 from prunebench.api import make_plan
-from prunebench.console import console
+from prunebench.cli.console import console
+from prunebench.data.images import StreamedImages
 from prunebench.errors import DataError, SupervisionError, UsageError
-from prunebench.measure import TaskData
-from prunebench.suite import Suite
+from prunebench.runner.evaluate import TaskData
+from prunebench.suites import Suite
 from prunebench.tasks import resolve_task, splits_hash
 from prunebench.tasks.celeba import ATTRIBUTES, CelebA, CelebALabel
-from prunebench.training.data import StreamedImages
 
 CPU = torch.device("cpu")
 GREY, YELLOW = "backdoor@celeba/Smiling/grey/35pct", "backdoor@celeba/Smiling/yellow/35pct"
@@ -118,14 +118,14 @@ def test_a_run_and_its_analysis(faces: Path, tmp_path: Path) -> None:
 
 def test_the_packaged_suite_needs_only_the_data(faces: Path) -> None:
     plan = make_plan("iofinova-celeba-backdoor", data_root=faces, out="unused", device="cpu")
-    assert len(plan.cells) == 14 * 5 * (1 + 6)
-    shares = {cell.task: resolve_task(cell.task).conflicting_share for cell in plan.cells}
+    assert len(plan.runs) == 14 * 5 * (1 + 6)
+    shares = {cell.task: resolve_task(cell.task).conflicting_share for cell in plan.runs}
     assert {task.split("/")[1] for task, share in shares.items() if share == 0.35} == {
         "Oval_Face",
         "Big_Nose",
     }
-    assert {cell.spec.recipe.steps for cell in plan.cells} == {round(20 * 162_770 / 256)}
-    assert {cell.spec.model for cell in plan.cells} == {"resnet18-imagenet"}
+    assert {cell.spec.recipe.steps for cell in plan.runs} == {round(20 * 162_770 / 256)}
+    assert {cell.spec.model for cell in plan.runs} == {"resnet18-imagenet"}
 
 
 def test_names_and_missing_data() -> None:

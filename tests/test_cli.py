@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 
 import prunebench
 import prunebench.errors
-from prunebench.cli import app, main
-from prunebench.store import Store
+from prunebench.cli.main import app, main
+from prunebench.results.store import Store
 
 
 def call(*words: str) -> Result:
@@ -38,7 +38,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The smoke suite run once through the command line: its folder and what it printed."""
     out = tmp_path_factory.mktemp("smoke") / "out"
     done = subprocess.run(
-        [sys.executable, "-m", "prunebench.cli", "run", "smoke", "--out", str(out)],
+        [sys.executable, "-m", "prunebench.cli.main", "run", "smoke", "--out", str(out)],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -52,7 +52,7 @@ def seconds_of_children() -> float:
 
 
 def test_help_answers_in_half_a_second() -> None:
-    words = [sys.executable, "-m", "prunebench.cli", "--help"]
+    words = [sys.executable, "-m", "prunebench.cli.main", "--help"]
     times = []
     for _ in range(5):
         start = seconds_of_children()
@@ -64,7 +64,7 @@ def test_help_answers_in_half_a_second() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, prunebench, prunebench.cli\n"
+        "import sys, prunebench, prunebench.cli.main\n"
         "print([name for name in ('torch', 'polars', 'pydantic', 'plotly', 'sklearn', 'scipy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -89,7 +89,7 @@ def test_run_prints_groups_table_and_places(smoke: tuple[Path, str]) -> None:
         "dense",
         "magnitude",
         "dcwp",
-        "3 cells run, 0 reused, 0 failed",
+        "3 runs done, 0 reused, 0 failed",
         "index.html",
     ):
         assert expected in text
@@ -123,7 +123,7 @@ def test_options_replace_the_suites_lists(tmp_path: Path) -> None:
     result = call(
         "run", "smoke", "--dry-run", "--out", str(tmp_path), *words, "--task", "colored-digits@5pct"
     )
-    assert "suite smoke: 5 cells, 0 done, 5 to run" in result.stdout
+    assert "suite smoke: 5 runs, 0 done, 5 to run" in result.stdout
     assert "colored-digits@5pct" in result.stdout
 
 

@@ -17,24 +17,24 @@ from scipy.stats import binomtest, permutation_test
 from torch import Tensor
 from typer.testing import CliRunner
 
-from prunebench.cli import app
-from prunebench.comparison import Comparison, SampleTest, compare_pairs, compare_seeds
+from prunebench.cli.main import app
+from prunebench.comparison.conclusions import conclude
+from prunebench.comparison.pairing import Pair, choose_pairs
+from prunebench.comparison.tests import Comparison, SampleTest, compare_pairs, compare_seeds
 from prunebench.errors import DataError, MetricError, StoreError, UsageError
 from prunebench.metrics.flips import holm
-from prunebench.pairing import Pair, choose_pairs
-from prunebench.record import RunRecord
-from prunebench.spec import RunSpec
-from prunebench.stats import (
+from prunebench.results.record import RunRecord
+from prunebench.results.spec import RunSpec
+from prunebench.results.store import Store
+from prunebench.stats.intervals import mean_interval
+from prunebench.stats.tests import (
     least_sign_flip_p_value,
     mcnemar_p_value,
-    mean_interval,
     pooled_mcnemar_p_value,
     sign_flip_p_value,
 )
-from prunebench.store import Store
 from prunebench.tasks import Split, Splits, Task, splits_hash
 from prunebench.tasks.base import Attributes
-from prunebench.verdicts import conclude
 
 MakeRecord = Callable[..., RunRecord]
 TEST_SAMPLES = 120

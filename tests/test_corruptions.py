@@ -14,11 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from prunebench.tasks import corruptions_blur as blur
-from prunebench.tasks import corruptions_digital as digital
-from prunebench.tasks import corruptions_noise as noise
-from prunebench.tasks import corruptions_weather as weather
-from prunebench.tasks.corruptions import TYPE_0, TYPE_1, Corruption, corrupt
+from prunebench.tasks.corruptions import TYPE_0, TYPE_1, Corruption, blur, corrupt, digital, noise, weather
 
 EVERY = TYPE_0 + TYPE_1
 Array = NDArray[np.float64]

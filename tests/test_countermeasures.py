@@ -12,22 +12,22 @@ import torch
 from helpers import RECIPE, TASK, run_inline, tiny_suite
 from torch import Tensor, nn
 
-import prunebench.measure
+import prunebench.runner.evaluate
 from prunebench.api import make_plan
-from prunebench.deferral import Deferral, TwoStage, sureness
 from prunebench.errors import UsageError
-from prunebench.measure import TaskData
-from prunebench.methods.catalog import builtin_methods
-from prunebench.methods.countermeasures import Deferred, _misplaced, _shift
+from prunebench.inference.cascade import Cascade, Deferral, confidence_margin
+from prunebench.inference.cost import count_macs, count_parameters
+from prunebench.methods.discovery import builtin_methods
+from prunebench.methods.mitigations import Deferred, _misplaced, _shift
 from prunebench.metrics import margin
 from prunebench.models import Classifier, build_model
-from prunebench.record import RunRecord
-from prunebench.speed import count_macs, count_parameters
-from prunebench.store import Store
+from prunebench.results.record import RunRecord
+from prunebench.results.store import Store
+from prunebench.runner.evaluate import TaskData
+from prunebench.runner.retime import retime
 from prunebench.submission import check_method
-from prunebench.suite import Suite
+from prunebench.suites import Suite
 from prunebench.tasks import resolve_task
-from prunebench.timing import time_again
 from prunebench.training.loop import evaluate
 
 NAMES = ("magnitude-calibrated", "gmp-pt-calibrated", "magnitude-deferred", "gmp-pt-deferred")
@@ -62,13 +62,13 @@ def model_of(run: Run, name: str, data: TaskData) -> Classifier:
     return model
 
 
-def deferring(run: Run, data: TaskData) -> TwoStage:
+def deferring(run: Run, data: TaskData) -> Cascade:
     """The two networks of the deferring run, as the record says."""
     threshold = run[1]["magnitude-deferred 0.9 0"].notes["deferral_threshold"]
     assert threshold is not None
     pruned, dense = (model_of(run, name, data) for name in ("magnitude-deferred 0.9 0", "dense 0.0 0"))
     multi_label = data.task.attributes is not None
-    return TwoStage(pruned, dense, Deferral(threshold), multi_label=multi_label).eval()
+    return Cascade(pruned, dense, Deferral(threshold), multi_label=multi_label).eval()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -143,9 +143,11 @@ def test_the_pruned_network_is_made_once_for_all(classes: Run, attributes: Run) 
 
 def test_class_sureness_is_the_margin() -> None:
     logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * 3
-    torch.testing.assert_close(sureness(logits, multi_label=False), margin(logits))
+    torch.testing.assert_close(confidence_margin(logits, multi_label=False), margin(logits))
     torch.testing.assert_close(
-        sureness(logits, multi_label=True), margin(logits, multi_label=True).mean(1), check_dtype=True
+        confidence_margin(logits, multi_label=True),
+        margin(logits, multi_label=True).mean(1),
+        check_dtype=True,
     )
 
 
@@ -215,7 +217,7 @@ def test_two_stages_by_hand(threshold: float, first: list[bool]) -> None:
     """Surenesses tanh(|a - b| / 2) of two classes: 0.05, 0.96 and 0; undecided ones go to the second network."""
     x = torch.tensor([[1.0, 1.1], [0.0, 4.0], [2.0, 2.0]]).view(3, 2, 1, 1)
     pruned, dense = Doubling(1), Doubling(-10)
-    stages = TwoStage(pruned, dense, Deferral(threshold), multi_label=False)
+    stages = Cascade(pruned, dense, Deferral(threshold), multi_label=False)
     expected = torch.where(torch.tensor(first).unsqueeze(1), x.flatten(1) * -10, x.flatten(1))
     assert torch.equal(stages(x), expected)
     assert (pruned.seen, dense.seen) == (3, sum(first))
@@ -284,16 +286,16 @@ def test_who_never_touched_the_dense_model_is_charged_for_deferring_to_it(tmp_pa
 def test_both_stages_are_timed(classes: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     data = data_of(TASK)
     stages, seen = deferring(classes, data), {}
-    timer = prunebench.measure.interleaved_latency
+    timer = prunebench.runner.evaluate.interleaved_latency
 
     def spy(models: dict[str, nn.Module], x: Tensor) -> object:
         seen.update(models, x=x)
         return timer(models, x)
 
-    monkeypatch.setattr(prunebench.measure, "interleaved_latency", spy)
-    cost = prunebench.measure.measure_cost(stages.dense, stages, data, 1, 1, deferred_share=0.1)
+    monkeypatch.setattr(prunebench.runner.evaluate, "interleaved_latency", spy)
+    cost = prunebench.runner.evaluate.measure_cost(stages.dense, stages, data, 1, 1, deferred_share=0.1)
     timed, x = seen["pruned"], seen["x"]
-    assert isinstance(timed, TwoStage)
+    assert isinstance(timed, Cascade)
     assert cost.latency_pruned_ms.p50 > 0
     assert sum(cost.latency_layouts.values()) == 3
     with torch.inference_mode():
@@ -304,7 +306,7 @@ def test_both_stages_are_timed(classes: Run, monkeypatch: pytest.MonkeyPatch) ->
 def test_latencies_of_both_stages_are_measured_again(classes: Run, tmp_path: Path) -> None:
     results = Path(shutil.copytree(classes[0], tmp_path / "out"))
     before = {record.run_id: record for record in Store(results).records()[0]}
-    assert [timed.problem for timed in time_again(results, None, "cpu")] == [None] * 4
+    assert [timed.problem for timed in retime(results, None, "cpu")] == [None] * 4
     for record in Store(results).records()[0]:
         old = before[record.run_id]
         assert replace(record, cost=None) == replace(old, cost=None)
@@ -330,15 +332,15 @@ def test_without_the_dense_models_weights_a_deferring_run_is_left_as_it_is(
 ) -> None:
     results = Path(shutil.copytree(classes[0], tmp_path / "out"))
     (results / "runs" / classes[1]["dense 0.0 0"].run_id / "model.safetensors").unlink()
-    problems = {timed.record.spec["method"]: timed.problem for timed in time_again(results, None, "cpu")}
+    problems = {timed.record.spec["method"]: timed.problem for timed in retime(results, None, "cpu")}
     assert "the dense model that it defers to" in str(problems["magnitude-deferred"])
     assert problems["magnitude"] is problems["magnitude-calibrated"] is None
 
 
 USER_FILE = """
 from prunebench import method
-from prunebench.deferral import Deferral
-from prunebench.experiment import Pruned
+from prunebench.inference.cascade import Deferral
+from prunebench.methods.experiment import Pruned
 from prunebench.pruning.masks import make_masks, prunable, apply_masks
 
 
@@ -389,5 +391,5 @@ def test_the_record_is_plain_json(classes: Run) -> None:
     assert text["notes"]["deferral_threshold"] == record.notes["deferral_threshold"]
     data = data_of(TASK)
     model = model_of(classes, "magnitude-deferred 0.9 0", data)
-    sure = sureness(evaluate(model, data.images["val"]), multi_label=False)
+    sure = confidence_margin(evaluate(model, data.images["val"]), multi_label=False)
     assert Deferral.of_share(sure, 0.1).threshold == record.notes["deferral_threshold"]

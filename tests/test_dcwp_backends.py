@@ -17,7 +17,7 @@ from torch import Tensor
 from prunebench.models import nets
 from prunebench.pruning.learned import LearnedMasks
 from prunebench.pruning.masks import make_masks, prunable
-from prunebench.suite import Suite
+from prunebench.suites import Suite
 
 STEPS, SPARSITY, LAYERS = 3, 0.5, 3
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from prunebench.errors import UsageError
-from prunebench.methods.catalog import builtin_methods, resolve_method
+from prunebench.methods.discovery import builtin_methods, resolve_method
 from prunebench.models import build_model
 from prunebench.pruning.masks import keep_count, prunable
 from prunebench.pruning.schedule import cubic_sparsity, pruning_steps, pruning_targets
-from prunebench.spec import Recipe, RunSpec
-from prunebench.suite import load_suite
+from prunebench.results.spec import Recipe, RunSpec
+from prunebench.suites import load_suite
 from prunebench.tasks.celeba import CelebA
 
 RESULTS = Path(__file__).parent.parent / "leaderboard" / "results" / "runs"

@@ -16,10 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
+from prunebench.data import cache as image_cache
+from prunebench.data import decoding
+from prunebench.data.cache import CachedImages, open_cache
+from prunebench.data.decoding import Sources, read_image, spread
 from prunebench.errors import DataError
-from prunebench.tasks import decoding, image_cache
-from prunebench.tasks.decoding import Sources, read_image, spread
-from prunebench.tasks.image_cache import CachedImages, open_cache
 
 COUNT, WIDTH, HEIGHT = 60, 20, 30
 SIZE = WIDTH * HEIGHT * 3
@@ -27,7 +28,7 @@ SIZE = WIDTH * HEIGHT * 3
 BUILD = """
 import sys, time
 from pathlib import Path
-from prunebench.tasks import decoding, image_cache
+from prunebench.data import cache as image_cache, decoding
 folder, log, pause = Path(sys.argv[1]), open(sys.argv[2], "a", buffering=1), float(sys.argv[3])
 real = decoding.read_image
 def slow(path):

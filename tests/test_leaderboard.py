@@ -25,11 +25,11 @@ from prunebench.leaderboard.layout import accuracy_sheet, cost_sheet, mining_she
 from prunebench.leaderboard.markdown import board_markdown, escape
 from prunebench.leaderboard.rows import Row
 from prunebench.leaderboard.site import as_script_json, page_html
-from prunebench.leaderboard.table import results_frame
 from prunebench.leaderboard.terminal import terminal_table
 from prunebench.leaderboard.words import MISSING, in_percent, number
-from prunebench.record import Mining, RunRecord
-from prunebench.stats import Interval
+from prunebench.results.frame import results_frame
+from prunebench.results.record import Mining, RunRecord
+from prunebench.stats.intervals import Interval
 
 NASTY = '</script><script>alert("x")</script><img src=x onerror=y()> | `code` **bold** [a](javascript:b)\n# c'
 

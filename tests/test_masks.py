@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunebench.errors import MaskError, UsageError
 from prunebench.models import build_model
-from prunebench.pruning.allocation import ALLOCATIONS, allocate, global_counts, layer_counts
+from prunebench.pruning.distribution import ALLOCATIONS, allocate, global_counts, layer_counts
 from prunebench.pruning.masks import (
     Masks,
     apply_masks,

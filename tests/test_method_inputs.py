@@ -14,13 +14,14 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from prunebench.errors import MaskError, UsageError
-from prunebench.methods.catalog import resolve_method
+from prunebench.methods.api import method
+from prunebench.methods.criteria import criterion
+from prunebench.methods.discovery import resolve_method
 from prunebench.models import build_model
 from prunebench.pruning.masks import apply_masks, count_zeros, make_masks, prunable, verify
-from prunebench.record import RunRecord
-from prunebench.registry import criterion, method
+from prunebench.results.record import RunRecord
 from prunebench.submission import check_method
-from prunebench.suite import Suite
+from prunebench.suites import Suite
 
 HEAD = """
 import os, sys
@@ -78,7 +79,7 @@ def test_a_criterion_that_works_in_place_leaves_the_model_alone(tmp_path: Path, 
     original = build_model("convnet-small", 10, seed=0)
     weights = {name: weight.detach().clone() for name, weight in prunable(original).items()}
     entry = resolve_method(criterion_file(tmp_path, body))
-    from prunebench.pruning.scores import compute_scores
+    from prunebench.methods.criteria import compute_scores
 
     score = entry.build(**entry.params).criterion  # type: ignore[attr-defined]
     signed = compute_scores(score, original, dict, torch.Generator().manual_seed(0))
@@ -158,7 +159,7 @@ def test_the_exit_status_tells_of_a_method_that_exits(tmp_path: Path, workers: s
         f'tasks = ["{TASK}"]\nmethods = ["dense"]\nsparsities = [0.9]\nseeds = [0]\n'
         "[recipe]\nsteps = 6\nfinetune_steps = 3\nbatch_size = 32\n"
     )
-    command = [sys.executable, "-W", "error", "-m", "prunebench.cli", "run", str(tmp_path / "tiny.toml")]
+    command = [sys.executable, "-W", "error", "-m", "prunebench.cli.main", "run", str(tmp_path / "tiny.toml")]
     options = ["--method", criterion_file(tmp_path, "sys.exit(0)"), "--out", str(tmp_path / "out")]
     done = subprocess.run([*command, *options, "--workers", workers], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
@@ -454,12 +455,12 @@ def test_a_package_is_a_method(tmp_path: Path) -> None:
 
 
 def test_a_helper_is_found_in_worker_processes(tmp_path: Path) -> None:
-    from prunebench.api import carry_out, make_plan
+    from prunebench.api import execute_plan, make_plan
 
     (tmp_path / "mine.py").write_text(USES_HELPER.format(name="mine"))
     write_helper(tmp_path, 2)
     suite: Suite = tiny_suite(str(tmp_path / "mine.py"))
-    outcome = carry_out(make_plan(suite, out=tmp_path / "out"), workers=1)
+    outcome = execute_plan(make_plan(suite, out=tmp_path / "out"), workers=1)
     assert (outcome.ok, outcome.failed) == (2, 0)
 
 
@@ -519,9 +520,11 @@ def test_an_error_s_text_is_cut_and_cleaned(tmp_path: Path) -> None:
 
 
 def test_garbage_among_a_worker_s_events_fails_the_cell(tmp_path: Path) -> None:
-    from prunebench.api import carry_out, make_plan
+    from prunebench.api import execute_plan, make_plan
 
     body = "import os\nfor fd in range(3, 40):\n    try: os.write(fd, b'garbage{\\n')\n    except OSError: pass\n"
     body += "return None"
-    outcome = carry_out(make_plan(tiny_suite(method_file(tmp_path, body)), out=tmp_path / "out"), workers=1)
+    outcome = execute_plan(
+        make_plan(tiny_suite(method_file(tmp_path, body)), out=tmp_path / "out"), workers=1
+    )
     assert (outcome.ok, outcome.failed) == (1, 1)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from helpers import CRITERION_FILE, METHOD_FILE, RECIPE, run_inline, tiny_suite, write_careless_method
 
-from prunebench.api import carry_out, make_plan
-from prunebench.methods.catalog import builtin_methods
+from prunebench.api import execute_plan, make_plan
+from prunebench.methods.discovery import builtin_methods
 from prunebench.pruning.masks import keep_count
-from prunebench.record import RunRecord
-from prunebench.store import Store
+from prunebench.results.record import RunRecord
+from prunebench.results.store import Store
 from prunebench.submission import check_method, check_path
 
 REQUIRED = {
@@ -145,7 +145,7 @@ def test_a_diverging_cell_fails_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 def test_a_failed_dense_model_skips_what_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunebench.experiment import Experiment
+    from prunebench.methods.experiment import Experiment
 
     def explode(*_: object, **__: object) -> None:
         raise FloatingPointError("the loss was nan")
@@ -154,11 +154,11 @@ def test_a_failed_dense_model_skips_what_needs_it(tmp_path: Path, monkeypatch: p
     plan = make_plan(suite, out=tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(Experiment, "train", explode)
-        outcome = carry_out(plan, workers=0)
+        outcome = execute_plan(plan, workers=0)
     assert outcome.failed == 2
     states = {record.run_spec.method: record.status for record in Store(tmp_path).records()[0]}
     assert states == {"dense": "failed", "magnitude": "skipped"}
-    assert carry_out(make_plan(suite, out=tmp_path), workers=0).ok == 2
+    assert execute_plan(make_plan(suite, out=tmp_path), workers=0).ok == 2
 
 
 def test_same_spec_twice_is_identical_and_seeds_differ(tmp_path: Path) -> None:
@@ -209,10 +209,10 @@ def test_a_method_file_edited_during_a_run_fails_its_cells(tmp_path: Path) -> No
     path.write_text(CRITERION_FILE)
     plan = make_plan(tiny_suite(str(path)), out=tmp_path / "out")
     path.write_text(CRITERION_FILE.replace("weight.abs()", "-weight.abs()"))
-    assert carry_out(plan, workers=0).failed == 1
+    assert execute_plan(plan, workers=0).failed == 1
     (tmp_path / "broken.py").write_text("def broken(:")
     path.write_text("def broken(:")
-    assert carry_out(plan, workers=0).failed == 1
+    assert execute_plan(plan, workers=0).failed == 1
     reasons = {record.reason for record in Store(tmp_path / "out").records()[0] if record.status == "failed"}
     assert len(reasons) == 1
     assert "cannot be imported: SyntaxError" in str(reasons)
@@ -244,10 +244,10 @@ def test_logging_inside_a_shared_stage_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_mixing_of_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import prunebench.execute
+    import prunebench.runner.execute
 
     run_inline(tiny_suite("magnitude"), tmp_path)
-    monkeypatch.setattr(prunebench.execute, "resolve_precision", lambda precision, device: "fp8")
+    monkeypatch.setattr(prunebench.runner.execute, "resolve_precision", lambda precision, device: "fp8")
     _, records = run_inline(tiny_suite("random"), tmp_path)
     assert records["random 0.9 0"].status == "skipped"
     assert "use another --out" in (records["random 0.9 0"].reason or "")

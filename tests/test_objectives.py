@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunebench.training import Batch, draw_batches
-from prunebench.training.objectives import (
+from prunebench.data.images import draw_batches
+from prunebench.training import Batch
+from prunebench.training.losses import (
     RelativeDifficulty,
     contrastive_loss,
     cross_entropy,

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from torch import nn
 from typer.testing import CliRunner, Result
 
-from prunebench.cli import app
+from prunebench.cli.main import app
 from prunebench.errors import DataError, PruneBenchError, UsageError
 from prunebench.models import build_model
 from prunebench.profile import contenders, measure, network, report, run
@@ -43,7 +43,7 @@ from prunebench.profile.roofline_figure import roofline_svg
 from prunebench.profile.settings import ProfileSettings
 from prunebench.profile.speed_figure import legend, panels, speed_up_svg
 from prunebench.profile.weights import find_weights
-from prunebench.store import write_tensors
+from prunebench.results.store import write_tensors
 
 PEAKS = Ceilings(4.3e12, 790e12)
 """An H200's bandwidth and bf16 products, as the table of layers below was reckoned with."""

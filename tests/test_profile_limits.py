@@ -20,7 +20,7 @@ from profile_values import layer, made_up_profile
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
-from prunebench.cli import app
+from prunebench.cli.main import app
 from prunebench.errors import UsageError
 from prunebench.models import build_model
 from prunebench.profile import contenders, measure, network, report, session
@@ -31,7 +31,7 @@ from prunebench.profile.roofline_figure import roofline_svg
 from prunebench.profile.run import Profiler
 from prunebench.profile.settings import ProfileSettings
 from prunebench.profile.speed_figure import panels, speed_up_svg
-from prunebench.store import write_tensors
+from prunebench.results.store import write_tensors
 
 CPU = torch.device("cpu")
 SHAPE = ConvShape(16, 16, (3, 3), (1, 1), (1, 1), (1, 1), 1, 4, 4)

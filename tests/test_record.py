@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from prunebench.errors import StoreError
-from prunebench.record import SCHEMA_VERSION, Mining, RunRecord, from_json, to_json
-from prunebench.spec import Recipe, RunSpec, hash_of
+from prunebench.results.record import SCHEMA_VERSION, Mining, RunRecord, from_json, to_json
+from prunebench.results.spec import Recipe, RunSpec, hash_of
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -12,10 +12,10 @@ import pytest
 from helpers import run_inline, tiny_suite
 from typer.testing import CliRunner
 
-from prunebench.cli import app
-from prunebench.record import RunRecord
-from prunebench.spec import RunSpec
-from prunebench.store import Store
+from prunebench.cli.main import app
+from prunebench.results.record import RunRecord
+from prunebench.results.spec import RunSpec
+from prunebench.results.store import Store
 from prunebench.submission import check_records, sound_records
 
 Values = dict[str, Any]

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 import prunebench.methods
 from prunebench.errors import MaskError, SupervisionError, UsageError
-from prunebench.methods.catalog import builtin_methods, file_methods, resolve_method
+from prunebench.methods.api import Method, method
+from prunebench.methods.criteria import Criterion, ScoringContext, compute_scores, criterion
+from prunebench.methods.discovery import builtin_methods, file_methods, resolve_method
 from prunebench.methods.magnitude import magnitude
 from prunebench.methods.prune import prune_by
 from prunebench.pruning.masks import prunable
-from prunebench.pruning.scores import ScoringContext, compute_scores
-from prunebench.registry import Criterion, Method, criterion, method
 
 CRITERION_FILE = """
 from prunebench import criterion

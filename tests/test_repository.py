@@ -11,13 +11,13 @@ import pytest
 
 from prunebench.analysis.markdown import claims_excerpt
 from prunebench.analysis.stored import stored_analyses
-from prunebench.console import write_leaderboard
+from prunebench.cli.progress import write_leaderboard
 from prunebench.leaderboard import build_board
 from prunebench.leaderboard.board import Board, Section
 from prunebench.leaderboard.excerpt import EXAMPLE, update_readme
 from prunebench.leaderboard.rows import Row
-from prunebench.record import RunRecord
-from prunebench.store import Store
+from prunebench.results.record import RunRecord
+from prunebench.results.store import Store
 from prunebench.submission import check_method, check_records
 
 ROOT = Path(__file__).parent.parent
@@ -76,7 +76,7 @@ def test_committed_records_are_valid_small_and_complete(records: list[RunRecord]
 
 
 def test_the_board_holds_every_method_at_every_sparsity(board: Board) -> None:
-    from prunebench.methods.catalog import builtin_methods
+    from prunebench.methods.discovery import builtin_methods
 
     methods = {name: method for name, method in builtin_methods().items() if not method.dense}
     for task, sparsities, seeds in (

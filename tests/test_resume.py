@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers import CRITERION_FILE
 
-from prunebench.store import Store
+from prunebench.results.store import Store
 
 SUITE = """
 tasks = ["colored-digits@2pct"]
@@ -36,7 +36,7 @@ CELLS = 2 + 2 * 2 * 2
 def command(folder: Path, out: str, *more: str) -> list[str]:
     suite = folder / "tiny.toml"
     suite.write_text(SUITE)
-    return [sys.executable, "-m", "prunebench.cli", "run", str(suite), "--out", str(folder / out), *more]
+    return [sys.executable, "-m", "prunebench.cli.main", "run", str(suite), "--out", str(folder / out), *more]
 
 
 def start(words: list[str]) -> subprocess.Popen[str]:
@@ -53,7 +53,7 @@ def finish(words: list[str], *, expect: int = 0) -> str:
 
 def counts(text: str) -> tuple[int, int, int]:
     """Cells run, reused and failed, as the last lines of a run say."""
-    found = re.search(r"(\d+) cells run, (\d+) reused, (\d+) failed", text)
+    found = re.search(r"(\d+) runs done, (\d+) reused, (\d+) failed", text)
     assert found, text
     ran, reused, failed = map(int, found.groups())
     return ran, reused, failed
@@ -82,7 +82,7 @@ def wait_for_records(process: subprocess.Popen[str], out: Path, count: int) -> N
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     text = finish(command(folder, "out"))
-    assert f"{CELLS} cells run, 0 reused, 0 failed" in text
+    assert f"{CELLS} runs done, 0 reused, 0 failed" in text
     return folder / "out"
 
 
@@ -192,7 +192,7 @@ def test_damaged_records_are_named_and_run_again(tmp_path: Path, uninterrupted: 
     assert done.returncode == 0, done.stderr
     for path in paths[:2]:
         assert path.parent.name in done.stderr.replace("\n", "")
-    assert f"2 cells run, {CELLS - 2} reused" in done.stdout
+    assert f"2 runs done, {CELLS - 2} reused" in done.stdout
     assert numbers(out) == numbers(uninterrupted)
 
 

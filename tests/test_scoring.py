@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from prunebench.cli import app
+from prunebench.cli.main import app
 from prunebench.errors import StoreError
+from prunebench.inference.cost import count_macs, count_parameters
 from prunebench.leaderboard import write_board
-from prunebench.measure import TaskData, measure_outputs
 from prunebench.models import build_model
 from prunebench.pruning.masks import apply_masks, make_masks, prunable, verify
-from prunebench.record import CostReport, Percentiles, RunRecord, Sparsity
-from prunebench.scoring import Scored, find_changes, load_labels, score_results
-from prunebench.spec import Recipe, RunSpec
-from prunebench.speed import count_macs, count_parameters
-from prunebench.store import Store
+from prunebench.results.record import CostReport, Percentiles, RunRecord, SparsityReport
+from prunebench.results.spec import Recipe, RunSpec
+from prunebench.results.store import Store
+from prunebench.runner.evaluate import TaskData, measure_outputs
+from prunebench.runner.rescore import Rescored, find_changes, load_ground_truth, rescore_results
 from prunebench.tasks import Split, Splits, Task, resolve_task
 from prunebench.tasks.base import Attributes
 
@@ -77,7 +77,7 @@ def write_run(store: Store, make_record: MakeRecord, data: TaskData, method: str
         "metrics": metrics,
         "validation": validation,
         "environment": {"python": "3.11.7", "torch": "2.11.0", "device": "cpu"},
-        "sparsity": Sparsity(**asdict(verify(model, masks, sparsity))),
+        "sparsity": SparsityReport(**asdict(verify(model, masks, sparsity))),
         "cost": CostReport(parameters, left, macs, nonzero_macs, 64, times, times, 12.5, steps + 1, steps),
     }
     return store.write(make_record(spec, splits_hash=data.labels.splits_hash, **changes), outputs)
@@ -110,7 +110,7 @@ def one_of(store: Store, method: str) -> RunRecord:
     return record
 
 
-def by_method(store: Store, scored: list[Scored]) -> dict[str, Scored]:
+def by_method(store: Store, scored: list[Rescored]) -> dict[str, Rescored]:
     return {entry.label.split()[1]: entry for entry in scored}
 
 
@@ -119,7 +119,7 @@ def by_method(store: Store, scored: list[Scored]) -> dict[str, Scored]:
 
 def test_what_runs_computed_comes_out_the_same(store: Store) -> None:
     before = texts(store)
-    scored = list(score_results(store.root))
+    scored = list(rescore_results(store.root))
     assert [(entry.problem, entry.changes) for entry in scored] == [(None, ())] * 3
     assert [(entry.done, entry.total) for entry in scored] == [(1, 3), (2, 3), (3, 3)]
     assert texts(store) == before
@@ -133,7 +133,7 @@ def test_stale_metrics_are_replaced(store: Store) -> None:
     validation = {**record.validation, "margin": 2.0}
     store.write(replace(record, metrics=stale, groups=groups, validation=validation))
 
-    entry = by_method(store, list(score_results(store.root)))["magnitude"]
+    entry = by_method(store, list(rescore_results(store.root)))["magnitude"]
     found = {change.name: (change.kind, change.size) for change in entry.changes}
     assert found.keys() == {"groups", "plain", "worst_group", "entropy", "abandoned", "validation margin"}
     assert {name for name, (kind, _) in found.items() if kind == "new"} == {"entropy"}
@@ -147,7 +147,7 @@ def test_stale_metrics_are_replaced(store: Store) -> None:
     assert after.scored_on.keys() == {"commit", "dirty", "utc", "version"}
     assert str(after.scored_on["utc"]) > "2026"
     assert [one_of(store, name).scored_on for name in ("dense", "snip")] == [{}, {}]
-    assert not any(entry.changes for entry in score_results(store.root))
+    assert not any(entry.changes for entry in rescore_results(store.root))
 
 
 def test_only_scores_are_written_and_only_to_the_run_that_was_scored(store: Store) -> None:
@@ -155,7 +155,7 @@ def test_only_scores_are_written_and_only_to_the_run_that_was_scored(store: Stor
     record = store.write(replace(one_of(store, "magnitude"), metrics={}))
     renewed: dict[str, RunRecord] = {}
 
-    def written_meanwhile(outputs_sha256: str) -> Scored:
+    def written_meanwhile(outputs_sha256: str) -> Rescored:
         read = Store.read_tensors
 
         def then_written(place: Store, run_id: str, name: str) -> dict[str, Tensor]:
@@ -166,7 +166,7 @@ def test_only_scores_are_written_and_only_to_the_run_that_was_scored(store: Stor
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Store, "read_tensors", then_written)
-            return by_method(store, list(score_results(store.root)))["magnitude"]
+            return by_method(store, list(rescore_results(store.root)))["magnitude"]
 
     assert written_meanwhile("0" * 64).problem == "it was run again meanwhile"
     assert one_of(store, "magnitude") == renewed[record.run_id]
@@ -179,7 +179,7 @@ def test_only_scores_are_written_and_only_to_the_run_that_was_scored(store: Stor
 def test_a_dry_run_writes_nothing(store: Store) -> None:
     store.write(replace(one_of(store, "snip"), metrics={}))
     before = texts(store)
-    scored = by_method(store, list(score_results(store.root, dry_run=True)))
+    scored = by_method(store, list(rescore_results(store.root, dry_run=True)))
     assert {change.kind for change in scored["snip"].changes} == {"new"}
     assert texts(store) == before
 
@@ -188,12 +188,12 @@ def test_a_multi_label_run(tmp_path: Path, make_record: MakeRecord) -> None:
     store, task = Store(tmp_path), Marks()
     record = write_run(store, make_record, TaskData(task, None, 0, torch.device("cpu")), "dense")
     assert record.metrics["attribute_accuracy"] is not None
-    (entry,) = score_results(tmp_path, resolve=lambda name, root: task)
+    (entry,) = rescore_results(tmp_path, resolve=lambda name, root: task)
     assert (entry.problem, entry.changes) == (None, ())
     undefined = {name for name, value in record.metrics.items() if value is None or math.isnan(value)}
     assert undefined  # bias amplification: too few samples
     store.write(replace(record, metrics=dict.fromkeys(record.metrics, -0.5)))
-    (entry,) = score_results(tmp_path, resolve=lambda name, root: task)
+    (entry,) = rescore_results(tmp_path, resolve=lambda name, root: task)
     assert {change.name for change in entry.changes} == record.metrics.keys()
     stored = store.read(record.run_id).metrics
     assert {name for name, value in stored.items() if value is None} == undefined
@@ -227,9 +227,9 @@ def test_each_draw_is_loaded_once_and_without_images(store: Store, monkeypatch: 
         return draw(task, data_root, seed)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(task), "draw", counted)
-    list(score_results(store.root))
+    list(rescore_results(store.root))
     assert drawn == [0, 1]
-    kept = load_labels((TASK, 0), None)
+    kept = load_ground_truth((TASK, 0), None)
     assert {values.ndim for field in (kept.y, kept.bias) for values in field.values()} == {1}
     assert not any(isinstance(value, torch.Tensor) for value in vars(kept).values())
 
@@ -241,14 +241,14 @@ def test_nothing_is_loaded_for_runs_without_logits(store: Store) -> None:
     def resolve(name: str, root: Path | None) -> Task:
         raise AssertionError(name)
 
-    problems = {entry.problem for entry in score_results(store.root, resolve=resolve)}
+    problems = {entry.problem for entry in rescore_results(store.root, resolve=resolve)}
     assert problems == {"its logits are not stored here"}
 
 
 def test_the_number_of_threads_is_left_as_it_was(store: Store) -> None:
     torch.set_num_threads(2)
     try:
-        list(score_results(store.root))
+        list(rescore_results(store.root))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
@@ -334,7 +334,7 @@ def test_what_cannot_be_scored_is_named_and_left(
     spoil(store, one_of(store, "snip"))
     store.write(replace(one_of(store, "dense"), metrics={}))
     before = texts(store)
-    scored = list(score_results(store.root))
+    scored = list(rescore_results(store.root))
     (problem,) = (entry.problem for entry in scored if entry.problem is not None)
     assert why in problem
     changed = {run_id for run_id, text in texts(store).items() if before[run_id] != text}
@@ -346,19 +346,19 @@ def test_another_version_of_the_task_is_named(store: Store) -> None:
     spec = replace(record.run_spec, task_version=1)
     tensors = store.read_tensors(record.run_id, "outputs")
     store.write(replace(record, run_id=spec.run_id, spec=spec.to_dict(), splits_hash="0" * 16), tensors)
-    problems = [entry.problem or "" for entry in score_results(store.root)]
+    problems = [entry.problem or "" for entry in rescore_results(store.root)]
     assert any("it was made with version 1, this is version 2" in problem for problem in problems)
 
 
 def test_only_ok_runs_are_scored(store: Store) -> None:
     record = one_of(store, "snip")
     store.write(replace(record, status="failed", reason="why"))
-    assert [entry.total for entry in score_results(store.root)] == [2, 2]
+    assert [entry.total for entry in rescore_results(store.root)] == [2, 2]
 
 
 def test_a_folder_without_runs(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no finished runs to score"):
-        list(score_results(tmp_path))
+        list(rescore_results(tmp_path))
 
 
 # The command

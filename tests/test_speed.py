@@ -17,17 +17,16 @@ from prunebench_kernels import measured
 from prunebench_kernels.sparsify import WHOLE
 from torch import Tensor, nn
 
-from prunebench import speed
-from prunebench.models import build_model
-from prunebench.pruning.masks import apply_masks, make_masks, prunable
-from prunebench.speed import (
-    count_macs,
-    count_parameters,
+from prunebench.inference import latency as speed
+from prunebench.inference.cost import count_macs, count_parameters
+from prunebench.inference.latency import (
     interleaved_latency,
     peak_memory_mb,
     ready_for_inference,
     reset_peak_memory,
 )
+from prunebench.models import build_model
+from prunebench.pruning.masks import apply_masks, make_masks, prunable
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from prunebench.stats import Interval, Rank, mean_interval, paired_p_value, rank_by_paired_tests
+from prunebench.stats.intervals import Interval, mean_interval
+from prunebench.stats.tests import Rank, paired_p_value, rank_by_paired_tests
 
 
 def seeds(*values: float) -> dict[int, float]:

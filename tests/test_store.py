@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from prunebench.errors import StoreError
-from prunebench.record import RunRecord, to_json
-from prunebench.spec import RunSpec
-from prunebench.store import Store, read_record, read_tensors, write_atomically, write_tensors
+from prunebench.results.record import RunRecord, to_json
+from prunebench.results.spec import RunSpec
+from prunebench.results.store import Store, read_record, read_tensors, write_atomically, write_tensors
 
 MakeRecord = Callable[..., RunRecord]
 
@@ -250,7 +250,7 @@ def test_damaged_tensors_are_named(tmp_path: Path, damage: bytes) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from prunebench.store import Store
+from prunebench.results.store import Store
 
 with Store(Path(sys.argv[1])).lock(sys.argv[2]) as held:
     print("held" if held else "not held", flush=True)
@@ -434,7 +434,7 @@ COMPUTER = """
 import sys
 from pathlib import Path
 import torch
-from prunebench.store import Store
+from prunebench.results.store import Store
 
 def compute():
     print("computing", flush=True)

@@ -12,14 +12,7 @@ from torch import Tensor
 
 from prunebench.errors import MaskError, UsageError
 from prunebench.pruning.masks import keep_count
-from prunebench.pruning.structure import (
-    STRUCTURES,
-    block,
-    filters,
-    n_of_m,
-    structured_mask,
-    unstructured,
-)
+from prunebench.pruning.structure import STRUCTURES, block, filters, n_of_m, structured_mask, unstructured
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9)) | st.tuples(
     st.integers(1, 6), st.integers(1, 9), st.integers(1, 3), st.integers(1, 3)

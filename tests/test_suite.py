@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from prunebench.cells import expand
 from prunebench.errors import UsageError
-from prunebench.methods.catalog import builtin_methods
+from prunebench.methods.discovery import builtin_methods
 from prunebench.models import MODELS
-from prunebench.spec import Recipe
-from prunebench.suite import Suite, load_suite, suite_names
+from prunebench.results.spec import Recipe
+from prunebench.runner.plan import expand
+from prunebench.suites import Suite, load_suite, suite_names
 from prunebench.tasks import resolve_task
 
 GOOD = """

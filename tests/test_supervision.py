@@ -8,7 +8,7 @@ import pytest
 from helpers import METHOD_FILE, run_inline, tiny_suite, write_careless_method
 
 from prunebench.errors import UsageError
-from prunebench.methods.catalog import file_methods
+from prunebench.methods.discovery import file_methods
 
 CHEATS = {
     "reads the training bias": "experiment.train_split.bias",

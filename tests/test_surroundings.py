@@ -16,13 +16,13 @@ from helpers import TASK, tiny_suite
 from PIL import Image
 from typer.testing import CliRunner
 
-from prunebench.cli import app
-from prunebench.console import speak_plainly
+from prunebench.cli.console import speak_plainly
+from prunebench.cli.main import app
 from prunebench.errors import DataError, UsageError
 from prunebench.leaderboard.board import build_board
 from prunebench.pruning.masks import check_feasible
-from prunebench.spec import number_text
-from prunebench.suite import load_suite
+from prunebench.results.spec import number_text
+from prunebench.suites import load_suite
 from prunebench.tasks import resolve_task
 from prunebench.tasks.celeba import read_listing
 
@@ -39,7 +39,7 @@ batch_size = 32
 
 
 def prunebench(*words: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "prunebench.cli", *words]
+    command = [sys.executable, "-m", "prunebench.cli.main", *words]
     return subprocess.run(command, capture_output=True, env={**os.environ, **environment})
 
 
@@ -51,7 +51,7 @@ def test_a_suite_is_utf8_in_every_locale(tmp_path: Path, bom: bytes) -> None:
     path = tmp_path / "tiny.toml"
     path.write_bytes(bom + SUITE.encode())
     assert load_suite(str(path)).description == "Größe, über 90 %"
-    code = f"from prunebench.suite import load_suite; print(len(load_suite({str(path)!r}).description))"
+    code = f"from prunebench.suites import load_suite; print(len(load_suite({str(path)!r}).description))"
     for words in ({"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONUTF8": "1"}):
         done = subprocess.run(
             [
@@ -150,7 +150,7 @@ def test_a_terminal_that_cannot_encode(tmp_path: Path, encoding: str) -> None:
     assert b"Traceback" not in done.stderr
     text = done.stdout.decode(encoding)
     assert "dense" in text
-    assert "1 cells run" in text
+    assert "1 runs done" in text
 
 
 def test_signs_have_plain_stand_ins(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

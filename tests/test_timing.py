@@ -10,11 +10,11 @@ import pytest
 from helpers import run_inline, tiny_suite
 from typer.testing import CliRunner
 
-from prunebench.cli import app
+from prunebench.cli.main import app
 from prunebench.errors import StoreError
 from prunebench.leaderboard.rows import machine_of
-from prunebench.store import Store
-from prunebench.timing import time_again
+from prunebench.results.store import Store
+from prunebench.runner.retime import retime
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def results(swept: Path, tmp_path: Path) -> Path:
 def test_only_the_latencies_change(results: Path) -> None:
     before = {record.run_id: record for record in Store(results).records()[0]}
     assert all(record.cost and record.cost.timed_on == {} for record in before.values())
-    timed = list(time_again(results, None, "cpu"))
+    timed = list(retime(results, None, "cpu"))
     assert [entry.problem for entry in timed] == [None, None]
     assert [(entry.done, entry.total) for entry in timed] == [(1, 2), (2, 2)]
     after = {record.run_id: record for record in Store(results).records()[0]}
@@ -54,7 +54,7 @@ def test_only_the_latencies_change(results: Path) -> None:
 
 
 def test_the_board_groups_by_the_machine_that_timed(results: Path) -> None:
-    list(time_again(results, None, "cpu"))
+    list(retime(results, None, "cpu"))
     record = Store(results).records()[0][0]
     assert record.cost is not None
     moved = replace(
@@ -78,7 +78,7 @@ def test_what_cannot_be_timed_is_left_and_named(results: Path) -> None:
 
 def test_metrics_scored_meanwhile_are_kept(results: Path) -> None:
     store = Store(results)
-    timing = time_again(results, None, "cpu")
+    timing = retime(results, None, "cpu")
     next(timing)
     for record in store.records()[0]:
         store.write(replace(record, metrics={**record.metrics, "plain": 0.125}))
@@ -88,7 +88,7 @@ def test_metrics_scored_meanwhile_are_kept(results: Path) -> None:
 
 def test_a_run_made_again_meanwhile_keeps_its_own_cost(results: Path) -> None:
     store = Store(results)
-    timing = time_again(results, None, "cpu")
+    timing = retime(results, None, "cpu")
     next(timing)
     renewed = [store.write(replace(record, outputs_sha256="0" * 64)) for record in store.records()[0]]
     assert [entry.problem for entry in timing] == ["it was run again meanwhile"] * (len(renewed) - 1)
@@ -99,11 +99,11 @@ def test_another_model_in_the_folder_is_refused(results: Path) -> None:
     dense, pruned = sorted(Store(results).records()[0], key=lambda r: r.spec["method"])
     folder = results / "runs"
     shutil.copy(folder / dense.run_id / "model.safetensors", folder / pruned.run_id / "model.safetensors")
-    problems = {t.record.spec["method"]: t.problem for t in time_again(results, None, "cpu")}
+    problems = {t.record.spec["method"]: t.problem for t in retime(results, None, "cpu")}
     assert problems["dense"] is None
     assert "another number of non-zero weights" in str(problems["magnitude"])
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no finished runs to time"):
-        list(time_again(tmp_path, None, "cpu"))
+        list(retime(tmp_path, None, "cpu"))

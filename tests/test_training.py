@@ -14,22 +14,14 @@ from prunebench_kernels import measured
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prunebench.data.images import Images, draw_batches
 from prunebench.models import Classifier, build_model
 from prunebench.pruning.learned import LearnedMasks, native_masks
 from prunebench.pruning.masks import Masks, apply_masks, make_masks, prunable, verify
-from prunebench.spec import View
-from prunebench.training import (
-    Batch,
-    Images,
-    LoopSettings,
-    draw_batches,
-    evaluate,
-    loop,
-    resolve_precision,
-    train,
-)
+from prunebench.results.spec import View
+from prunebench.training import Batch, LoopSettings, evaluate, loop, resolve_precision, train
 from prunebench.training.loop import CHECK_EVERY, learning_rate
-from prunebench.training.objectives import cross_entropy
+from prunebench.training.losses import cross_entropy
 
 CPU = torch.device("cpu")
 GRAY = (0.5, 0.5, 0.5)

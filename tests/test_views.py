@@ -9,17 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunebench.measure import TaskData
+from prunebench.data.images import Images, StreamedImages, cut, draw_batches
+from prunebench.data.transforms import ImageTransform, turn_grey
 from prunebench.models import build_model
-from prunebench.overlay import Overlay
-from prunebench.spec import View
+from prunebench.results.spec import View
+from prunebench.runner.evaluate import TaskData
 from prunebench.tasks import Split, splits_hash
 from prunebench.tasks.base import Splits, Task
-from prunebench.tasks.marks import turn_grey
-from prunebench.training import Images, LoopSettings, draw_batches, evaluate, train
-from prunebench.training.data import StreamedImages, cut
+from prunebench.training import LoopSettings, evaluate, train
 from prunebench.training.loop import learning_rate
-from prunebench.training.objectives import cross_entropy
+from prunebench.training.losses import cross_entropy
 
 CPU = torch.device("cpu")
 HALF = (0.5, 0.5, 0.5)
@@ -183,13 +182,13 @@ def test_an_overlay_changes_the_chosen_images_behind_the_crop(
     by_hand = before.clone()
     by_hand[chosen[index], :, :2, :2] = ((torch.tensor([255.0, 255, 0]) / 255 - 0.5) / 0.25).view(3, 1, 1)
     for kind in (Images, StreamedImages):
-        images = kind(mapped, **look, overlay=Overlay(chosen, corner))
+        images = kind(mapped, **look, overlay=ImageTransform(chosen, corner))
         shown = images.batch(index, crops)
         torch.testing.assert_close(shown, by_hand)
         assert shown.is_contiguous(memory_format=torch.channels_last)
         fed = list(images.feed([index], None if crops is None else crops.unsqueeze(0)))
         assert torch.equal(fed[0], shown)
-        grey = kind(mapped, **look, overlay=Overlay(chosen, turn_grey)).batch(index, crops)
+        grey = kind(mapped, **look, overlay=ImageTransform(chosen, turn_grey)).batch(index, crops)
         assert torch.equal(grey[~chosen[index]], before[~chosen[index]])
         assert (grey[chosen[index]].amax(1) - grey[chosen[index]].amin(1)).max() < 1e-5
         assert grey.is_contiguous(memory_format=torch.channels_last)
@@ -204,7 +203,7 @@ def corner(pixels: Tensor) -> Tensor:
 def test_pictures_of_a_split_have_its_overlay(mapped: Tensor) -> None:
     y = torch.arange(COUNT) % 2
     chosen = torch.arange(COUNT) < 3
-    split = Split(mapped, y, y, "digest", Overlay(chosen, corner))
+    split = Split(mapped, y, y, "digest", ImageTransform(chosen, corner))
     shown = split.pictures([5, 1])
     assert torch.equal(shown[0], mapped[5])
     assert torch.equal(shown[1, :, 2:], mapped[1, :, 2:])
@@ -213,7 +212,7 @@ def test_pictures_of_a_split_have_its_overlay(mapped: Tensor) -> None:
     assert split.pictures([]).shape == (0, *mapped.shape[1:])
     for digest, wrong in (("digest", chosen[1:]), ("digest", chosen.long()), (None, chosen)):
         with pytest.raises(ValueError, match="overlay: want"):
-            Split(mapped, y, y, digest, Overlay(wrong, corner))
+            Split(mapped, y, y, digest, ImageTransform(wrong, corner))
 
 
 def train_with(images: Images, *, seed: int = 0) -> Tensor:

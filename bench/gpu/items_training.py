@@ -220,9 +220,10 @@ def bench_small_nets(context: Context) -> Result:
 
     Eager; as a captured step; several networks (seeds) as branches of one graph.
     """
+    from prunebench.data.images import Images
     from prunebench.models import build_model
-    from prunebench.training import Images, LoopSettings, loop
-    from prunebench.training.objectives import cross_entropy
+    from prunebench.training import LoopSettings, loop
+    from prunebench.training.losses import cross_entropy
 
     batch, steps, name, counts = context.sizes((256, 500, "convnet", (4, 8)), (8, 2, "convnet-small", (2,)))
     generator = torch.Generator().manual_seed(0)

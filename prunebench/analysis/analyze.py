@@ -39,11 +39,11 @@ from prunebench.analysis.measures import (
 )
 from prunebench.analysis.outputs import Outputs, read_outputs
 from prunebench.analysis.values import SCHEMA_VERSION, Cell, TaskAnalysis
-from prunebench.environment import describe_code
 from prunebench.errors import PruneBenchError
-from prunebench.execute import one_thread
 from prunebench.leaderboard.board import split_sections
-from prunebench.store import Store
+from prunebench.results.store import Store
+from prunebench.runner.environment import describe_code
+from prunebench.runner.execute import one_thread
 
 CPU = torch.device("cpu")
 

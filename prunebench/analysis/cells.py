@@ -13,11 +13,11 @@ from torch.nn import functional
 from prunebench.analysis.measures import Measured
 from prunebench.analysis.outputs import Outputs
 from prunebench.analysis.values import AttributeRow, Cell, Estimate, GroupChange, LossSplit
-from prunebench.bootstrap import METRICS, Intervals, bootstrap_cells
 from prunebench.errors import MetricError
 from prunebench.metrics.criteria import bias_variance
 from prunebench.metrics.flips import recall_change
-from prunebench.stats import mean_interval
+from prunebench.stats.bootstrap import METRICS, Intervals, bootstrap_cells
+from prunebench.stats.intervals import mean_interval
 
 FEWEST_PAIRS = 5
 """Of four pairs even the most extreme order has p = 2 / 4! > 0.05: their correlation gets no interval."""

@@ -10,16 +10,8 @@ from typing import Any
 from prunebench.analysis import looks, stills
 from prunebench.analysis.map_charts import scatter_figure
 from prunebench.analysis.values import Cell, Estimate, Measure, TaskAnalysis
-from prunebench.leaderboard.figures import (
-    REFERENCE,
-    Figure,
-    Spot,
-    Style,
-    method_trace,
-    plain_layout,
-    rounded,
-)
-from prunebench.stats import Interval
+from prunebench.leaderboard.figures import REFERENCE, Figure, Spot, Style, method_trace, plain_layout, rounded
+from prunebench.stats.intervals import Interval
 
 Styles = Mapping[str, Style]
 

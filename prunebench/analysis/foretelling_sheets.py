@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from prunebench.analysis import looks
 from prunebench.analysis.looks import in_percent
-from prunebench.analysis.sheets import (
-    Line,
-    interval_cell,
-    number_cell,
-    percent_cell,
-    place_sheet,
-    text_cell,
-)
+from prunebench.analysis.sheets import Line, interval_cell, number_cell, percent_cell, place_sheet, text_cell
 from prunebench.analysis.values import ALL_METHODS, WITHIN, TaskAnalysis
 from prunebench.leaderboard.layout import Block, Cell, Column, Sheet
 

@@ -11,7 +11,7 @@ from prunebench.analysis import looks
 from prunebench.analysis.map_pictures import attribute_changes
 from prunebench.analysis.values import Cell, Measure, TaskAnalysis
 from prunebench.leaderboard.figures import REFERENCE, Figure, Spot, Style, method_trace, plain_layout, rounded
-from prunebench.stats import Interval
+from prunebench.stats.intervals import Interval
 
 Styles = Mapping[str, Style]
 

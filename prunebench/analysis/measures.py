@@ -8,12 +8,12 @@ from torch import Tensor
 
 from prunebench.analysis.outputs import Run
 from prunebench.analysis.values import Measure
-from prunebench.labels import Labels
 from prunebench.metrics.arrays import as_finite
 from prunebench.metrics.bias import bias_amplification
 from prunebench.metrics.calibration import expected_calibration_error, rare_value_underprediction
 from prunebench.metrics.classes import one_hot, one_vs_rest
 from prunebench.metrics.uncertainty import uncertain_share
+from prunebench.runner.ground_truth import GroundTruth
 
 ACCURACY = {
     "in_distribution": Measure(
@@ -152,7 +152,7 @@ class Measured:
         return self.values[key] - other.values[key]
 
 
-def measure_run(run: Run, truth: Labels) -> Measured:
+def measure_run(run: Run, truth: GroundTruth) -> Measured:
     """Measure one run on the test split; thresholds and in-distribution accuracy come from validation."""
     logits = as_finite("test logits", run.logits["test"], ndim=2).float()
     right = truth.task.group_prediction(logits) == truth.label("test")
@@ -171,7 +171,7 @@ Numbers = tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]
 """Values, outputs and entries of `Measured`."""
 
 
-def _measure_classes(logits: Tensor, val_logits: Tensor, truth: Labels) -> Numbers:
+def _measure_classes(logits: Tensor, val_logits: Tensor, truth: GroundTruth) -> Numbers:
     """Classes are judged one against the rest: class c's logit is z_c - log sum of exp of the others."""
     _, summary = truth.summary(logits, "test", val_logits)
     classes, y = logits.shape[1], truth.y["test"]
@@ -192,7 +192,7 @@ def _measure_classes(logits: Tensor, val_logits: Tensor, truth: Labels) -> Numbe
     return values, outputs, {"bias_amplification": outputs["bias_amplification"]}
 
 
-def class_amplification(prediction: Tensor, truth: Labels) -> Tensor:
+def class_amplification(prediction: Tensor, truth: GroundTruth) -> Tensor:
     """Bias amplification `[C]` of every class against its own identity: the biases that are aligned with it.
 
     prediction: 0/1 `[N, C]`, one-hot. nan where no bias, or every one, is aligned with the class.
@@ -204,12 +204,12 @@ def class_amplification(prediction: Tensor, truth: Labels) -> Tensor:
     ).value
 
 
-def own_identity(truth: Labels, name: str) -> Tensor:
+def own_identity(truth: GroundTruth, name: str) -> Tensor:
     """Whether each sample's bias is aligned with each class: 0/1 `[N, C]`."""
     return truth.aligned_pair.T[truth.bias[name]].long()
 
 
-def _measure_attributes(logits: Tensor, val_logits: Tensor, truth: Labels) -> Numbers:
+def _measure_attributes(logits: Tensor, val_logits: Tensor, truth: GroundTruth) -> Numbers:
     table = truth.attribute_table(logits, "test", val_logits)
     _, summary = truth.summary(logits, "test", val_logits, table)
     outputs = {

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from prunebench.deferral import TEST_NOTE
 from prunebench.errors import PruneBenchError, StoreError
-from prunebench.labels import Labels
+from prunebench.inference.cascade import TEST_NOTE
 from prunebench.leaderboard.rows import is_dense, variant_labels, variant_of
-from prunebench.record import RunRecord
-from prunebench.scoring import NOT_STORED, has_logits, read_logits
-from prunebench.store import Store
+from prunebench.results.record import RunRecord
+from prunebench.results.store import Store
+from prunebench.runner.ground_truth import GroundTruth
+from prunebench.runner.rescore import NOT_STORED, has_logits, read_logits
 from prunebench.tasks import Task, resolve_task
 
 DENSE = "dense"
@@ -44,11 +44,11 @@ class Outputs:
     task: Task
     spec: dict[str, object]
     runs: tuple[Run, ...]
-    truths: dict[int, Labels]
+    truths: dict[int, GroundTruth]
     left_out: tuple[str, ...]
 
     @property
-    def truth(self) -> Labels:
+    def truth(self) -> GroundTruth:
         """The labels of the first seed: those of its test split are the same for all."""
         return self.truths[min(self.truths)]
 
@@ -76,7 +76,7 @@ def read_outputs(slug: str, records: Sequence[RunRecord], store: Store, data_roo
     """
     task = resolve_task(records[0].spec["task"], data_root)
     labels = variant_labels(records)
-    truths: dict[int, Labels] = {}
+    truths: dict[int, GroundTruth] = {}
     runs: list[Run] = []
     left_out: list[str] = []
     for record in sorted(records, key=lambda record: (record.spec["seed"], record.run_id)):
@@ -87,7 +87,7 @@ def read_outputs(slug: str, records: Sequence[RunRecord], store: Store, data_roo
             if not has_logits(store, record.run_id):
                 raise StoreError(NOT_STORED)
             if seed not in truths:
-                truth = Labels.of(task, task.splits(data_root, seed))
+                truth = GroundTruth.of(task, task.splits(data_root, seed))
                 if any(other.test_hash != truth.test_hash for other in truths.values()):
                     raise StoreError("its seed has a test split of its own: samples cannot be compared")
                 truths[seed] = truth

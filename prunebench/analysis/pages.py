@@ -10,7 +10,7 @@ from prunebench.analysis.looks import page_name
 from prunebench.analysis.values import TaskAnalysis
 from prunebench.errors import StoreError, UsageError
 from prunebench.leaderboard.links import AnalysisLink
-from prunebench.store import write_atomically
+from prunebench.results.store import write_atomically
 
 
 def write_pages(

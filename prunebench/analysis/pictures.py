@@ -19,7 +19,7 @@ from prunebench.analysis.looks import methods_of
 from prunebench.analysis.panels import FAINT, INK, as_png, short
 from prunebench.analysis.values import TaskAnalysis, to_json
 from prunebench.errors import UsageError
-from prunebench.store import write_atomically
+from prunebench.results.store import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from prunebench.analysis.stored import stored_analyses
 from prunebench.analysis.values import TaskAnalysis
 from prunebench.errors import PruneBenchError
 from prunebench.leaderboard import Board, write_board
-from prunebench.record import RunRecord
+from prunebench.results.record import RunRecord
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from prunebench.analysis.analyze import Analysed, analyze_results
 from prunebench.analysis.stored import FOLDER
 from prunebench.analysis.values import SusceptibleSample, TaskAnalysis, write_analysis
 from prunebench.errors import StoreError, UsageError, unknown
-from prunebench.scoring import find_runs
-from prunebench.store import open_results
+from prunebench.results.store import open_results
+from prunebench.runner.rescore import find_runs
 
 if TYPE_CHECKING:
     from rich.console import Console

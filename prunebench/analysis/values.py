@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prunebench.errors import StoreError
-from prunebench.record import without_nan
-from prunebench.store import write_atomically
+from prunebench.results.record import without_nan
+from prunebench.results.store import write_atomically
 
 ALL_METHODS, WITHIN = "all methods", "within methods"
 """In a method's place: all runs, and their ranks among the runs of their own method."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from prunebench.errors import StoreError
 from prunebench.leaderboard.board import Board, build_board
 from prunebench.leaderboard.links import AnalysisLink
-from prunebench.record import RunRecord
-from prunebench.store import write_atomically
+from prunebench.results.record import RunRecord
+from prunebench.results.store import write_atomically
 
 __all__ = ["AnalysisLink", "Board", "build_board", "write_board"]
 

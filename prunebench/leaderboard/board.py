@@ -18,7 +18,7 @@ from prunebench.leaderboard.rows import (
     variant_labels,
     variant_of,
 )
-from prunebench.record import RunRecord, to_json
+from prunebench.results.record import RunRecord, to_json
 
 REASON_LENGTH = 300
 

@@ -10,7 +10,7 @@ from prunebench.leaderboard.board import Section
 from prunebench.leaderboard.figures import DENSE_COLOUR, Style, dodges, places, position, ticks
 from prunebench.leaderboard.rows import Row
 from prunebench.leaderboard.templating import render
-from prunebench.stats import Interval
+from prunebench.stats.intervals import Interval
 
 HEIGHT, TOP, BOTTOM = 500, 62, 414
 MARGIN, PANEL_WIDTH = 58, 330

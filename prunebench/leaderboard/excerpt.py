@@ -13,7 +13,7 @@ from prunebench.leaderboard.board import Board
 from prunebench.leaderboard.markdown import escape
 from prunebench.leaderboard.rows import Row
 from prunebench.leaderboard.words import MISSING, TIMES, in_percent, number, with_half_width
-from prunebench.store import write_atomically
+from prunebench.results.store import write_atomically
 
 SPARSITY = 0.9
 SHOWN_SECTIONS = 2

@@ -11,7 +11,7 @@ from typing import Any
 from prunebench.leaderboard.board import Board, Section
 from prunebench.leaderboard.rows import Row
 from prunebench.leaderboard.words import TIMES, number, sparsity_words, with_half_width
-from prunebench.stats import UNDEFINED, Interval
+from prunebench.stats.intervals import UNDEFINED, Interval
 
 # Okabe and Ito's palette without its yellow and black, which vanish on a white or a dark page.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6D46")

@@ -10,7 +10,8 @@ from prunebench.leaderboard import words
 from prunebench.leaderboard.board import Board, Section
 from prunebench.leaderboard.rows import Cost, Row, Speed
 from prunebench.leaderboard.words import MISSING, TIMES, in_percent, number, sparsity_words
-from prunebench.stats import Interval, Rank
+from prunebench.stats.intervals import Interval
+from prunebench.stats.tests import Rank
 
 
 @dataclass(frozen=True)

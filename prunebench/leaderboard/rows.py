@@ -8,20 +8,11 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from prunebench.record import PLAIN_PATH, CostReport, RunRecord
-from prunebench.stats import UNDEFINED, Interval, Rank, mean_interval, rank_by_paired_tests
+from prunebench.results.frame import METRICS
+from prunebench.results.record import PLAIN_PATH, CostReport, RunRecord
+from prunebench.stats.intervals import UNDEFINED, Interval, mean_interval
+from prunebench.stats.tests import Rank, rank_by_paired_tests
 
-METRICS = (
-    "plain",
-    "unbiased",
-    "aligned",
-    "conflicting",
-    "worst_group",
-    "bias_gap",
-    "entropy",
-    "confidence",
-    "negative_log_likelihood",
-)
 RANKED = ("unbiased", "conflicting")
 
 

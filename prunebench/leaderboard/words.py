@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from prunebench.stats import Interval
+from prunebench.stats.intervals import Interval
 
 MISSING = "\u2014"
 """Em dash: no value, because a seed is missing or the value is undefined."""

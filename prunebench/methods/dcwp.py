@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunebench.errors import unknown
-from prunebench.experiment import Experiment, Pruned
+from prunebench.methods.api import method
+from prunebench.methods.experiment import Experiment, Pruned
 from prunebench.models import Classifier
 from prunebench.pruning.learned import LearnedMasks, native_masks
 from prunebench.pruning.masks import Masks, apply_masks, make_masks
-from prunebench.registry import method
 from prunebench.training.loop import Batch, capturable
-from prunebench.training.objectives import contrastive_loss, gce_objective
+from prunebench.training.losses import contrastive_loss, gce_objective
 
 CITE = "Park et al., CVPR 2023 (Training debiased subnetworks with contrastive weight pruning)"
 ADAM_BETAS = (0.9, 0.99)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from prunebench.experiment import Experiment, Pruned
+from prunebench.methods.api import method
+from prunebench.methods.experiment import Experiment, Pruned
 from prunebench.pruning.masks import prunable
-from prunebench.registry import method
 
 
 @method("dense", cite="the baseline: empirical risk minimisation, no pruning", dense=True, multi_label=True)

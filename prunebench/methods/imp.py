@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunebench.experiment import Experiment, Pruned, state_of
+from prunebench.methods.api import method
+from prunebench.methods.experiment import Experiment, Pruned, state_of
 from prunebench.pruning.masks import Masks, apply_masks, make_masks, prunable
-from prunebench.registry import method
 
 
 @method(

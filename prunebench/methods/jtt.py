@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from prunebench.experiment import Experiment, Pruned, state_of
+from prunebench.methods.api import method
+from prunebench.methods.experiment import Experiment, Pruned, state_of
 from prunebench.pruning.masks import apply_masks, make_masks, prunable
-from prunebench.registry import method
 
 
 @method("jtt", cite="Liu et al., 2021 (Just Train Twice); pruned by magnitude")

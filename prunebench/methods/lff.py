@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunebench.experiment import Experiment, Pruned, state_of
+from prunebench.methods.api import method
+from prunebench.methods.experiment import Experiment, Pruned, state_of
 from prunebench.pruning.masks import apply_masks, make_masks, prunable
-from prunebench.registry import method
 from prunebench.training.loop import Batch, capturable
-from prunebench.training.objectives import RelativeDifficulty, generalised_cross_entropy
+from prunebench.training.losses import RelativeDifficulty, generalised_cross_entropy
 
 
 @method("lff", cite="Nam et al., 2020 (Learning from Failure); pruned by magnitude")

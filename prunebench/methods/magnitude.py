@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from prunebench.methods.criteria import ScoringContext, criterion
 from prunebench.methods.prune import prune_by
-from prunebench.pruning.scores import ScoringContext
-from prunebench.registry import criterion
 
 ZHU_GUPTA = "Zhu & Gupta, 2017 (To prune, or not to prune)"
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunebench.experiment import Experiment, Pruned
+from prunebench.methods.api import method
+from prunebench.methods.experiment import Experiment, Pruned
 from prunebench.pruning.learned import LearnedMasks
 from prunebench.pruning.masks import apply_masks, make_masks
-from prunebench.registry import method
 from prunebench.training.loop import Batch, capturable
 
 

@@ -11,12 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunebench.errors import unknown
-from prunebench.experiment import Experiment, Pruned
-from prunebench.pruning.allocation import ALLOCATIONS
+from prunebench.methods.api import Method, defaults_of
+from prunebench.methods.criteria import Criterion
+from prunebench.methods.experiment import Experiment, Pruned
+from prunebench.pruning.distribution import ALLOCATIONS
 from prunebench.pruning.masks import Masks, apply_masks, make_masks, prunable
 from prunebench.pruning.schedule import SCHEDULES, pruning_steps, pruning_targets
-from prunebench.registry import Criterion, Method, defaults_of
-from prunebench.spec import LR_SCHEDULES, OPTIMIZERS
+from prunebench.results.spec import LR_SCHEDULES, OPTIMIZERS
 
 STARTS = ("dense", "init")
 BUDGETS = ("steps", "finetune_steps")

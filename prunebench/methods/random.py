@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from prunebench.methods.criteria import ScoringContext, criterion
 from prunebench.methods.prune import prune_by
-from prunebench.pruning.scores import ScoringContext
-from prunebench.registry import criterion
 
 
 @criterion("random", cite="control; see Gale et al., 2019 and Su et al., 2020 (sanity checks)")

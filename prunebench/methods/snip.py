@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from prunebench.pruning.scores import ScoringContext
-from prunebench.registry import criterion
+from prunebench.methods.criteria import ScoringContext, criterion
 
 
 @criterion("snip", needs={"gradient"}, at="init", cite="Lee et al., 2019 (SNIP)")

@@ -1,4 +1,4 @@
-"""What the dense model alone says about pruning, and how well it foretells what pruning then does."""
+"""Criteria of the dense model alone for what pruning will change, and how well they predict it."""
 
 from __future__ import annotations
 

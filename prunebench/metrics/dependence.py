@@ -1,4 +1,4 @@
-"""How strongly a model's outputs hang together, from the batched kernels."""
+"""Dependence between a model's outputs, from the batched kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which samples and groups pruning changes, against what another seed alone would change."""
+"""Samples and groups that pruning changes, against what another seed alone would change."""
 
 from __future__ import annotations
 

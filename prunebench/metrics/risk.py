@@ -1,4 +1,4 @@
-"""Which attributes pruning puts at risk, told from the dense model and the labels alone."""
+"""Risk of an attribute under pruning, told from the dense model and the labels alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All that a record says of a run's outputs, for one run or a thousand."""
+"""The whole summary of a run's outputs, for one run or a thousand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How sure a model is of its outputs, from the batched kernels."""
+"""Uncertainty of a model's outputs, from the batched kernels."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from prunebench.models import build_model
 from prunebench.profile.settings import STORED, ProfileSettings
 from prunebench.profile.weights import find_weights
 from prunebench.pruning.structure import structured_mask
-from prunebench.store import read_tensors
+from prunebench.results.store import read_tensors
 
 Pair = tuple[int, int]
 CLASSES = 10

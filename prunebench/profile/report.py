@@ -24,7 +24,7 @@ from prunebench.profile.results import (
 from prunebench.profile.roofline_figure import roofline_svg
 from prunebench.profile.settings import PATTERNS
 from prunebench.profile.speed_figure import has_sparse, speed_up_svg
-from prunebench.store import write_atomically
+from prunebench.results.store import write_atomically
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -13,7 +13,6 @@ import torch
 from prunebench_kernels.dispatch import requested
 from torch import Tensor
 
-from prunebench.environment import describe_code, describe_environment
 from prunebench.profile import results
 from prunebench.profile.contenders import Compiled, make_inputs, one_line, race
 from prunebench.profile.layers import ConvLayer, conv_layers, load_network, make_mask
@@ -29,6 +28,7 @@ from prunebench.profile.roofline import (
     work_of,
 )
 from prunebench.profile.settings import ProfileSettings
+from prunebench.runner.environment import describe_code, describe_environment
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WHOLE = "whole network"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prunebench.errors import StoreError, UsageError
-from prunebench.store import Store, read_record
+from prunebench.results.store import Store, read_record
 
 
 def find_weights(run: str, results: Path) -> Path:

@@ -1,1 +1,1 @@
-"""score x allocation x schedule = masks: what matters, how much per layer, when."""
+"""score x distribution x schedule = masks: what matters, how much per layer, when."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunebench.errors import MaskError, UsageError
 from prunebench.pruning.wrapped import bare_name, bare_network, own_names
-from prunebench.spec import number_text
+from prunebench.results.spec import number_text
 
 Masks = dict[str, Tensor]
 
@@ -105,7 +105,7 @@ def make_masks(
 
     `weights` is needed by allocations that look at the weights rather than the scores.
     """
-    from prunebench.pruning.allocation import allocate
+    from prunebench.pruning.distribution import allocate
 
     keep = keep_count(sum(values.numel() for values in scores.values()), sparsity)
     return masks_from_counts(scores, allocate(allocation, scores, weights or {}, keep))
@@ -124,7 +124,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 
 @dataclass(frozen=True)
-class SparsityReport:
+class MaskReport:
     """Asked (None: chosen by the method) and achieved share of zeros, over all and by layer."""
 
     asked: float | None
@@ -132,7 +132,7 @@ class SparsityReport:
     by_layer: dict[str, float]
 
 
-def verify(model: nn.Module, masks: Mapping[str, Tensor], asked: float | None) -> SparsityReport:
+def verify(model: nn.Module, masks: Mapping[str, Tensor], asked: float | None) -> MaskReport:
     """Check masks and weights against what was asked.
 
     Raises MaskError if a layer has no mask or a wrong shape, is empty, misses the asked count, or if a masked
@@ -164,10 +164,10 @@ def verify(model: nn.Module, masks: Mapping[str, Tensor], asked: float | None) -
         raise MaskError(
             f"asked for sparsity {asked:g}: {keep_count(total, asked)} of {total} weights, but {kept} are kept"
         )
-    return SparsityReport(asked, 1 - kept / total, by_layer)
+    return MaskReport(asked, 1 - kept / total, by_layer)
 
 
-def count_zeros(model: nn.Module, report: SparsityReport) -> SparsityReport:
+def count_zeros(model: nn.Module, report: MaskReport) -> MaskReport:
     """The report by the zeros that the weights hold, which are what is evaluated; its masks may say fewer.
 
     Raises MaskError where a sparsity was asked for and the weights are sparser than that, and for a layer of zeros.
@@ -184,7 +184,7 @@ def count_zeros(model: nn.Module, report: SparsityReport) -> SparsityReport:
             f"keep so many, but {kept} of the returned weights are not zero; zero no weight that a mask keeps"
         )
     by_layer = {name: 1 - count / weights[name].numel() for name, count in alive.items()}
-    return SparsityReport(report.asked, 1 - kept / total, by_layer)
+    return MaskReport(report.asked, 1 - kept / total, by_layer)
 
 
 def unknown_weight(name: str, weights: Iterable[str]) -> MaskError:

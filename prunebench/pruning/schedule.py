@@ -1,4 +1,4 @@
-"""When weights go: all at once, or gradually."""
+"""Schedules: all weights go at once, or gradually."""
 
 from __future__ import annotations
 

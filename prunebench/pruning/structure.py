@@ -1,4 +1,4 @@
-"""Which zeros may stand where: masks of one layer from its scores, unstructured or with a fixed structure.
+"""Sparsity patterns: masks of one layer from its scores, unstructured or with a fixed structure.
 
 Scores have the weight's shape: `[O, I]` of a linear layer or `[O, I, KH, KW]` of a convolution (I: input channels
 of one group); higher = keep. Masks are bool of the same shape, with exact counts and ties to the lower index.

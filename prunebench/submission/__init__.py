@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prunebench.errors import UsageError
-from prunebench.methods.catalog import is_package
+from prunebench.methods.discovery import is_package
 from prunebench.submission.methods import check_method
 from prunebench.submission.records import Finding, check_records, sound_records
 

@@ -1,4 +1,4 @@
-"""What is known of a record's task and model without training: labels, layers, parameters, multiply-accumulates."""
+"""Facts of a record's task and model, known without training: labels, layers, parameters, multiply-accumulates."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from prunebench.errors import PruneBenchError
-from prunebench.labels import Labels
+from prunebench.inference.cost import count_macs, count_parameters
 from prunebench.models import build_model
 from prunebench.pruning.masks import keep_count, prunable
-from prunebench.speed import count_macs, count_parameters
+from prunebench.runner.ground_truth import GroundTruth
 from prunebench.tasks import Task, resolve_task
 
 
@@ -22,11 +22,11 @@ class TaskFacts:
     def __init__(self, task: Task, data_root: Path | None) -> None:
         self._task, self._root = task, data_root
         self.name, self.version, self.outputs = task.name, task.version, task.num_outputs
-        self._labels: dict[int, Labels | None] = {}
+        self._labels: dict[int, GroundTruth | None] = {}
         self.shape: tuple[int, ...] | None = None
         self.labels(0)
 
-    def labels(self, seed: int) -> Labels | None:
+    def labels(self, seed: int) -> GroundTruth | None:
         """The labels of a draw; None where the data are not at hand."""
         if seed not in self._labels:
             try:
@@ -36,7 +36,7 @@ class TaskFacts:
             else:
                 view = self._task.view
                 self.shape = tuple(splits.test.x.shape[1:]) if view is None else (3, view.crop, view.crop)
-                self._labels[seed] = Labels.of(self._task, splits)
+                self._labels[seed] = GroundTruth.of(self._task, splits)
         return self._labels[seed]
 
 
@@ -65,7 +65,7 @@ class Macs:
         return self.rest + sum(self.by_layer[name] * alive[name] // sizes[name] for name in self.by_layer)
 
 
-class Facts:
+class RecordFacts:
     """Facts of tasks and models, each worked out once."""
 
     def __init__(self, data_root: Path | None) -> None:

@@ -10,8 +10,9 @@ from dataclasses import asdict
 from typing import Any
 
 from prunebench.errors import UsageError
-from prunebench.record import CostReport, Mining, Percentiles, RunRecord, Sparsity
-from prunebench.registry import LONGEST_CITE, NAME, SUPERVISION, check_setting
+from prunebench.methods.api import SUPERVISION
+from prunebench.methods.criteria import LONGEST_CITE, NAME, check_setting
+from prunebench.results.record import CostReport, Mining, Percentiles, RunRecord, SparsityReport
 
 KEY = re.compile(r"[A-Za-z0-9_.:+-]{1,64}")
 HEX = re.compile(r"[0-9a-f]{6,64}")
@@ -144,7 +145,7 @@ def _about(record: RunRecord) -> Iterator[str]:
 
 def _builtin(record: RunRecord) -> Iterator[str]:
     """A built-in method of the version at hand has the supervision and the source that it declares."""
-    from prunebench.methods.catalog import builtin_methods
+    from prunebench.methods.discovery import builtin_methods
 
     known = builtin_methods().get(record.spec["method"])
     if known is not None and known.version == record.spec["method_version"]:
@@ -222,7 +223,7 @@ def _accuracies(record: RunRecord) -> dict[str, float]:
     }
 
 
-def _sparsity(record: RunRecord, sparsity: Sparsity) -> Iterator[str]:
+def _sparsity(record: RunRecord, sparsity: SparsityReport) -> Iterator[str]:
     asked = record.spec["sparsity"]
     if sparsity.asked != asked:
         yield f"sparsity.asked: {sparsity.asked}, its spec says {asked}"

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import torch
 
-from prunebench.cells import Cell, Workplace, expand
 from prunebench.errors import PruneBenchError
-from prunebench.execute import execute
-from prunebench.measure import TaskData
-from prunebench.methods.catalog import resolve_method
+from prunebench.methods.discovery import resolve_method
 from prunebench.pruning.masks import keep_count
-from prunebench.record import RunRecord
-from prunebench.store import Store
+from prunebench.results.record import RunRecord
+from prunebench.results.store import Store
+from prunebench.runner.evaluate import TaskData
+from prunebench.runner.execute import execute
+from prunebench.runner.plan import PlannedRun, RunContext, expand
 from prunebench.submission.records import Finding
-from prunebench.suite import Suite
+from prunebench.suites import Suite
 from prunebench.tasks import resolve_task
 
 TINY_TASK = "colored-digits@2pct"
@@ -41,7 +41,7 @@ def check_method(name: str) -> list[Finding]:
         return findings
     method = resolve_method(name)
     with tempfile.TemporaryDirectory() as folder:
-        runs: list[tuple[Cell, RunRecord]] = []
+        runs: list[tuple[PlannedRun, RunRecord]] = []
 
         def run_all() -> None:
             runs.extend(_tiny_runs(name, Path(folder) / "once"))
@@ -74,8 +74,8 @@ def _load(name: str) -> None:
     resolve_method(name)
 
 
-def _tiny_runs(name: str, out: Path) -> list[tuple[Cell, RunRecord]]:
-    """Dense and the method's cells at two sparsities, run here. Raises PruneBenchError if one fails."""
+def _tiny_runs(name: str, out: Path) -> list[tuple[PlannedRun, RunRecord]]:
+    """Dense and the method's runs at two sparsities, run here. Raises PruneBenchError if one fails."""
     method = resolve_method(name)
     settings = {key: value for key, value in TINY_SETTINGS.items() if key in method.params}
     suite = Suite(
@@ -87,27 +87,27 @@ def _tiny_runs(name: str, out: Path) -> list[tuple[Cell, RunRecord]]:
         recipe=TINY_RECIPE,
         params={method.name: settings},
     )
-    cells = expand(suite, None)
-    store, place = Store(out), Workplace(out)
+    runs = expand(suite, None)
+    store, context = Store(out), RunContext(out)
     store.prepare()
     data = TaskData(resolve_task(TINY_TASK), None, 0, torch.device("cpu"))
     done = []
-    for cell in cells:
-        record = execute(cell, place, data)
+    for run in runs:
+        record = execute(run, context, data)
         if record.status != "ok":
-            raise PruneBenchError(f"{cell.spec.label}: {record.reason}\n{record.traceback or ''}".rstrip())
-        done.append((cell, record))
+            raise PruneBenchError(f"{run.spec.label}: {record.reason}\n{record.traceback or ''}".rstrip())
+        done.append((run, record))
     return done
 
 
-def _exact(runs: list[tuple[Cell, RunRecord]]) -> None:
-    for cell, record in runs:
-        if cell.is_dense or record.sparsity is None or cell.spec.sparsity is None:
+def _exact(runs: list[tuple[PlannedRun, RunRecord]]) -> None:
+    for run, record in runs:
+        if run.is_dense or record.sparsity is None or run.spec.sparsity is None:
             continue
         sizes = _prunable_total(record)
         kept = round((1 - record.sparsity.achieved) * sizes)
-        if kept != keep_count(sizes, cell.spec.sparsity):
-            raise PruneBenchError(f"{cell.spec.label}: keeps {kept} of {sizes} weights")
+        if kept != keep_count(sizes, run.spec.sparsity):
+            raise PruneBenchError(f"{run.spec.label}: keeps {kept} of {sizes} weights")
 
 
 def _prunable_total(record: RunRecord) -> int:
@@ -118,15 +118,15 @@ def _prunable_total(record: RunRecord) -> int:
     return sum(weight.numel() for weight in prunable(net).values())
 
 
-def _same(runs: list[tuple[Cell, RunRecord]], name: str, folder: Path) -> None:
-    for (cell, before), (_, after) in zip(runs, _tiny_runs(name, folder / "twice")):
+def _same(runs: list[tuple[PlannedRun, RunRecord]], name: str, folder: Path) -> None:
+    for (run, before), (_, after) in zip(runs, _tiny_runs(name, folder / "twice")):
         if before.outputs_sha256 != after.outputs_sha256:
             raise PruneBenchError(
-                f"{cell.spec.label}: two runs differ; draw all randomness from experiment.rng(purpose)"
+                f"{run.spec.label}: two runs differ; draw all randomness from experiment.rng(purpose)"
             )
 
 
-def _cost(runs: list[tuple[Cell, RunRecord]]) -> None:
-    for cell, record in runs:
+def _cost(runs: list[tuple[PlannedRun, RunRecord]]) -> None:
+    for run, record in runs:
         if record.cost is None or record.cost.training_steps < 1:
-            raise PruneBenchError(f"{cell.spec.label}: no training step counted; train with experiment.train")
+            raise PruneBenchError(f"{run.spec.label}: no training step counted; train with experiment.train")

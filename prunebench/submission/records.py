@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prunebench.errors import PruneBenchError
-from prunebench.methods.catalog import resolve_method
-from prunebench.record import RunRecord
-from prunebench.scoring import has_logits, score_record
-from prunebench.store import Damaged, Store
-from prunebench.submission.facts import Facts, TaskFacts
+from prunebench.methods.discovery import resolve_method
+from prunebench.results.record import RunRecord
+from prunebench.results.store import CorruptRecord, Store
+from prunebench.runner.rescore import has_logits, rescore_record
+from prunebench.submission.facts import RecordFacts, TaskFacts
 from prunebench.submission.fields import field_problems
 
 CLOSE = 1e-6
@@ -36,7 +36,7 @@ def check_records(folder: Path) -> list[Finding]:
     What a record says is held against its model and, where they are at hand, against the task's labels and the run's
     own logits. Nothing is trained.
     """
-    store, facts = Store(folder), Facts(_data_root())
+    store, facts = Store(folder), RecordFacts(_data_root())
     records, damaged = store.records()
     findings = [Finding(f"{entry.path} is readable", False, entry.reason) for entry in damaged]
     for record in records:
@@ -48,16 +48,16 @@ def check_records(folder: Path) -> list[Finding]:
     return findings
 
 
-def sound_records(store: Store) -> tuple[list[RunRecord], list[Damaged]]:
+def sound_records(store: Store) -> tuple[list[RunRecord], list[CorruptRecord]]:
     """The records that `check_records` passes, in order; the others, and those that cannot be read, with reasons."""
-    facts = Facts(_data_root())
+    facts = RecordFacts(_data_root())
     records, damaged = store.records()
     sound = []
     for record in records:
         problems = record_problems(store, record, facts)
         if problems:
             path = store.folder(record.run_id) / "record.json"
-            damaged.append(Damaged(path, f"{path}: {'; '.join(problems)}"))
+            damaged.append(CorruptRecord(path, f"{path}: {'; '.join(problems)}"))
         else:
             sound.append(record)
     return sound, damaged
@@ -72,7 +72,7 @@ def _label(record: RunRecord) -> str:
     return ascii(record.run_spec.label)[1:-1][:200]
 
 
-def record_problems(store: Store, record: RunRecord, facts: Facts) -> list[str]:
+def record_problems(store: Store, record: RunRecord, facts: RecordFacts) -> list[str]:
     """What does not hold of a record, in words that begin with the field's name."""
     try:
         return list(_problems(store, record, facts))
@@ -80,7 +80,7 @@ def record_problems(store: Store, record: RunRecord, facts: Facts) -> list[str]:
         return [f"cannot be checked: {type(error).__name__}: {error}"]
 
 
-def _problems(store: Store, record: RunRecord, facts: Facts) -> Iterator[str]:
+def _problems(store: Store, record: RunRecord, facts: RecordFacts) -> Iterator[str]:
     """One kind of fault after another; a wrong field ends the search, for others follow from it."""
     problems = field_problems(record)
     if problems or record.status != "ok":
@@ -117,7 +117,7 @@ def _dense_of(store: Store, record: RunRecord) -> RunRecord | None:
         return None
 
 
-def _against_model(record: RunRecord, task: TaskFacts, facts: Facts) -> Iterator[str]:
+def _against_model(record: RunRecord, task: TaskFacts, facts: RecordFacts) -> Iterator[str]:
     assert record.sparsity is not None
     assert record.cost is not None
     model = facts.model(record.run_spec.model, task)
@@ -173,7 +173,7 @@ def _against_labels(store: Store, record: RunRecord, task: TaskFacts) -> Iterato
     if shapes != {name: (len(labels.y[name]), labels.task.num_outputs) for name in ("val", "test")}:
         yield f"its stored logits have shapes {shapes}"
         return
-    again = score_record(record, logits, labels)
+    again = rescore_record(record, logits, labels)
     if _counts(record) != _counts(again):
         yield "groups: its stored logits give other counts of correct samples"
     for part, said, found in (

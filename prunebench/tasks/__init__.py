@@ -1,7 +1,7 @@
 """Biased data sets: one file each; `base.py` is the contract."""
 
 from prunebench.tasks.base import Attributes, Split, Splits, Task, split_hash, splits_hash
-from prunebench.tasks.catalog import describe_families, resolve_task
+from prunebench.tasks.registry import describe_families, resolve_task
 
 __all__ = [
     "Attributes",

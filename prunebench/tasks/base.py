@@ -1,4 +1,4 @@
-"""What a task is: real images with a label, a bias attribute, and three splits."""
+"""The contract of a task: real images with a label, a bias attribute, and three splits."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from prunebench.data.transforms import ImageTransform
 from prunebench.errors import DataError, SupervisionError
-from prunebench.overlay import Overlay
-from prunebench.spec import Recipe, View
+from prunebench.results.spec import Recipe, View
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Split:
     y: Tensor
     bias: Tensor
     digest: str | None = None
-    overlay: Overlay | None = None
+    overlay: ImageTransform | None = None
 
     def __post_init__(self) -> None:
         if self.x.dtype != torch.uint8 or self.x.ndim != 4:

@@ -23,11 +23,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prunebench.data.cache import CachedImages, open_cache
+from prunebench.data.decoding import Sources
 from prunebench.errors import DataError, UsageError, unknown
-from prunebench.spec import Recipe, View
+from prunebench.results.spec import Recipe, View
 from prunebench.tasks.base import Attributes, Split, Splits, Task
-from prunebench.tasks.decoding import Sources
-from prunebench.tasks.image_cache import CachedImages, open_cache
 
 ATTRIBUTES = (
     "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose",

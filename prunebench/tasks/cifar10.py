@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from prunebench.data.cache import keep_images
+from prunebench.data.decoding import DAMAGE
 from prunebench.errors import DataError
-from prunebench.tasks.corruption_cache import keep_images
-from prunebench.tasks.disent import DAMAGE
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE

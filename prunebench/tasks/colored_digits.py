@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prunebench.spec import Recipe
+from prunebench.results.spec import Recipe
 from prunebench.tasks.base import Split, Splits, Task
 from prunebench.tasks.coloring import colour
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from prunebench.errors import DataError
-from prunebench.spec import Recipe
+from prunebench.results.spec import Recipe
 from prunebench.tasks.base import Split, Splits, Task
 from prunebench.tasks.coloring import assign_bias, colour
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from prunebench.errors import DataError
-from prunebench.spec import View
+from prunebench.results.spec import View
 from prunebench.tasks.base import Split, Splits, Task
 from prunebench.tasks.cifar10 import SIDE, read_cifar10
 from prunebench.tasks.coloring import assign_bias

@@ -9,16 +9,45 @@ images or more. The test split is the same for every seed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prunebench.spec import Recipe
+from prunebench.results.spec import Recipe
 from prunebench.tasks.base import Attributes, Split, Splits, Task
 from prunebench.tasks.colored_digits import TEST_SEED, fingerprint_digits, jitter, read_digits, split_digits
-from prunebench.tasks.digits import DIGIT_ATTRIBUTES, choose_shares, has_attribute
+
+DIGIT_ATTRIBUTES: dict[str, tuple[int, ...]] = {
+    "large": (5, 6, 7, 8, 9),
+    "even": (0, 2, 4, 6, 8),
+    "loop": (0, 6, 8, 9),
+    "straight": (1, 4, 7),
+    "seven": (7,),
+}
+"""The digits that have each attribute: five or more; even; a closed loop; straight strokes only; a seven."""
+
+
+def has_attribute(digit: NDArray[np.int64], name: str) -> NDArray[np.bool_]:
+    """Which of the digits `[N]` have the attribute `name`: bool `[N]`."""
+    return np.isin(digit, DIGIT_ATTRIBUTES[name])
+
+
+def choose_shares(
+    stratum: NDArray[np.int64], shares: Sequence[float], generator: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Choose exactly round(shares[s] * n_s) of the n_s samples of every stratum s, at random: bool `[N]`.
+
+    stratum: indices `[N]` into shares.
+    """
+    chosen = np.zeros(len(stratum), dtype=np.bool_)
+    for value, share in enumerate(shares):
+        members = generator.permutation(np.flatnonzero(stratum == value))
+        chosen[members[: round(share * len(members))]] = True
+    return chosen
+
 
 COPIES, TEST_COPIES = 8, 10
 """Images of each digit, in train and val and in test: jittered, with attributes drawn anew."""
@@ -31,7 +60,6 @@ STRENGTHS: dict[str, tuple[str, float]] = {
 INDEPENDENT: dict[str, float] = {"patch": 0.5, "mirrored": 0.1}
 """Rendering attributes that are independent of the identities, and their share of positives."""
 NAMES = (*DIGIT_ATTRIBUTES, *STRENGTHS, *INDEPENDENT)
-
 WARM_HUES, COLD_HUES = (-40.0, 55.0), (170.0, 280.0)
 LIGHT_LEVELS, DARK_LEVELS = (0.7, 0.95), (0.0, 0.25)
 PATCH_SIDE = 3

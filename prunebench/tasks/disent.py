@@ -17,9 +17,7 @@ import contextlib
 import hashlib
 import os
 import re
-import struct
-import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,12 +26,85 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from prunebench.data.decoding import DAMAGE
 from prunebench.errors import DataError, UsageError
-from prunebench.spec import Recipe
+from prunebench.results.spec import Recipe
 from prunebench.tasks.base import Split, Splits, Task
 from prunebench.tasks.colored_digits import ColoredDigits
 from prunebench.tasks.colored_mnist import ColoredMnist
-from prunebench.tasks.folder_remarks import MACOS, copies, left_out, misplaced
+
+OTHER_IMAGES = (".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif", ".heic", ".ppm", ".npy")
+"""Images that are not read, and whose absence should be noticed."""
+MACOS = "__MACOSX"
+"""Beside the real files in an archive packed on macOS."""
+
+
+def left_out(folders: Sequence[Path], used: Collection[Path], suffixes: Sequence[str]) -> list[str]:
+    """On images that are not read: of other formats, and in deeper folders; hidden ones are meant to be."""
+    other, deeper = [], []
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder.parent).as_posix()
+            if "/." in name or MACOS in name or not path.is_file():
+                continue
+            if path.suffix.lower() in OTHER_IMAGES:
+                other.append(name)
+            elif path.suffix.lower() in suffixes and path not in used:
+                deeper.append(name)
+    remarks = []
+    if other:
+        remarks.append(
+            f"images of other formats are left out: {len(other)}, as {other[0]}; convert them to {suffixes[0]}"
+        )
+    if deeper:
+        remarks.append(f"images deeper than a class folder are left out: {len(deeper)}, as {deeper[0]}")
+    return remarks
+
+
+def misplaced(files: Mapping[str, Path], labels: Mapping[str, int]) -> list[str]:
+    """On images whose class folder says another label than their name."""
+    wrong = [
+        name
+        for name, path in files.items()
+        if name.count("/") > 1 and path.parent.name.isdecimal() and int(path.parent.name) != labels[name]
+    ]
+    if not wrong:
+        return []
+    return [f"images in the folder of another class: {len(wrong)}, as {wrong[0]}; their names count"]
+
+
+def copies(splits: Mapping[str, Mapping[str, Path]]) -> list[str]:
+    """On training images that another split holds too, byte for byte. Only files of equal size are read."""
+    by_size = {
+        split: _by_size([path for path in files.values() if path.is_file()])
+        for split, files in splits.items()
+    }
+    remarks = []
+    for split, sizes in by_size.items():
+        if split == "train":
+            continue
+        found = []
+        for size in sorted(sizes.keys() & by_size["train"].keys()):
+            seen = {_digest(path): path for path in by_size["train"][size]}
+            found += [(path, seen[digest]) for path in sizes[size] if (digest := _digest(path)) in seen]
+        if found:
+            first, second = (path.name for path in found[0])
+            remarks.append(
+                f"{split} images that are training images too: {len(found)}, as {first} is {second}"
+            )
+    return remarks
+
+
+def _by_size(paths: Sequence[Path]) -> dict[int, list[Path]]:
+    sizes: dict[int, list[Path]] = {}
+    for path in paths:
+        sizes.setdefault(path.stat().st_size, []).append(path)
+    return sizes
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
+
 
 LAYOUT = (
     "expected the DisEnt release: <dataset>/<pct>/{align,conflict}/<class>/*_<label>_<bias>.png "
@@ -46,12 +117,10 @@ SMALLEST_SIDE = 8
 TOLERANCE = 0.5
 """How far, as a share of it, the conflicting share of a folder's name may lie from the counted one."""
 FILE_NAME = re.compile(r"(?:.*_)?([0-9]{1,3})_([0-9]{1,3})\.[^_]*")
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 CHUNK = 256
 BIAS_NAMES = {"cmnist": "colour", "cifar10c": "corruption", "bffhq": "gender"}
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 RESNET_RECIPE = Recipe(steps=10_000, finetune_steps=1000, batch_size=256, lr=1e-3, finetune_lr=5e-4)
-
 Pair = tuple[int, int]
 
 

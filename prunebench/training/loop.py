@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunebench.spec import Recipe
-from prunebench.training.data import Images
+from prunebench.data.images import Images
+from prunebench.results.spec import Recipe
 
 CHECK_EVERY = 100
 """Steps between two looks at the loss: the only points where the loop waits for an accelerator."""

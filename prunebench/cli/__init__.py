@@ -1,0 +1,1 @@
+"""The command line: verbs and words on the terminal, no logic."""

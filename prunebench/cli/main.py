@@ -1,0 +1,281 @@
+"""The command line: verbs, no logic. Heavy libraries are imported inside the verbs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(
+    name="prunebench",
+    help="What a pruned vision model costs its minorities, and what it really gains in speed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+OutOption = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads this at run time
+    typer.Option("--out", help="Results folder (default: results/SUITE)."),
+]
+DataOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--data-root", envvar="PRUNEBENCH_DATA", help="Where data sets lie."),
+]
+
+
+@app.command()
+def run(  # noqa: PLR0913
+    suite: Annotated[str, typer.Argument(help="A suite's name (see `prunebench ls suites`) or a TOML file.")],
+    out: OutOption = None,
+    data_root: DataOption = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    workers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, help="Processes (default: one a core, or one a GPU; 0: this process)."),
+    ] = None,
+    task: Annotated[list[str], typer.Option(help="Run these tasks instead of the suite's.")] = [],  # noqa: B006
+    method: Annotated[
+        list[str],
+        typer.Option(help="These methods instead of the suite's: names, or your own my_method.py."),
+    ] = [],  # noqa: B006
+    sparsity: Annotated[list[float], typer.Option(help="These sparsities (share of zeros).")] = [],  # noqa: B006
+    seed: Annotated[list[int], typer.Option(help="These seeds.")] = [],  # noqa: B006
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    keep_models: Annotated[
+        bool,
+        typer.Option(help="Store pruned weights too: `retime` and `profile` can then measure them again."),
+    ] = True,
+) -> None:
+    """Train, prune, measure and rank. The same command again resumes."""
+    from prunebench.api import make_plan
+    from prunebench.cli.progress import print_plan, run_with_progress
+    from prunebench.suites import load_suite
+
+    chosen = load_suite(suite).narrowed(tasks=task, methods=method, sparsities=sparsity, seeds=seed)
+    plan = make_plan(chosen, out=out, data_root=data_root, device=device, keep_models=keep_models)
+    print_plan(plan, every_cell=dry_run)
+    if not dry_run:
+        raise typer.Exit(run_with_progress(plan, workers))
+
+
+@app.command("time", hidden=True)
+@app.command()
+def retime(
+    results: Annotated[Path, typer.Option(help="The results folder, with the models that a run stored.")],
+    data_root: DataOption = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Measure the latency of stored models again: one by one, on a quiet machine or on another one."""
+    from prunebench.cli.progress import time_with_progress
+
+    raise typer.Exit(time_with_progress(results, data_root, device))
+
+
+@app.command("score", hidden=True)
+@app.command()
+def rescore(
+    results: Annotated[Path, typer.Argument(help="The results folder, with the logits that runs stored.")],
+    data_root: DataOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would change and write nothing.")
+    ] = False,
+) -> None:
+    """Compute all metrics of stored runs again from their logits, without training."""
+    from prunebench.cli.compare import score_with_progress
+
+    raise typer.Exit(score_with_progress(results, data_root, dry_run=dry_run))
+
+
+@app.command()
+def compare(
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="A method, or a run's id or the beginning of it.")
+    ],
+    second: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.")],
+    results: Annotated[Path, typer.Option(help="The results folder.")] = Path("leaderboard/results"),
+    task: Annotated[Optional[str], typer.Option(help="Of methods: on this task.")] = None,  # noqa: UP045
+    sparsity: Annotated[Optional[float], typer.Option(help="Of methods: at this sparsity.")] = None,  # noqa: UP045
+    other_results: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Where B is looked for (default: --results)."),
+    ] = None,
+    data_root: DataOption = None,
+) -> None:
+    """Test two runs or methods against each other, paired by sample and by seed."""
+    from prunebench.cli.compare import Asked, print_comparison
+
+    print_comparison(Asked((first, second), (results, other_results or results), task, sparsity, data_root))
+
+
+@app.command()
+def analyze(
+    results: Annotated[Path, typer.Argument(help="The results folder, with the logits that runs stored.")],
+    data_root: DataOption = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Where board and pages go (default: RESULTS/leaderboard)."),
+    ] = None,
+    task: Annotated[list[str], typer.Option(help="Only these tasks.")] = [],  # noqa: B006
+) -> None:
+    """What pruning did to uncertainty, dependence and bias: tables, figures, pages, and the three claims."""
+    from prunebench.cli.progress import analyze_with_progress
+
+    raise typer.Exit(analyze_with_progress(results, data_root, out, task))
+
+
+@app.command("ls")
+def list_things(
+    what: Annotated[str, typer.Argument(help="tasks, methods, suites or runs")],
+    results: Annotated[Path, typer.Option(help="For runs: the results folder.")] = Path(
+        "leaderboard/results"
+    ),
+    data_root: DataOption = None,
+) -> None:
+    """List tasks (with their group tables), methods, suites or runs."""
+    from prunebench.cli.listing import list_methods, list_runs, list_suites, list_tasks
+    from prunebench.errors import unknown
+
+    verbs = {
+        "tasks": lambda: list_tasks(data_root),
+        "methods": list_methods,
+        "suites": list_suites,
+        "runs": lambda: list_runs(results),
+    }
+    if what not in verbs:
+        raise unknown("listing", what, verbs)
+    verbs[what]()
+
+
+@app.command()
+def show(
+    run_id: Annotated[str, typer.Argument(help="A run's id, or the beginning of it.")],
+    results: Annotated[Path, typer.Option(help="The results folder.")] = Path("leaderboard/results"),
+) -> None:
+    """Show one run: settings, groups, metrics, cost, traceback."""
+    from prunebench.cli.listing import show_run
+
+    show_run(run_id, results)
+
+
+@app.command()
+def leaderboard(
+    results: Annotated[
+        list[Path],
+        typer.Option(help="Results folders (repeatable)."),
+    ] = [Path("leaderboard/results")],  # noqa: B006
+    out: Annotated[Path, typer.Option(help="Where the board goes.")] = Path("leaderboard"),
+    readme: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Also refill the marked parts of this file."),
+    ] = None,
+) -> None:
+    """Write the board (README.md and site/index.html) from records, and pages of stored analyses."""
+    from prunebench.cli.progress import write_leaderboard
+
+    raise typer.Exit(write_leaderboard(results, out, readme))
+
+
+@app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="A method file (my_method.py), or a folder of results.")],
+) -> None:
+    """Run the contract suite on a method file, or validate records."""
+    from prunebench.cli.progress import print_findings
+    from prunebench.submission import check_path
+
+    raise typer.Exit(print_findings(path, check_path(path)))
+
+
+@app.command()
+def profile(  # noqa: PLR0913
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A model (default: that of --run, else convnet on a CPU, resnet18 on a GPU)."),
+    ] = None,
+    image: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Rows and columns of an image (default: 32)."),
+    ] = None,
+    batch: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Images of a batch (default: 64 on a CPU, 128 on a GPU)."),
+    ] = None,
+    sparsity: Annotated[list[float], typer.Option(help="These sparsities (share of zeros).")] = [],  # noqa: B006
+    pattern: Annotated[
+        list[str],
+        typer.Option(help="unstructured, block, filter, 2:4, or stored (the zeros of --run)."),
+    ] = [],  # noqa: B006
+    layer: Annotated[list[str], typer.Option(help="Only layers whose name contains this.")] = [],  # noqa: B006
+    minutes: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Time box; the rest is listed as left out (default: 1.5 on a CPU, 9 on a GPU)."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto (bf16 on a GPU, fp32 on a CPU), fp32, bf16 or fp16.")
+    ] = "auto",
+    backend: Annotated[str, typer.Option(help="Of the sparse kernels: auto, triton or torch.")] = "auto",
+    compile: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--compile/--no-compile", help="Measure torch.compile too (default: on a GPU)."),
+    ] = None,
+    repeats: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Timed calls of each implementation (default: 9 on a CPU, 50 on a GPU)."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+    run: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--run", help="Weights of a run: its id, its folder or a model.safetensors."),
+    ] = None,
+    results: Annotated[Path, typer.Option(help="Where --run looks for an id.")] = Path("leaderboard/results"),
+    out: Annotated[Path, typer.Option(help="Where page, figures, CSV and JSON go.")] = Path("profile"),
+) -> None:
+    """Measure sparse layers and networks on this machine against dense and the roofline."""
+    from prunebench.cli.console import console
+    from prunebench.profile.session import profile_machine
+    from prunebench.profile.settings import ProfileSettings
+
+    settings = ProfileSettings(
+        model=model, image=image, batch=batch, sparsities=tuple(sparsity), patterns=tuple(pattern),
+        layers=tuple(layer), minutes=minutes, device=device, precision=precision, backend=backend,
+        compiled=compile, repeats=repeats, seed=seed, run=run, results=results, out=out,
+        command=" ".join(["prunebench", *sys.argv[1:]]),
+    )  # fmt: skip
+    raise typer.Exit(profile_machine(settings, console))
+
+
+@app.command()
+def doctor(
+    data_root: DataOption = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Run every kernel beside torch and compare the results.")
+    ] = False,
+) -> None:
+    """Tell what this machine has: versions, device, precision, data; with --kernels, whether they agree."""
+    from prunebench.cli.progress import compare_kernels, print_environment
+
+    if kernels:
+        raise typer.Exit(compare_kernels())
+    print_environment(data_root)
+
+
+def main() -> None:
+    """Entry point: 0 done, 1 some cell failed, 2 usage error, 130 interrupted."""
+    from prunebench.errors import PruneBenchError, UsageError
+
+    try:
+        app()
+    except PruneBenchError as error:
+        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        typer.secho("stopped; run the same command again to resume", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Two runs or methods compared, paired by seed and by sample."""

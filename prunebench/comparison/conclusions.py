@@ -1,0 +1,161 @@
+"""The conclusions of a comparison in words: significant differences, insignificant ones, and what cannot be told."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prunebench.comparison.tests import Comparison, SampleTest, SeedTest
+from prunebench.stats.tests import SIGNIFICANCE, least_sign_flip_p_value
+
+NAMED = 3
+"""At most so many groups are named in a sentence."""
+WIDE = ("all samples", "aligned", "conflicting")
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Sentences: `real` (corrected p < 0.05), `not_shown`, and `untold`, which these runs cannot decide."""
+
+    real: tuple[str, ...]
+    not_shown: tuple[str, ...]
+    untold: tuple[str, ...]
+
+
+def is_real(test: SeedTest | SampleTest) -> bool:
+    """Whether the corrected p is below 0.05."""
+    return test.corrected_p < SIGNIFICANCE
+
+
+def p_text(value: float) -> str:
+    """A p as people write it."""
+    if math.isnan(value):
+        return "undefined"
+    return f"{value:.2g}" if value > 1e-300 else "below 1e-300"
+
+
+def _equals(test: SeedTest | SampleTest) -> str:
+    text = p_text(test.corrected_p)
+    return text if text.startswith("below") else f"= {text}"
+
+
+def conclude(found: Comparison) -> Verdicts:
+    """The verdicts of both tables."""
+    parts = [_by_seed(found), _by_sample(found), _by_group(found)]
+    return Verdicts(*(tuple(itertools.chain.from_iterable(lines)) for lines in zip(*parts)))
+
+
+Lines = tuple[list[str], list[str], list[str]]
+
+
+def _by_seed(found: Comparison) -> Lines:
+    defined = [test for test in found.by_seed if not math.isnan(test.p_value)]
+    untold = [
+        f"By seed, {test.metric}: undefined in one of the runs."
+        for test in found.by_seed
+        if math.isnan(test.p_value)
+    ]
+    seeds, tests = len(found.pairs), len(defined)
+    if not defined:
+        return [], [], untold
+    if seeds == 1:
+        return [], [], [*untold, "By seed: one pair of runs says nothing of other seeds; run more of them."]
+    least = least_sign_flip_p_value(seeds)
+    if tests * least >= SIGNIFICANCE:
+        return [], [], [*untold, _too_few_seeds(defined, seeds)]
+    real = [
+        f"By seed, {test.metric}: {found.second} is {_apart(test.difference.mean)} than {found.first} "
+        f"(corrected p {_equals(test)})."
+        for test in defined
+        if is_real(test)
+    ]
+    rest = [test.metric for test in defined if not is_real(test)]
+    return real, [f"By seed: {', '.join(rest)}."] if rest else [], untold
+
+
+def _too_few_seeds(tests: Sequence[SeedTest], seeds: int) -> str:
+    least, count = least_sign_flip_p_value(seeds), len(tests)
+    needed = next(n for n in itertools.count(2) if count * least_sign_flip_p_value(n) < SIGNIFICANCE)
+    line = (
+        f"By seed: of {seeds} seeds a sign-flip test gives p = {least:.2g} at the least, corrected for {count} metrics "
+        f"{min(1.0, count * least):.2g}, however large a difference is. {needed} seeds could tell."
+    )
+    apart = [test.metric for test in tests if abs(test.difference.mean) > test.difference.half_width]
+    if apart:
+        line += (
+            f" The 95 % t interval of {', '.join(apart)} leaves out 0; but it takes the differences to be normal, "
+            "and is not corrected."
+        )
+    return line
+
+
+def _apart(difference: float) -> str:
+    """`3.2 points lower`; shares are differences of accuracies."""
+    return f"{abs(difference) * 100:.1f} points {'higher' if difference > 0 else 'lower'}"
+
+
+def _by_sample(found: Comparison) -> Lines:
+    real, not_shown, untold = [], [], []
+    for test in found.pooled:
+        if test.scope not in WIDE:
+            continue
+        if is_real(test):
+            apart = _apart(test.second_right - test.first_right)
+            real.append(
+                f"By sample, {test.scope}: {found.second} is {apart} than {found.first} "
+                f"(corrected p {_equals(test)})."
+            )
+        elif test.first_only == test.second_only == 0:
+            not_shown.append(f"By sample, {test.scope}: both are right on the same of all {test.samples}.")
+        elif test.differing == 0:
+            not_shown.append(
+                f"By sample, {test.scope}: on each of {test.samples}, as many runs of one as of the other are right."
+            )
+        elif _too_few_differ(test):
+            untold.append(
+                f"By sample, {test.scope}: the two differ on {test.differing} of {test.samples} only."
+            )
+        else:
+            not_shown.append(f"By sample, {test.scope} (corrected p {_equals(test)}).")
+    if not found.pooled:
+        untold.append("By sample: no pair of runs has its logits and labels at hand.")
+    return real, not_shown, untold
+
+
+def _too_few_differ(test: SampleTest) -> bool:
+    """Whether p would not be below 0.05 even with all the differing samples on one side."""
+    return least_sign_flip_p_value(test.differing) >= SIGNIFICANCE
+
+
+def _by_group(found: Comparison) -> Lines:
+    """Groups together, in a sentence each."""
+    groups = [test for test in found.pooled if test.scope not in WIDE]
+    lines: Lines = ([], [], [])
+    for higher in (True, False):
+        chosen = [
+            test for test in groups if is_real(test) and (test.second_right > test.first_right) == higher
+        ]
+        if chosen:
+            most = sorted(chosen, key=lambda test: -abs(test.second_right - test.first_right))[:NAMED]
+            told = "; ".join(f"{test.scope} by {_points(test)}" for test in most)
+            told = f"most of all {told}" if len(chosen) > NAMED else told
+            way = "higher" if higher else "lower"
+            lines[0].append(
+                f"By sample, {len(chosen)} of {len(groups)} groups: {found.second} is {way} than {found.first}: {told}."
+            )
+    rest = [test for test in groups if not is_real(test)]
+    few = sum(map(_too_few_differ, rest))
+    if len(rest) > few:
+        lines[1].append(f"By sample, {len(rest) - few} of {len(groups)} groups.")
+    if few:
+        lines[2].append(
+            f"By sample, {few} of {len(groups)} groups: at most 5 of their samples differ, too few for any p below "
+            f"{SIGNIFICANCE:g}."
+        )
+    return lines
+
+
+def _points(test: SampleTest) -> str:
+    return f"{abs(test.second_right - test.first_right) * 100:.1f} points"

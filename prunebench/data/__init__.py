@@ -1,0 +1,1 @@
+"""Images: decoding, caches, and what a network sees of them."""

@@ -1,0 +1,115 @@
+"""The door for a method that is a class with `fit`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prunebench.errors import UsageError, unknown
+from prunebench.methods.criteria import LONGEST_CITE, check_name, check_setting
+
+if TYPE_CHECKING:
+    from prunebench.methods.experiment import Experiment, Pruned
+
+    pass
+
+
+SUPERVISION = ("none", "val-groups", "train-groups")
+
+
+class Procedure(Protocol):
+    """What a method class must have."""
+
+    def fit(self, experiment: Experiment, sparsity: float) -> Pruned: ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named way to a pruned model.
+
+    `build(**params)` makes the procedure; `params` are the settings that matter, all part of the run's identity.
+    `native` methods choose their sparsity themselves; `dense` marks the unpruned baseline; `multi_label` ones also
+    take tasks whose labels are attributes `[N, K]`.
+    """
+
+    name: str
+    cite: str
+    supervision: str
+    version: str
+    build: Callable[..., Procedure]
+    settings: Mapping[str, Any]
+    native: bool = False
+    dense: bool = False
+    relevant: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+    """Which of the settings matter, given the others."""
+    multi_label: bool = False
+
+    def __post_init__(self) -> None:
+        check_name("method", self.name)
+        for key, value in self.settings.items():
+            check_setting(self.name, key, value)
+        if self.supervision not in SUPERVISION:
+            raise UsageError(
+                f"method {self.name!r}: supervision must be one of {SUPERVISION}, got {self.supervision!r}"
+            )
+        if not self.cite.strip():
+            raise UsageError(f"method {self.name!r}: cite its source (cite='Author et al., year')")
+        if len(self.cite) > LONGEST_CITE or not self.cite.isprintable():
+            raise UsageError(
+                f"method {self.name!r}: cite its source in one line of at most {LONGEST_CITE} characters"
+            )
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return dict(self.relevant(self.settings))
+
+    def with_params(self, changes: Mapping[str, Any]) -> Method:
+        """This method with other settings. Raises UsageError on an unknown one."""
+        for key in changes:
+            if key not in self.settings:
+                raise unknown(f"setting of {self.name}", key, self.settings)
+        return dataclasses.replace(self, settings={**self.settings, **changes})
+
+
+def method(
+    name: str,
+    *,
+    cite: str,
+    supervision: str = "none",
+    version: int = 1,
+    native: bool = False,
+    dense: bool = False,
+    multi_label: bool = False,
+) -> Callable[[type], Method]:
+    """Make a class with `fit(experiment, sparsity)` a method; dataclass fields are its settings."""
+
+    def wrap(cls: type) -> Method:
+        if not callable(getattr(cls, "fit", None)):
+            raise UsageError(f"method {name!r}: the class needs fit(self, experiment, sparsity)")
+        return Method(
+            name,
+            cite,
+            supervision,
+            str(version),
+            cls,
+            defaults_of(cls),
+            native,
+            dense,
+            multi_label=multi_label,
+        )
+
+    return wrap
+
+
+def defaults_of(cls: type) -> dict[str, Any]:
+    """The settings of a method class: its dataclass fields, each with a default."""
+    if not dataclasses.is_dataclass(cls):
+        return {}
+    settings = {}
+    for field in dataclasses.fields(cls):
+        if field.default is dataclasses.MISSING:
+            raise UsageError(f"{cls.__name__}.{field.name}: a setting needs a plain default value")
+        settings[field.name] = field.default
+    return settings

@@ -1,0 +1,222 @@
+"""Methods found by name: the modules of this folder, or a user's file or package with the hash of all its helpers."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from pathlib import Path
+from types import CodeType, ModuleType
+
+import prunebench.methods as package
+from prunebench.errors import UsageError, unknown
+from prunebench.methods.api import Method
+from prunebench.methods.criteria import Criterion
+from prunebench.methods.prune import prune_by
+
+NO_CODE = ("__pycache__",)
+
+
+class _SourceLoader(SourceFileLoader):
+    """Always compiles: bytecode kept from an earlier version of a file must not stand in for it."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+class Neighbours:
+    """Modules and packages beside a method file, found before installed ones of their name.
+
+    Those of the standard library and of PruneBench keep their names. One folder at a time: two contributors' helpers
+    may share a name, so the modules of the last folder are forgotten when another one is entered.
+    """
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._loaded: list[str] = []
+
+    def enter(self, folder: Path) -> None:
+        """Find modules in `folder` from now on."""
+        for name in self._loaded:
+            sys.modules.pop(name, None)
+        self._folder, self._loaded = folder, []
+        if self not in sys.meta_path:
+            sys.meta_path.insert(0, self)
+        importlib.invalidate_caches()
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """As Python asks: where a module is, or None."""
+        found = None if self._folder is None else locate(self._folder, fullname)
+        if found is None:
+            return None
+        self._loaded.append(fullname)
+        inside = [str(found.parent)] if found.name == "__init__.py" else None
+        return importlib.util.spec_from_file_location(
+            fullname, found, loader=_SourceLoader(fullname, str(found)), submodule_search_locations=inside
+        )
+
+
+NEIGHBOURS = Neighbours()
+
+
+def locate(folder: Path, name: str) -> Path | None:
+    """The file of the module `name` in a folder, if it is there and the name is free."""
+    first = name.partition(".")[0]
+    if first in sys.stdlib_module_names or first in ("prunebench", "prunebench_kernels"):
+        return None
+    base = folder.joinpath(*name.split("."))
+    for path in (base / "__init__.py", base.with_name(f"{base.name}.py")):
+        if path.is_file():
+            return path
+    return None
+
+
+def import_user_module(path: Path, name: str) -> ModuleType:
+    """Import a method file under `name`, or a package under its own. Raises UsageError with what went wrong."""
+    package = path.is_dir()
+    NEIGHBOURS.enter(path.resolve().parent)
+    try:
+        if package:
+            module = importlib.import_module(path.resolve().name)
+            if Path(module.__file__ or "").parent != path.resolve():
+                raise UsageError(f"{path}: its name is taken by {module.__file__}; rename the package")
+            return module
+        spec = importlib.util.spec_from_loader(name, _SourceLoader(name, str(path)))
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up there
+        spec.loader.exec_module(module)
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(name, None)
+        raise UsageError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def digest_of(path: Path) -> str:
+    """Twelve hex digits of SHA-256: of a file alone, or of a file with all that it imports from its folder.
+
+    A package counts whole, with every file in it: what a method reads decides its numbers as much as its code.
+    """
+    files = _with_neighbours(path.resolve())
+    if files == [path.resolve()]:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    folder, total = path.resolve().parent, hashlib.sha256()
+    for file in files:
+        place = "main" if file == path.resolve() else file.relative_to(folder).as_posix()
+        total.update(f"{place}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()[:12]
+
+
+def _with_neighbours(path: Path) -> list[Path]:
+    """The file (or the package's files) and, for each import in them, what of it lies in the folder; in order."""
+    folder, found = path.parent, set[Path]()
+    waiting = _files_of(path)
+    while waiting:
+        file = waiting.pop()
+        if file in found:
+            continue
+        found.add(file)
+        if file.suffix == ".py":
+            for name in _imports(file):
+                module = locate(folder, name)
+                if module is not None:
+                    waiting += _files_of(module.parent if module.name == "__init__.py" else module)
+    return sorted(found)
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return [
+        file
+        for file in path.rglob("*")
+        if file.is_file()
+        and not any(part in NO_CODE or part.startswith(".") for part in file.parts[len(path.parts) :])
+    ]
+
+
+def _imports(file: Path) -> Iterator[str]:
+    """First names of what a file imports anywhere, absolute imports alone; none of one that does not parse."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.partition(".")[0]
+
+
+def builtin_methods() -> dict[str, Method]:
+    """All methods of the package, by name. Raises UsageError if two share one."""
+    found: dict[str, Method] = {}
+    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for entry in _methods_in(module):
+            if found.setdefault(entry.name, entry) != entry:
+                raise UsageError(f"two methods are called {entry.name!r}; the second is in {module.__name__}")
+    return found
+
+
+def file_methods(path: Path) -> dict[str, Method]:
+    """The methods of a user's file or package; their version is the hash of it and of the helpers beside it."""
+    if not path.is_file() and not is_package(path):
+        raise UsageError(f"no method file {path}")
+    digest = digest_of(path)
+    module = import_user_module(path, f"prunebench_user_{digest}")
+    known = list(builtin_methods().values())
+    found: dict[str, Method] = {}
+    for entry in _methods_in(module):
+        if entry in known:
+            continue
+        if entry.name == "dense" or entry.dense:
+            raise UsageError(f"{path}: `dense` is the baseline of every run; give your method another name")
+        if entry.name in found:
+            raise UsageError(f"{path}: two methods are called {entry.name!r}")
+        found[entry.name] = dataclasses.replace(entry, version=f"file-{digest}")
+    if not found:
+        raise UsageError(
+            f"{path}: no method in it; decorate a scoring function with @criterion or a class with @method"
+        )
+    return found
+
+
+def is_package(path: Path) -> bool:
+    """Whether a folder is a Python package, which may be a method as a file is."""
+    return (path / "__init__.py").is_file()
+
+
+def _methods_in(module: ModuleType) -> Iterator[Method]:
+    for value in vars(module).values():
+        if isinstance(value, Criterion):
+            home = value.score.__module__
+            if home == module.__name__ or home.startswith(f"{module.__name__}."):
+                yield prune_by(value)
+        elif isinstance(value, Method):
+            yield value
+
+
+def resolve_method(name: str) -> Method:
+    """The method called `name`, or the only one in the file or package `name`. Raises UsageError with a suggestion."""
+    known = builtin_methods()
+    if name.endswith(".py") or (name not in known and is_package(Path(name))):
+        found = file_methods(Path(name))
+        if len(found) > 1:
+            raise UsageError(f"{name} holds {', '.join(found)}: keep one method a file")
+        return next(iter(found.values()))
+    if name not in known:
+        raise unknown("method", name, known)
+    return known[name]

@@ -1,0 +1,325 @@
+"""The experiment that a method is handed: training split, budget, shared dense model, seeded noise, a log."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from prunebench.data.images import Images, draw_batches
+from prunebench.errors import SupervisionError, UsageError
+from prunebench.inference.cascade import NOTES, Deferral
+from prunebench.methods.criteria import Criterion, compute_scores
+from prunebench.models import Classifier, build_model
+from prunebench.models.nets import channels_last, contiguous
+from prunebench.pruning.masks import Masks, named_as_in, prunable
+from prunebench.pruning.wrapped import plain
+from prunebench.pruning.wrapped import state_of as state_of
+from prunebench.results.spec import Recipe, RunSpec, hash_of
+from prunebench.training.loop import LoopSettings, Objective, evaluate, resolve_precision, train
+from prunebench.training.losses import cross_entropy, task_loss
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `fit` returns: the trained model and the masks that its weights obey.
+
+    With a `deferral`, the harness gives the samples that the model is unsure of to the shared dense model.
+    """
+
+    model: Classifier
+    masks: Masks
+    deferral: Deferral | None = None
+
+
+class VisibleSplit:
+    """A split as a method sees it: images on the device, labels `[N]`, and `bias` only if declared."""
+
+    def __init__(self, images: Images, y: Tensor, bias: Tensor | None, *, name: str, needs: str) -> None:
+        self.images = images
+        self.y = y.to(images.device)
+        self._bias = bias
+        self._name, self._needs = name, needs
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def bias(self) -> Tensor:
+        """Bias labels `[N]`. Raises SupervisionError unless the method declared them."""
+        if self._bias is None:
+            raise SupervisionError(
+                f"bias labels of the {self._name} split are withheld: this method did not declare "
+                f"supervision={self._needs!r}. Declare it in @method(...); the board shows that column"
+            )
+        return self._bias.to(self.images.device)
+
+
+@dataclass
+class Cost:
+    """Training spent so far: steps of one network (a step of two networks counts twice).
+
+    The shared dense model is charged once, however often it is used.
+    """
+
+    own_steps: int = 0
+    uses_dense: bool = False
+
+    def add(self, other: Cost) -> None:
+        self.own_steps += other.own_steps
+        self.uses_dense |= other.uses_dense
+
+
+COST_FIELD = "_cost"
+
+
+class Stages(Protocol):
+    """Where results shared between runs rest; see `store.Store.shared`."""
+
+    def shared(self, stage_id: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class ExperimentContext:
+    """What `execute.execute` hands to an experiment besides data."""
+
+    stages: Stages
+    dense: Callable[[], dict[str, Tensor]]
+    data_root: Path | None = None
+    progress: Callable[[str, int, int, float], None] | None = None
+
+
+class Experiment:
+    """One fit. `seed`, `recipe`, `num_classes`, `conflicting_share` (nominal, or None) and `device` are public.
+
+    In a multi-label task `num_classes` is the number of attributes, and labels are `[N, K]`. `train_split` and
+    `val_split` are `VisibleSplit`s; there is no test split here.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        num_classes: int,
+        train_split: VisibleSplit,
+        val_split: VisibleSplit,
+        surroundings: ExperimentContext,
+        *,
+        conflicting_share: float | None = None,
+    ) -> None:
+        self.spec = spec
+        self.seed: int = spec.seed
+        self.recipe: Recipe = spec.recipe
+        self.num_classes = num_classes
+        self.conflicting_share = conflicting_share
+        self.train_split, self.val_split = train_split, val_split
+        self.device = train_split.images.device
+        self.cost = Cost()
+        self.notes: dict[str, float] = {}
+        self.mined: Tensor | None = None
+        self._around = surroundings
+
+    def rng(self, purpose: str) -> torch.Generator:
+        """A CPU generator that depends on the run's seed and the purpose alone."""
+        digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+    def device_rng(self, purpose: str) -> torch.Generator:
+        """As `rng`, on the training device."""
+        seed = self.rng(purpose).initial_seed()
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def new_model(self) -> Classifier:
+        """The network at its initial weights, the same for every method with this seed, contiguous."""
+        return contiguous(self.harness_model())
+
+    def harness_model(self) -> Classifier:
+        """As `new_model`, but channels_last, the layout that trains and answers fastest."""
+        net = build_model(self.spec.model, self.num_classes, seed=self.seed, data_root=self._around.data_root)
+        return net.to(self.device)
+
+    def dense_model(self) -> Classifier:
+        """A copy of the dense model of this task and seed, trained once and shared."""
+        self.cost.uses_dense = True
+        return self.model_from(self._around.dense())
+
+    def model_from(self, state: Mapping[str, Tensor]) -> Classifier:
+        """A network with these weights."""
+        net = self.new_model()
+        net.load_state_dict({name: value.to(self.device) for name, value in state.items()})
+        return net
+
+    def train(  # noqa: PLR0913
+        self,
+        model: nn.Module,
+        *,
+        steps: int,
+        name: str,
+        lr: float | None = None,
+        objective: Objective = cross_entropy,
+        masks: Mapping[str, Tensor] | None = None,
+        sample_weight: Tensor | None = None,
+        parameters: list[nn.Parameter] | None = None,
+        after_step: Callable[[int], Mapping[str, Tensor] | None] | None = None,
+        stop_after: int | None = None,
+        networks: int = 1,
+        **settings: Any,
+    ) -> None:
+        """Train `model` in place on the training split.
+
+        `name` seeds the order of samples. `sample_weight` `[N]` draws samples in proportion. `stop_after`
+        ends a schedule of `steps` early. `networks` counts the networks a step trains, for the cost. Further
+        settings (`optimizer`, `betas`, `weight_decay`, `momentum`, `schedule`) override the recipe's.
+        """
+        loop = LoopSettings.of(
+            self.recipe, self.device, lr=self.recipe.lr if lr is None else lr, total_steps=steps
+        )
+        batches = draw_batches(
+            len(self.train_split),
+            steps=steps,
+            batch_size=self.recipe.batch_size,
+            generator=self.rng(f"batches/{name}"),
+            sample_weight=sample_weight,
+        )[:stop_after]
+        images, report = self.train_split.images, self._around.progress
+        with channels_last(model):
+            train(
+                model,
+                images,
+                self.train_split.y,
+                batches,
+                crops=images.draw_crops(batches.shape, self.rng(f"crops/{name}")),
+                objective=objective,
+                settings=replace(loop, **settings),
+                masks=named_as_in(model, masks),
+                parameters=parameters,
+                after_step=after_step and (lambda step: named_as_in(model, after_step(step))),
+                progress=None
+                if report is None
+                else lambda step, loss: report(name, step, len(batches), loss),
+            )
+        self.cost.own_steps += len(batches) * networks
+
+    def finetune(
+        self,
+        model: Classifier,
+        masks: Masks,
+        *,
+        objective: Objective = cross_entropy,
+        sample_weight: Tensor | None = None,
+        steps: int | None = None,
+        **settings: Any,
+    ) -> Pruned:
+        """Train a pruned model with its masks held: the recipe's fine-tuning steps, or `steps`."""
+        self.train(
+            model,
+            steps=steps or self.recipe.finetune_steps,
+            lr=self.recipe.finetune_lr,
+            name="finetune",
+            objective=objective,
+            masks=masks,
+            sample_weight=sample_weight,
+            **settings,
+        )
+        return Pruned(model, masks)
+
+    def predict(self, model: Classifier) -> Tensor:
+        """Logits `[N, C]` of the training images, in evaluation mode, on the device."""
+        with channels_last(model):
+            return evaluate(model, self.train_split.images).to(self.device)
+
+    def predict_validation(self, model: Classifier) -> Tensor:
+        """Logits `[N, C]` of the validation images, in evaluation mode, on the device."""
+        with channels_last(model):
+            return evaluate(model, self.val_split.images).to(self.device)
+
+    def scores(self, criterion: Criterion, model: Classifier) -> dict[str, Tensor]:
+        """Scores of every prunable weight of `model`."""
+        return compute_scores(
+            criterion, model, lambda: self.gradients(model), self.rng(f"scores/{criterion.name}")
+        )
+
+    def gradients(self, model: Classifier, *, batches: int = 8) -> dict[str, Tensor]:
+        """Gradients of the mean loss over some batches, in training mode; the model is unchanged."""
+        net = copy.deepcopy(model).train()
+        index = draw_batches(
+            len(self.train_split),
+            steps=batches,
+            batch_size=self.recipe.batch_size,
+            generator=self.rng("batches/gradients"),
+        ).to(self.device)
+        with channels_last(net):
+            for row in index:
+                logits = net(self.train_split.images.batch(row))
+                (task_loss(logits, self.train_split.y[row]) / batches).backward()
+        self.cost.own_steps += batches
+        return {name: weight.grad for name, weight in prunable(net).items() if weight.grad is not None}
+
+    def shared(
+        self,
+        name: str,
+        compute: Callable[[], dict[str, Tensor]],
+        *,
+        owner: str | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> dict[str, Tensor]:
+        """Tensors of a stage that does not depend on the sparsity: computed once, kept with the results.
+
+        The key holds the task, data, model, recipe, seed and the method with all its settings (`owner` and `params`
+        replace the method's name and settings, for methods that share stages). The training steps of `compute`
+        are charged to every run that uses it.
+        """
+        spec = self.spec
+        key = spec.without_method() | {"stage": name, "owner": owner or spec.method}
+        key |= {"version": spec.method_version, "params": dict(spec.params if params is None else params)}
+        key |= {"precision": resolve_precision(spec.recipe.precision, self.device)}
+
+        def with_cost() -> dict[str, Tensor]:
+            notes, mined = dict(self.notes), self.mined
+            with self._separate_cost() as cost:
+                tensors = {field: plain(value) for field, value in compute().items()}
+            if self.notes != notes or self.mined is not mined:
+                raise UsageError(
+                    f"stage {name!r} runs once for many runs: log and report_mining outside of it"
+                )
+            return {**tensors, COST_FIELD: torch.tensor([cost.own_steps, int(cost.uses_dense)])}
+
+        tensors = self._around.stages.shared(hash_of(key), with_cost)
+        own_steps, uses_dense = tensors.pop(COST_FIELD).tolist()
+        self.cost.add(Cost(own_steps, bool(uses_dense)))
+        return {field: value.to(self.device) for field, value in tensors.items()}
+
+    @property
+    def training_steps(self) -> int:
+        """Steps of one network that the result took, the shared dense model and shared stages included."""
+        return self.cost.own_steps + (self.recipe.steps if self.cost.uses_dense else 0)
+
+    @contextlib.contextmanager
+    def _separate_cost(self) -> Iterator[Cost]:
+        outer, self.cost = self.cost, Cost()
+        try:
+            yield self.cost
+        finally:
+            self.cost = outer
+
+    def report_mining(self, conflicting: Tensor) -> None:
+        """Hand in which training samples (bool `[N]`) are thought bias-conflicting.
+
+        The harness records precision and recall against the withheld truth; nothing comes back.
+        """
+        if conflicting.shape != (len(self.train_split),):
+            raise ValueError(f"conflicting: want [{len(self.train_split)}], got {tuple(conflicting.shape)}")
+        self.mined = conflicting.detach().bool().cpu()
+
+    def log(self, **values: float) -> None:
+        """Numbers for the record. Raises UsageError for the names that the harness writes."""
+        for name in NOTES:
+            if name in values:
+                raise UsageError(f"log: {name} is written by the harness; choose another name")
+        self.notes.update({name: float(value) for name, value in values.items()})

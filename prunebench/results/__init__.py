@@ -1,0 +1,1 @@
+"""Run specifications, records and the store that holds them."""

@@ -1,0 +1,226 @@
+"""The record of a run: schema-versioned, validated when it is read.
+
+Plain frozen dataclasses, so that writing needs nothing but the standard library; pydantic validates on read.
+Fractions are 0-1 numbers; undefined is nan in Python and null in JSON; units stand in the names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from prunebench.errors import NewerSchemaError, StoreError
+from prunebench.results.spec import RunSpec
+
+SCHEMA_VERSION = 3
+
+PLAIN_PATH = "dense kernels with zeros"
+"""The latency path of a pruned network as it was trained: the library's kernels multiply its zeros."""
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """Test samples of one (label, bias) group: how many, and how many the model got right."""
+
+    label: int
+    bias: int
+    aligned: bool
+    count: int
+    correct: int
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Latency of one forward pass of the batch, milliseconds."""
+
+    p20: float
+    p50: float
+    p80: float
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """What the model weighs, how fast it is on this machine, and what training it took.
+
+    `macs` are multiply-accumulates of one image through convolutions and linear layers; `nonzero_macs` counts
+    non-zero weights only (what sparsity could save at best). Latencies are of a batch of `latency_batch`,
+    dense and pruned interleaved. `training_steps` counts steps of one network.
+
+    `latency_path` says what was timed as pruned: sparse inference with the layout of every convolution measured
+    (`latency_layouts`: how many have each), and `removed_channels`, the share of the convolutions' output channels
+    that pruning emptied and that were removed (null where the network was not packed); or the plain network.
+    `timed_on` is empty where the latencies were taken within the run; else it is the environment of the later
+    measurement, with its commit, time and load average.
+    """
+
+    parameters: int
+    nonzero_parameters: int
+    macs: int
+    nonzero_macs: int
+    latency_batch: int
+    latency_dense_ms: Percentiles
+    latency_pruned_ms: Percentiles
+    peak_memory_mb: float
+    training_steps: int
+    dense_training_steps: int
+    latency_path: str | None = None
+    latency_layouts: dict[str, int] = field(default_factory=dict)
+    removed_channels: float | None = None
+    timed_on: dict[str, str | float | bool | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """Asked (null: the method chose) and achieved share of zeros, overall and by layer."""
+
+    asked: float | None
+    achieved: float
+    by_layer: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Mining:
+    """How well the method found the bias-conflicting training samples, against the withheld truth."""
+
+    mined: int
+    conflicting: int
+    precision: float | None
+    recall: float | None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run. `metrics` are of the test split, `validation` of the validation split.
+
+    `scored_on` is empty where groups and metrics are those that the run itself computed; else it is the commit, package
+    version and time of the later computation from its stored logits.
+    """
+
+    schema_version: int
+    run_id: str
+    status: Literal["ok", "failed", "skipped"]
+    spec: dict[str, Any]
+    method: dict[str, str]
+    reason: str | None = None
+    traceback: str | None = None
+    started_utc: str = ""
+    phase_seconds: dict[str, float] = field(default_factory=dict)
+    environment: dict[str, str | int | None] = field(default_factory=dict)
+    code: dict[str, str | bool | None] = field(default_factory=dict)
+    splits_hash: str | None = None
+    sparsity: SparsityReport | None = None
+    groups: list[GroupRow] = field(default_factory=list)
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    validation: dict[str, float | None] = field(default_factory=dict)
+    mining: Mining | None = None
+    cost: CostReport | None = None
+    notes: dict[str, float | None] = field(default_factory=dict)
+    outputs_sha256: str | None = None
+    scored_on: dict[str, str | bool | None] = field(default_factory=dict)
+
+    @property
+    def run_spec(self) -> RunSpec:
+        return RunSpec.from_dict(self.spec)
+
+
+def to_json(record: RunRecord) -> str:
+    """Canonical JSON text of a record: sorted keys, nan as null, a newline at the end."""
+    return json.dumps(without_nan(dataclasses.asdict(record)), sort_keys=True, indent=1) + "\n"
+
+
+def without_nan(value: Any) -> Any:
+    """The value with every nan or infinite number as None, for JSON."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def from_json(text: str, source: str) -> RunRecord:
+    """Validate a record. Raises StoreError naming `source` and what is wrong with it.
+
+    Older schemas are migrated; a newer one is refused.
+    """
+    from pydantic import ValidationError
+
+    try:
+        values = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{source}: not valid JSON ({error}); delete it and run again") from error
+    if not isinstance(values, dict) or type(values.get("schema_version")) is not int:
+        raise StoreError(f"{source}: not a PruneBench record (no schema_version)")
+    version = values["schema_version"]
+    if version > SCHEMA_VERSION:
+        raise NewerSchemaError(
+            f"{source}: written with record schema {version}; this PruneBench reads up to "
+            f"{SCHEMA_VERSION}: upgrade it"
+        )
+    for step in range(version, SCHEMA_VERSION):
+        if step not in MIGRATIONS:
+            raise StoreError(f"{source}: record schema {version} is no longer readable; run the cell again")
+        values = MIGRATIONS[step](values)
+    try:
+        record = _adapter().validate_json(json.dumps(values), strict=True)
+        actual = record.run_spec.run_id
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StoreError(f"{source}: invalid record: {where}: {first['msg']}") from error
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
+        raise StoreError(f"{source}: invalid record: spec: {error}") from error
+    if actual != record.run_id:
+        raise StoreError(f"{source}: run_id {record.run_id} does not match its spec ({actual})")
+    if record.status == "ok" and (record.cost is None or record.sparsity is None or not record.groups):
+        raise StoreError(f"{source}: an ok record needs groups, sparsity and cost")
+    return record
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON; null stands for an undefined number")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names occur once: a second value would hide the first."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("an object has one name twice")
+    return values
+
+
+def _migrate_0(values: dict[str, Any]) -> dict[str, Any]:
+    """Schema 0 (before release) called `notes` `log` and had no `splits_hash`."""
+    values = dict(values)
+    values["notes"] = values.pop("log", {})
+    values.setdefault("splits_hash", None)
+    return values | {"schema_version": 1}
+
+
+def _migrate_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 timed the pruned weights in the plain network."""
+    cost = values.get("cost")
+    if isinstance(cost, dict):
+        values = values | {"cost": cost | {"latency_path": PLAIN_PATH}}
+    return values | {"schema_version": 2}
+
+
+def _migrate_2(values: dict[str, Any]) -> dict[str, Any]:
+    """Schema 2 knew no metrics but those of the run itself."""
+    return {"scored_on": {}} | values | {"schema_version": 3}
+
+
+MIGRATIONS = {0: _migrate_0, 1: _migrate_1, 2: _migrate_2}
+
+
+@functools.cache
+def _adapter() -> Any:
+    from pydantic import ConfigDict, TypeAdapter, with_config
+
+    return TypeAdapter(with_config(ConfigDict(extra="forbid"))(RunRecord))

@@ -1,0 +1,155 @@
+"""The evaluation of a finished model: logits, groups, mining, cost. Methods never see this side."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prunebench.data.images import Images, StreamedImages
+from prunebench.inference.cascade import TEST_NOTE, THRESHOLD_NOTE, VALIDATION_NOTE, Cascade
+from prunebench.inference.cost import count_macs, count_parameters
+from prunebench.inference.latency import Inference, interleaved_latency, peak_memory_mb, ready_for_inference
+from prunebench.methods.experiment import VisibleSplit
+from prunebench.metrics.groups import GroupTable
+from prunebench.results.record import PLAIN_PATH, CostReport, GroupRow, Mining
+from prunebench.runner.ground_truth import SPLITS, STORED, GroundTruth
+from prunebench.tasks import Task
+from prunebench.training.loop import evaluate
+
+LATENCY_BATCH = 64
+
+
+class TaskData:
+    """One data draw: images once as bytes, on the device or in a mapped file; labels and bias on the CPU."""
+
+    def __init__(self, task: Task, data_root: Path | None, seed: int, device: torch.device) -> None:
+        start = time.perf_counter()
+        splits = task.splits(data_root, seed)
+        self.task, self.seed, self.device = task, seed, device
+        self.labels = GroundTruth.of(task, splits)
+        self.images: dict[str, Images] = {}
+        for name in SPLITS:
+            split = getattr(splits, name)
+            kind = Images if split.digest is None else StreamedImages
+            self.images[name] = kind(
+                split.x, mean=task.mean, std=task.std, device=device, view=task.view, overlay=split.overlay
+            )
+        self.seconds = round(time.perf_counter() - start, 3)
+        self._written = self._writes()
+
+    def _writes(self) -> list[int]:
+        """How often torch has written into the images of each split."""
+        return [images._bytes._version for images in self.images.values()]
+
+    @property
+    def intact(self) -> bool:
+        """Whether no method has written into the images, which the next run would train on."""
+        return self._writes() == self._written
+
+    def visible(self, name: str, supervision: str) -> VisibleSplit:
+        """The split as a method with this supervision sees it."""
+        granted = {"none": (), "val-groups": ("val",), "train-groups": ("train", "val")}[supervision]
+        bias = self.labels.bias[name].clone() if name in granted else None
+        needs = "train-groups" if name == "train" else "val-groups"
+        return VisibleSplit(self.images[name], self.labels.y[name].clone(), bias, name=name, needs=needs)
+
+
+Summary = dict[str, float | None]
+
+
+def measure_outputs(
+    model: nn.Module, data: TaskData
+) -> tuple[dict[str, Tensor], list[GroupRow], Summary, Summary]:
+    """Logits of val and test (float16), the test group table, and summaries of test and val.
+
+    Metrics come from the stored float16 logits, so recomputing them from disk gives the same numbers.
+    """
+    outputs = {f"{name}_logits": evaluate(model, data.images[name]).half() for name in STORED}
+    summaries: dict[str, Summary] = {}
+    for name in STORED:
+        logits, validation = outputs[f"{name}_logits"].float(), outputs["val_logits"].float()
+        table, metrics = data.labels.summary(logits, name, validation)
+        summaries[name] = {**metrics}
+    return outputs, group_rows(table), summaries["test"], summaries["val"]
+
+
+def group_rows(table: GroupTable) -> list[GroupRow]:
+    """The groups that have samples, as rows of a record."""
+    rows = []
+    for label, bias in torch.nonzero(table.count).tolist():
+        aligned = bool(table.aligned_pair[label, bias])
+        count, correct = int(table.count[label, bias]), int(table.correct[label, bias])
+        rows.append(GroupRow(label, bias, aligned, count, correct))
+    return rows
+
+
+def measure_mining(mined: Tensor | None, data: TaskData) -> Mining | None:
+    """Precision and recall of the mined samples against the withheld bias labels."""
+    if mined is None:
+        return None
+    truth = ~data.task.aligned(data.labels.label("train"), data.labels.bias["train"])
+    hits, found, total = int((mined & truth).sum()), int(mined.sum()), int(truth.sum())
+    return Mining(found, total, hits / found if found else math.nan, hits / total if total else math.nan)
+
+
+def measure_deferral(stages: Cascade, data: TaskData) -> dict[str, float]:
+    """The notes of a deferring model: its threshold, and the shares of val and test that it defers."""
+    shares = {}
+    for note, name in ((VALIDATION_NOTE, "val"), (TEST_NOTE, "test")):
+        unsure = stages.unsure(evaluate(stages.pruned, data.images[name]))
+        shares[note] = int(unsure.sum()) / len(unsure)
+    return {THRESHOLD_NOTE: stages.deferral.threshold, **shares}
+
+
+def measure_cost(
+    dense: nn.Module,
+    pruned: nn.Module,
+    data: TaskData,
+    training_steps: int,
+    dense_training_steps: int,
+    *,
+    deferred_share: float = 0.0,
+    latency_skipped: str | None = None,
+) -> CostReport:
+    """Parameters, MACs, interleaved latency of both models on this machine, peak memory of the run so far.
+
+    A deferring model (`Cascade`) stores the non-zero weights of both networks and spends the pruned one's non-zero
+    MACs on every image, the dense one's on `deferred_share` of them. Its `parameters` and `macs` are those of the
+    one dense network that it is compared with. Where
+    `latency_skipped` says why latencies would mean little, both networks are timed plain, and the path
+    says why.
+    """
+    x = data.images["test"].batch(slice(0, LATENCY_BATCH))
+    memory = round(peak_memory_mb(data.device), 1)
+    parameters, nonzero = count_parameters(dense)[0], count_parameters(pruned)[1]
+    if isinstance(pruned, Cascade):
+        macs, nonzero_macs = count_macs(pruned.pruned, x[:1])
+        nonzero_macs += round(deferred_share * count_macs(pruned.dense, x[:1])[1])
+    else:
+        macs, nonzero_macs = count_macs(pruned, x[:1])
+    if latency_skipped is not None:
+        ready = Inference(dense, pruned, f"{PLAIN_PATH} ({latency_skipped})")
+    elif isinstance(pruned, Cascade):
+        ready = pruned.ready_for_inference(x)
+    else:
+        ready = ready_for_inference(dense, pruned, x)
+    latency = interleaved_latency({"dense": ready.dense, "pruned": ready.pruned}, x)
+    return CostReport(
+        parameters=parameters,
+        nonzero_parameters=nonzero,
+        macs=macs,
+        nonzero_macs=nonzero_macs,
+        latency_batch=len(x),
+        latency_dense_ms=latency["dense"],
+        latency_pruned_ms=latency["pruned"],
+        peak_memory_mb=memory,
+        training_steps=training_steps,
+        dense_training_steps=dense_training_steps,
+        latency_path=ready.path,
+        latency_layouts=ready.layouts,
+        removed_channels=ready.removed_channels,
+    )

@@ -1,0 +1,262 @@
+"""One planned run becomes a record: the page that tells the whole story.
+
+task splits -> dense model (its own run, shared) -> method.fit -> masks verified -> logits of val and test
+-> latency, memory -> record and outputs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
+
+import torch
+from torch import nn
+
+from prunebench.errors import MaskError, PruneBenchError, UsageError
+from prunebench.inference.cascade import TEST_NOTE, Cascade, Deferral
+from prunebench.inference.latency import reset_peak_memory
+from prunebench.methods.api import Method
+from prunebench.methods.discovery import resolve_method
+from prunebench.methods.experiment import Experiment, ExperimentContext, Pruned
+from prunebench.methods.isolation import kept
+from prunebench.models import Classifier
+from prunebench.pruning.masks import count_zeros, verify
+from prunebench.pruning.wrapped import state_of
+from prunebench.results.record import SCHEMA_VERSION, RunRecord, SparsityReport
+from prunebench.results.store import Store
+from prunebench.runner.environment import describe_code, describe_environment
+from prunebench.runner.evaluate import (
+    TaskData,
+    measure_cost,
+    measure_deferral,
+    measure_mining,
+    measure_outputs,
+)
+from prunebench.runner.plan import PlannedRun, RunContext
+from prunebench.tasks.base import data_withheld
+from prunebench.training.loop import resolve_precision
+
+Progress = Callable[[str, int, int, float], None]
+
+LONGEST_REASON, LONGEST_TRACEBACK = 1500, 15_000
+"""Characters that a record keeps of an error."""
+
+
+def execute(
+    run: PlannedRun, context: RunContext, data: TaskData, progress: Progress | None = None
+) -> RunRecord:
+    """Run one run and write its record, whatever happens inside it.
+
+    Raises StoreError only when the record itself cannot be written.
+    """
+    store = Store(context.out)
+    problem = None if run.is_dense else _dense_problem(run, context, store)
+    if problem is not None:
+        return store.write(replace(begin_record(run, context), status="skipped", reason=problem))
+    try:
+        with one_thread(data.device):
+            return _fit_and_measure(run, context, data, progress)
+    except Exception as error:
+        return record_failure(run, context, error)
+
+
+def record_failure(run: PlannedRun, context: RunContext, error: Exception | str) -> RunRecord:
+    """Record that a run failed, with the traceback if there is one."""
+    record = begin_record(run, context)
+    if isinstance(error, Exception):
+        trace = "".join(traceback.format_exception(error))
+        reason = str(error) if isinstance(error, PruneBenchError) else f"{type(error).__name__}: {error}"
+        record = replace(record, reason=shortened(reason), traceback=shortened(trace, LONGEST_TRACEBACK))
+    else:
+        record = replace(record, reason=shortened(error))
+    return Store(context.out).write(record)
+
+
+def shortened(text: str, most: int = LONGEST_REASON) -> str:
+    """The text without control characters that steer a terminal, and of long ones the beginning and the end."""
+    text = "".join(sign if sign.isprintable() or sign in "\n\t" else "\ufffd" for sign in text)
+    if len(text) <= most:
+        return text
+    cut = f" ... ({len(text) - most} characters left out) ... "
+    half = (most - len(cut)) // 2
+    return text[:half] + cut + text[-half:]
+
+
+def begin_record(run: PlannedRun, context: RunContext) -> RunRecord:
+    """A record with all that is known before anything has run."""
+    return RunRecord(
+        schema_version=SCHEMA_VERSION,
+        run_id=run.spec.run_id,
+        status="failed",
+        spec=run.spec.to_dict(),
+        method=dict(run.metadata),
+        started_utc=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        environment=describe_environment(context.device, run.spec.recipe.precision),
+        code=describe_code(),
+    )
+
+
+def _dense_problem(run: PlannedRun, context: RunContext, store: Store) -> str | None:
+    """Why the dense model cannot be used, if so."""
+    if store.status(run.dense_id) != "ok":
+        return f"its dense model (run {run.dense_id}) is not done"
+    there = store.read(run.dense_id).environment.get("precision")
+    here = resolve_precision(run.spec.recipe.precision, torch.device(context.device))
+    if there != here:
+        return f"its dense model was trained in {there}, this machine trains in {here}: use another --out"
+    return None
+
+
+def _current_method(run: PlannedRun) -> Method:
+    method = resolve_method(run.method)
+    if (method.name, method.version) != (run.spec.method, run.spec.method_version):
+        raise UsageError(f"{run.method} changed since the run was planned; run the same command again")
+    return method.with_params(dict(run.spec.params))
+
+
+def _fit_and_measure(
+    run: PlannedRun, context: RunContext, data: TaskData, progress: Progress | None
+) -> RunRecord:
+    method, record = _current_method(run), begin_record(run, context)
+    seconds: dict[str, float] = {"data": data.seconds}
+    store, spec, device = Store(context.out), run.spec, data.device
+    reset_peak_memory(device)
+    with _timed(seconds, "fit"), data_withheld(), kept(spec.seed), _no_exit(method):
+        experiment = Experiment(
+            spec,
+            data.task.num_outputs,
+            data.visible("train", method.supervision),
+            data.visible("val", method.supervision),
+            ExperimentContext(
+                store, functools.partial(_dense_state, store, run), context.data_root, progress
+            ),
+            conflicting_share=data.task.conflicting_share,
+        )
+        pruned = _checked(method, method.build(**method.params).fit(experiment, spec.sparsity or 0.0))
+        if not data.intact:
+            raise PruneBenchError(
+                f"method {method.name!r} changed the images in place; other runs share them: change a copy"
+            )
+    with _timed(seconds, "verify"):
+        model = _as_the_tasks_network(experiment, pruned)
+        masks = {name: mask.to(device) for name, mask in pruned.masks.items()}
+        report = verify(model, masks, None if method.native else spec.sparsity)
+        report = report if method.dense else count_zeros(model, report)
+    with _timed(seconds, "evaluate"):
+        measured, deferred = _with_deferral(experiment, model, pruned, data)
+        outputs, tables, metrics, validation = measure_outputs(measured, data)
+    with _timed(seconds, "cost"):
+        steps = (experiment.training_steps, spec.recipe.steps)
+        share = deferred.get(TEST_NOTE, 0.0)
+        cost = measure_cost(
+            experiment.harness_model(),
+            measured,
+            data,
+            *steps,
+            deferred_share=share,
+            latency_skipped=context.latency_skipped,
+        )
+    record = replace(
+        record,
+        status="ok",
+        phase_seconds=seconds,
+        splits_hash=data.labels.splits_hash,
+        sparsity=SparsityReport(**asdict(report)),
+        groups=tables,
+        metrics=metrics,
+        validation=validation,
+        mining=measure_mining(experiment.mined, data),
+        cost=cost,
+        notes={**experiment.notes, **deferred},
+    )
+    keep = run.is_dense or context.keep_models
+    return store.write(record, outputs, model=state_of(model) if keep else None)
+
+
+@contextlib.contextmanager
+def _no_exit(method: Method) -> Iterator[None]:
+    """A method that ends the process (`sys.exit`) fails its run, whatever status it asks for."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception | KeyboardInterrupt):
+            raise
+        raise RuntimeError(
+            f"method {method.name!r} called for the end of the process ({type(error).__name__}: {error}); "
+            "raise an error to fail a run, return to end it"
+        ) from error
+
+
+def _checked(method: Method, returned: object) -> Pruned:
+    """What `fit` returned, if it is what it must be. Raises MaskError that says what it is instead."""
+    if not isinstance(returned, Pruned):
+        hint = "(model, masks)" if isinstance(returned, nn.Module) else ""
+        raise MaskError(
+            f"method {method.name!r}: fit must return Pruned(model, masks), got {type(returned).__name__}; "
+            f"write `return Pruned{hint or '(...)'}` with a bool mask for every convolution and linear weight"
+        )
+    if not isinstance(returned.model, nn.Module):
+        raise MaskError(
+            f"method {method.name!r}: Pruned.model must be the network, got {type(returned.model).__name__}"
+        )
+    if not isinstance(returned.masks, Mapping) or not all(
+        isinstance(mask, torch.Tensor) for mask in returned.masks.values()
+    ):
+        raise MaskError(
+            f"method {method.name!r}: Pruned.masks must be bool tensors by the name of their weight"
+        )
+    return returned
+
+
+def _as_the_tasks_network(experiment: Experiment, pruned: Pruned) -> Classifier:
+    """The returned weights in a fresh network of the task: what is measured holds nothing else."""
+    net = experiment.harness_model()
+    try:
+        net.load_state_dict(
+            {name: value.to(experiment.device) for name, value in state_of(pruned.model).items()}
+        )
+        return net
+    except RuntimeError as error:
+        raise MaskError(f"fit must return the task's network with its own layers: {error}") from error
+
+
+def _with_deferral(
+    experiment: Experiment, model: Classifier, pruned: Pruned, data: TaskData
+) -> tuple[nn.Module, dict[str, float]]:
+    """What answers: the model, or the model with the shared dense one behind it (then charged); and notes of it."""
+    if pruned.deferral is None:
+        return model, {}
+    multi_label = data.task.attributes is not None
+    deferral = Deferral(float(pruned.deferral.threshold))  # a number is all that comes from the method
+    dense = experiment.dense_model().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stages = Cascade(model, dense, deferral, multi_label=multi_label)
+    return stages, measure_deferral(stages, data)
+
+
+def _dense_state(store: Store, run: PlannedRun) -> dict[str, torch.Tensor]:
+    return store.read_tensors(run.dense_id, "model")
+
+
+@contextlib.contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """One torch thread on a CPU: with more, the same spec sometimes gave other bits (seen with bf16 and two)."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[phase] = round(time.perf_counter() - start, 3)

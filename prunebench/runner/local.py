@@ -1,0 +1,231 @@
+"""Worker processes that speak JSON lines: no pickle, no fork of a threaded parent, no main-module guard.
+
+A worker is `python -m prunebench.runner.worker`. It reads a run a line on standard input and writes events
+on standard output; everything that a method prints goes to standard error. It ends when its parent does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prunebench.errors import StoreError
+from prunebench.results.store import Store
+from prunebench.runner.execute import record_failure
+from prunebench.runner.plan import PlannedRun, RunContext, is_done
+from prunebench.runner.worker import RunExecutor
+
+BUSY_PAUSE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a run.
+
+    `kind`: `started`, `progress`, `done` (ok, failed or skipped: see `values["status"]`), `busy` (another
+    process has it) or `fatal` (the results cannot be written).
+    """
+
+    kind: str
+    run: PlannedRun
+    worker: int
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class LocalLauncher:
+    """Executes runs in `workers` processes; on a GPU machine worker i takes GPU i modulo their number."""
+
+    def __init__(self, workers: int, *, gpus: int = 0) -> None:
+        self.workers = workers
+        self.gpus = gpus
+
+    def map(self, runs: Sequence[PlannedRun], context: RunContext) -> Iterator[Event]:
+        """Run all runs, dense models before what needs them; yields events as they come."""
+        waiting = _Queue(runs)
+        running: dict[int, PlannedRun] = {}
+        inbox: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
+        workers: dict[int, _Worker] = {}
+        try:
+            while waiting or running:
+                for number in range(self.workers):
+                    if number in running or (run := waiting.take()) is None:
+                        continue
+                    if number not in workers:
+                        workers[number] = _Worker(number, self.gpus, context, inbox)
+                    workers[number].send(run)
+                    running[number] = run
+                    yield Event("started", run, number)
+                try:
+                    number, message = inbox.get(timeout=0.5)
+                except queue.Empty:
+                    continue
+                run = running[number]
+                if message is None:
+                    gone = workers.pop(number)
+                    message = {"kind": "died", "reason": gone.exit_reason()}
+                    gone.stop()
+                if message["kind"] != "progress":
+                    del running[number]
+                if message["kind"] == "busy":
+                    waiting.put_back(run)
+                elif message["kind"] == "done":
+                    waiting.finish(run)
+                elif message["kind"] == "died":
+                    waiting.finish(run)
+                    message = {"kind": "done", **_record_death(run, context, message["reason"])}
+                yield Event(message.pop("kind"), run, number, message)
+        finally:
+            for worker in workers.values():
+                worker.stop()
+
+
+class InlineLauncher:
+    """Executes runs one after another in this process (for tests and debuggers)."""
+
+    workers = 1
+
+    def map(self, runs: Sequence[PlannedRun], context: RunContext) -> Iterator[Event]:
+        """As `LocalLauncher.map`."""
+        runner, waiting = RunExecutor(), _Queue(runs)
+        while waiting:
+            run = waiting.take()
+            if run is None:
+                time.sleep(0.1)
+                continue
+            yield Event("started", run, 0)
+            message = runner.execute(run, context)
+            if message["kind"] == "busy":
+                waiting.put_back(run)
+            else:
+                waiting.finish(run)
+            yield Event(message.pop("kind"), run, 0, message)
+
+
+class _Queue:
+    """Runs in order; those whose dense model is still to come, or that another process has, wait."""
+
+    def __init__(self, runs: Sequence[PlannedRun]) -> None:
+        self._waiting = list(runs)
+        self._not_before: dict[str, float] = {}
+        self._open_dense = {run.dense_id for run in runs if run.is_dense}
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def take(self) -> PlannedRun | None:
+        now = time.monotonic()
+        for position, run in enumerate(self._waiting):
+            ready = run.is_dense or run.dense_id not in self._open_dense
+            if ready and self._not_before.get(run.spec.run_id, 0.0) <= now:
+                return self._waiting.pop(position)
+        return None
+
+    def put_back(self, run: PlannedRun) -> None:
+        self._not_before[run.spec.run_id] = time.monotonic() + BUSY_PAUSE_SECONDS
+        self._waiting.append(run)
+
+    def finish(self, run: PlannedRun) -> None:
+        if run.is_dense:
+            self._open_dense.discard(run.dense_id)
+
+
+class _Worker:
+    """One worker process and the thread that reads its events."""
+
+    def __init__(
+        self,
+        number: int,
+        gpus: int,
+        context: RunContext,
+        inbox: queue.Queue[tuple[int, dict[str, Any] | None]],
+    ) -> None:
+        environment = dict(os.environ)
+        if gpus:
+            visible = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+            environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number % gpus]
+        else:
+            environment.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "prunebench.runner.worker", json.dumps(context.to_dict())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+        )
+        self._garbled: str | None = None
+        self._reader = threading.Thread(target=self._listen, args=(number, inbox), daemon=True)
+        self._reader.start()
+
+    def send(self, run: PlannedRun) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(run.to_dict()) + "\n")
+            self._process.stdin.flush()
+
+    def _listen(self, number: int, inbox: queue.Queue[tuple[int, dict[str, Any] | None]]) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            message = _read_message(line)
+            if message is None:
+                self._garbled = line
+                self._process.kill()
+                break
+            inbox.put((number, message))
+        inbox.put((number, None))
+
+    def exit_reason(self) -> str:
+        code = self._process.wait()
+        how = f"signal {-code}" if code < 0 else f"exit status {code}"
+        if self._garbled is not None:
+            return f"the worker process wrote {self._garbled[:80]!a} where events are read; print to standard output"
+        hint = " (out of memory? try fewer --workers)" if code == -9 else ""
+        hint = " (the method ended it? raise an error to fail a run)" if 0 <= code <= 2 else hint
+        return f"the worker process ended with {how}{hint}"
+
+    def stop(self) -> None:
+        """End the process: politely if idle, at once if not; within two seconds."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=1.5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(timeout=1.5)
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()  # type: ignore[union-attr]
+
+
+def _read_message(line: str) -> dict[str, Any] | None:
+    """An event as a worker writes it; None for a line that is none."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) and isinstance(message.get("kind"), str) else None
+
+
+def _record_death(run: PlannedRun, context: RunContext, reason: str) -> dict[str, Any]:
+    """Record a run whose worker died, unless another process has it or has finished it."""
+    store = Store(context.out)
+    try:
+        with store.lock(run.spec.run_id, wait=False) as mine:
+            if mine and not is_done(run, store):
+                record_failure(run, context, reason)
+    except StoreError as error:
+        reason = f"{reason}; {error}"
+    return {"status": "failed", "reason": reason, "metrics": {}}

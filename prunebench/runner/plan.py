@@ -1,0 +1,190 @@
+"""The plan of a suite: its runs, and those that the store does not hold yet.
+
+suite -> expand -> [PlannedRun] -> plan -> launcher.map(execute) -> store
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from prunebench.errors import UsageError
+from prunebench.methods.api import Method
+from prunebench.methods.discovery import resolve_method
+from prunebench.models import build_model, identify_model
+from prunebench.pruning.masks import check_feasible, prunable
+from prunebench.results.spec import RunSpec
+from prunebench.results.store import Store
+from prunebench.suites import Suite
+from prunebench.tasks import Task, resolve_task
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run, how to find its task and method again (`disent:PATH`, `my_method.py`), and what the method is."""
+
+    spec: RunSpec
+    task: str
+    method: str
+    dense_id: str
+    metadata: tuple[tuple[str, str], ...]
+
+    @property
+    def is_dense(self) -> bool:
+        return self.spec.run_id == self.dense_id
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = {name: getattr(self, name) for name in ("task", "method", "dense_id")}
+        return {**values, "spec": self.spec.to_dict(), "metadata": dict(self.metadata)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PlannedRun:
+        """The inverse of `to_dict`."""
+        spec, metadata = RunSpec.from_dict(values["spec"]), tuple(values["metadata"].items())
+        return cls(spec, values["task"], values["method"], values["dense_id"], metadata)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Where runs run: the results folder, the data, the device; and whether pruned weights are kept.
+
+    `latency_skipped` says why latencies would mean little (many runs on one GPU): sparse inference
+    is then not measured.
+    """
+
+    out: Path
+    data_root: Path | None = None
+    device: str = "cpu"
+    keep_models: bool = True
+    latency_skipped: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunContext:
+        """The inverse of `to_dict`."""
+        root = values["data_root"]
+        paths = {"out": Path(values["out"]), "data_root": None if root is None else Path(root)}
+        return cls(**{**values, **paths})
+
+
+def expand(suite: Suite, data_root: Path | None) -> list[PlannedRun]:
+    """All runs of a suite, dense models first. Raises UsageError before anything is trained.
+
+    Runs of one method and seed stand apart, so that workers do not wait for each other's shared stages.
+    """
+    methods = choose_methods(suite)
+    tasks = {name: resolve_task(name, data_root) for name in suite.tasks}
+    if len({task.name for task in tasks.values()}) != len(tasks):
+        raise UsageError("two of the tasks share one name; rename a folder or run them into different --out")
+    runs: list[PlannedRun] = []
+    for name, task in tasks.items():
+        _check_labels(task, methods)
+        base = _dense_spec(suite, task, data_root)
+        runs += _runs_of_task(name, base, methods, suite)
+        net = build_model(base.model, task.num_outputs, seed=0, data_root=data_root)
+        sizes = {layer: weight.numel() for layer, weight in prunable(net).items()}
+        for sparsity in suite.sparsities:
+            check_feasible(sizes, sparsity)
+    return runs
+
+
+def choose_methods(suite: Suite) -> dict[str, Method]:
+    """The suite's methods with its settings, by the name or file they were asked for with."""
+    methods = {asked: resolve_method(asked) for asked in suite.methods}
+    names = {method.name for method in methods.values()}
+    if len(names) != len(methods):
+        raise UsageError("two of the methods share one name; rename yours")
+    for name in suite.params:
+        if name not in names:
+            resolve_method(name)
+    methods = {
+        asked: method.with_params(suite.params.get(method.name, {})) for asked, method in methods.items()
+    }
+    for method in methods.values():
+        try:
+            method.build(**method.params)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"settings of {method.name}: {error}") from error
+    return methods
+
+
+def _check_labels(task: Task, methods: Mapping[str, Method]) -> None:
+    """Raise UsageError for a method that needs class labels where the task has attributes."""
+    unfit = [method.name for method in methods.values() if not method.multi_label]
+    if task.attributes is not None and unfit:
+        raise UsageError(
+            f"{task.name} is multi-label, but {', '.join(unfit)} need{'s' * (len(unfit) == 1)} class labels: leave "
+            "them out, or declare multi_label=True in @method(...) if y `[N, K]` is handled"
+        )
+
+
+def _dense_spec(suite: Suite, task: Task, data_root: Path | None) -> RunSpec:
+    dense = resolve_method("dense")
+    try:
+        recipe = task.recipe.replace(suite.recipe)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"suite {suite.name!r}: {error}") from error
+    return RunSpec(
+        task=task.name,
+        task_version=task.version,
+        data_fingerprint=task.fingerprint(data_root),
+        model=identify_model(suite.model or task.model, data_root),
+        method=dense.name,
+        method_version=dense.version,
+        params=(),
+        sparsity=0.0,
+        seed=0,
+        recipe=recipe,
+    )
+
+
+def _runs_of_task(
+    name: str, base: RunSpec, methods: Mapping[str, Method], suite: Suite
+) -> Iterator[PlannedRun]:
+    baseline = method_metadata(resolve_method("dense"))
+    dense = {seed: replace(base, seed=seed) for seed in suite.seeds}
+    for spec in dense.values():
+        yield PlannedRun(spec, name, "dense", spec.run_id, baseline)
+    for sparsity in (None, *sorted(suite.sparsities)):
+        for asked, method in methods.items():
+            if method.dense or method.native != (sparsity is None):
+                continue
+            for seed in suite.seeds:
+                spec = replace(
+                    dense[seed],
+                    method=method.name,
+                    method_version=method.version,
+                    params=tuple(sorted(method.params.items())),
+                    sparsity=sparsity,
+                )
+                yield PlannedRun(spec, name, asked, dense[seed].run_id, method_metadata(method))
+
+
+def method_metadata(method: Method) -> tuple[tuple[str, str], ...]:
+    """What a record says of its method."""
+    return ("name", method.name), ("supervision", method.supervision), ("cite", method.cite)
+
+
+def plan(runs: Sequence[PlannedRun], store: Store) -> list[PlannedRun]:
+    """The runs still to run: all but those whose record says ok. Failed ones are tried again.
+
+    A dense model that is needed but no longer there (records travel without weights) is trained again.
+    """
+    unfinished = {run.spec.run_id for run in runs if store.status(run.spec.run_id) != "ok"}
+    needed = {run.dense_id for run in runs if run.spec.run_id in unfinished}
+    unfinished |= {run_id for run_id in needed if not store.has_model(run_id)}
+    return [run for run in runs if run.spec.run_id in unfinished]
+
+
+def is_done(run: PlannedRun, store: Store) -> bool:
+    """Whether a planned run has been finished meanwhile, by another process."""
+    ok = store.status(run.spec.run_id) == "ok"
+    return ok and (not run.is_dense or store.has_model(run.spec.run_id))

@@ -1,0 +1,98 @@
+"""A suite: which tasks, methods, sparsities and seeds, in TOML, and its expansion to cells."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from prunebench.errors import UsageError, unknown
+from prunebench.results.spec import number_text
+
+SEEDS = 2**63
+"""Seeds are below this, as the generators of every library take them."""
+SUITES = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What `prunebench run` runs. `params` sets methods' settings by name; `recipe` changes the tasks' budget."""
+
+    name: str
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
+    sparsities: tuple[float, ...]
+    seeds: tuple[int, ...]
+    description: str = ""
+    model: str | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "methods", "sparsities", "seeds"):
+            values = getattr(self, name)
+            if not values:
+                raise UsageError(f"suite {self.name!r}: {name} is empty")
+            if len(set(values)) != len(values):
+                raise UsageError(f"suite {self.name!r}: {name} holds the same value twice")
+        for value in self.sparsities:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+                raise UsageError(
+                    f"sparsity must be in [0, 1), got {number_text(value)} (0.9 prunes nine weights of ten)"
+                )
+        for seed in self.seeds:
+            if type(seed) is not int or not 0 <= seed < SEEDS:
+                rule = "0 or more" if type(seed) is int and seed < 0 else "whole numbers below 2^63"
+                raise UsageError(f"seeds must be {rule}, got {seed!r}")
+
+    def narrowed(
+        self,
+        *,
+        tasks: Sequence[str] = (),
+        methods: Sequence[str] = (),
+        sparsities: Sequence[float] = (),
+        seeds: Sequence[int] = (),
+    ) -> Suite:
+        """This suite with the given lists in place of its own; empty ones change nothing."""
+        chosen = {"tasks": tasks, "methods": methods, "sparsities": sparsities, "seeds": seeds}
+        changes: dict[str, Any] = {name: tuple(values) for name, values in chosen.items() if values}
+        return replace(self, **changes)
+
+
+def suite_names() -> list[str]:
+    """The suites that come with the package."""
+    return sorted(path.stem for path in SUITES.glob("*.toml"))
+
+
+def load_suite(name: str) -> Suite:
+    """A packaged suite by name, or one from a TOML file. Raises UsageError with what is wrong."""
+    path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
+    if not path.is_file():
+        if name.endswith(".toml"):
+            raise UsageError(f"no suite file {name}")
+        raise unknown("suite", name, [*suite_names(), "PATH.toml"])
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # TOML is UTF-8 in every locale
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{path}: not valid TOML (in UTF-8): {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    return _validate(values, str(path), path.stem)
+
+
+def _validate(values: dict[str, Any], source: str, stem: str) -> Suite:
+    from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+    for name, kinds in (("seeds", (int,)), ("sparsities", (int, float))):
+        for place, value in enumerate(values[name] if isinstance(values.get(name), list) else ()):
+            if type(value) not in kinds:
+                whole = "a whole number" if kinds == (int,) else "a number"
+                raise UsageError(f"{source}: {name}.{place}: want {whole}, got {str(value).lower()}")
+    adapter: Any = TypeAdapter(with_config(ConfigDict(extra="forbid"))(Suite))
+    try:
+        return adapter.validate_python({"name": stem, **values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
