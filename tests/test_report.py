@@ -35,7 +35,7 @@ from prunebench.report.plotly import plotly_figure
 from prunebench.report.svg import clipped, svg
 from prunebench.report.table import Column, RowGroup, Table, bar_share, simple_table, text_column
 from prunebench.report.terminal import terminal_table
-from prunebench.stats import Interval
+from prunebench.stats.intervals import Interval
 
 HOSTILE = '</script><img src=x onerror=alert(1)>|*"&\x07'
 
