@@ -65,7 +65,7 @@ def test_a_failed_record_reads() -> None:
     assert (record.cost, record.sparsity, record.groups) == (None, None, [])
 
 
-@pytest.mark.parametrize("name", ["record_v3_ok", "record_v3_scored", "record_v3_failed"])
+@pytest.mark.parametrize("name", ["record_v4_ok", "record_v4_scored", "record_v4_failed"])
 def test_a_record_is_written_as_it_was_read(name: str) -> None:
     assert to_json(from_json(golden(name), name)) == golden(name)
 
@@ -90,7 +90,7 @@ def test_schema_1_was_timed_in_the_plain_network() -> None:
     added = {"latency_path", "latency_layouts", "removed_channels", "timed_on"}
     assert set(written["cost"]) - set(old["cost"]) == added
     assert {key: value for key, value in written["cost"].items() if key not in added} == old["cost"]
-    assert written.pop("scored_on") == {}
+    assert (written.pop("scored_on"), written.pop("model_sha256")) == ({}, None)
     assert written | {"cost": 0, "schema_version": 1} == old | {"cost": 0}
 
 
@@ -110,9 +110,9 @@ def test_schema_2_says_what_was_timed() -> None:
 @pytest.mark.parametrize("name", ["record_v2_ok", "record_v2_plain", "record_v2_failed"])
 def test_schema_2_was_scored_by_its_run(name: str) -> None:
     record = from_json(golden(name), "here")
-    assert (record.schema_version, record.scored_on) == (SCHEMA_VERSION, {}) == (3, {})
+    assert (record.schema_version, record.scored_on) == (SCHEMA_VERSION, {})
     written = json.loads(to_json(record))
-    assert written.pop("scored_on") == {}
+    assert (written.pop("scored_on"), written.pop("model_sha256")) == ({}, None)
     assert written | {"schema_version": 2} == json.loads(golden(name))
 
 
@@ -124,6 +124,13 @@ def test_schema_3_says_what_scored_it() -> None:
         "utc": "2026-11-20T15:00:00Z",
         "version": "0.1.0",
     }
+
+
+@pytest.mark.parametrize("name", ["record_v3_ok", "record_v3_scored", "record_v3_failed"])
+def test_schema_3_did_not_name_its_weights(name: str) -> None:
+    written = json.loads(to_json(from_json(golden(name), "here")))
+    assert written.pop("model_sha256") is None
+    assert written | {"schema_version": 3} == json.loads(golden(name))
 
 
 def test_schema_0_without_a_log() -> None:
@@ -147,8 +154,8 @@ def forget_params(record: dict[str, Any]) -> None:
     ("text", "why"),
     [
         (
-            changed(schema_version=4),
-            "written with record schema 4; this PruneBench reads up to 3: upgrade it",
+            changed(schema_version=5),
+            "written with record schema 5; this PruneBench reads up to 4: upgrade it",
         ),
         (changed(schema_version=-1), "record schema -1 is no longer readable; run the cell again"),
         (changed(schema_version="1"), "not a PruneBench record"),

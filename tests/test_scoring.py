@@ -24,7 +24,7 @@ from prunebench.results.record import CostReport, Percentiles, RunRecord, Sparsi
 from prunebench.results.spec import Recipe, RunSpec
 from prunebench.results.store import Store
 from prunebench.runner.evaluate import TaskData, measure_outputs
-from prunebench.runner.rescore import Rescored, find_changes, load_ground_truth, rescore_results
+from prunebench.runner.rescore import NOT_STORED, Rescored, find_changes, load_ground_truth, rescore_results
 from prunebench.tasks import Split, Splits, Task, resolve_task
 from prunebench.tasks.base import Attributes
 
@@ -242,7 +242,7 @@ def test_nothing_is_loaded_for_runs_without_logits(store: Store) -> None:
         raise AssertionError(name)
 
     problems = {entry.problem for entry in rescore_results(store.root, resolve=resolve)}
-    assert problems == {"its logits are not stored here"}
+    assert problems == {NOT_STORED}
 
 
 def test_the_number_of_threads_is_left_as_it_was(store: Store) -> None:
@@ -357,7 +357,7 @@ def test_only_ok_runs_are_scored(store: Store) -> None:
 
 
 def test_a_folder_without_runs(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="no finished runs to score"):
+    with pytest.raises(StoreError, match="no results here"):
         list(rescore_results(tmp_path))
 
 

@@ -105,5 +105,5 @@ def test_another_model_in_the_folder_is_refused(results: Path) -> None:
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="no finished runs to time"):
+    with pytest.raises(StoreError, match="no results here"):
         list(retime(tmp_path, None, "cpu"))

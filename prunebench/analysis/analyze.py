@@ -41,7 +41,7 @@ from prunebench.analysis.outputs import Outputs, read_outputs
 from prunebench.analysis.values import SCHEMA_VERSION, Cell, TaskAnalysis
 from prunebench.errors import PruneBenchError
 from prunebench.leaderboard.board import split_sections
-from prunebench.results.store import Store
+from prunebench.results.store import open_results
 from prunebench.runner.environment import describe_code
 from prunebench.runner.execute import one_thread
 
@@ -65,7 +65,7 @@ def analyze_results(
 
     A section without data or logits at hand comes with the reason in place of the analysis.
     """
-    store = Store(results)
+    store = open_results(results)
     for slug, records in split_sections(store.records()[0]).items():
         if tasks and records[0].spec["task"] not in tasks:
             continue

@@ -84,7 +84,7 @@ def read_outputs(slug: str, records: Sequence[RunRecord], store: Store, data_roo
         try:
             if record.status != "ok":
                 raise StoreError(f"{record.status}: {record.reason or 'no reason recorded'}")
-            if not has_logits(store, record.run_id):
+            if not has_logits(store, record):
                 raise StoreError(NOT_STORED)
             if seed not in truths:
                 truth = GroundTruth.of(task, task.splits(data_root, seed))

@@ -22,8 +22,7 @@ def analyze_folder(results: Path, data_root: Path | None, tasks: Sequence[str], 
 
     Raises StoreError for a folder without runs, UsageError for tasks that it has no runs of.
     """
-    open_results(results)
-    known = sorted({draw[0] for draw in find_runs(results) if draw is not None})
+    known = sorted({draw[0] for draw in find_runs(open_results(results)) if draw is not None})
     for name in tasks:
         if name not in known:
             raise unknown("task", name, known)

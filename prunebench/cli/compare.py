@@ -15,7 +15,7 @@ from prunebench.cli.console import console, errors
 from prunebench.comparison.conclusions import WIDE, conclude, is_real, p_text
 from prunebench.comparison.pairing import choose_pairs
 from prunebench.comparison.tests import Comparison, SampleTest, SeedTest, compare_pairs
-from prunebench.results.store import Store
+from prunebench.results.store import open_results
 from prunebench.runner.rescore import Rescored, rescore_results
 
 FEW_GROUPS = 10
@@ -90,7 +90,7 @@ class Asked:
 
 def print_comparison(asked: Asked) -> None:
     """Compare two runs or methods: tables by seed and by sample, and what they say."""
-    stores = Store(asked.results[0]), Store(asked.results[1])
+    stores = open_results(asked.results[0]), open_results(asked.results[1])
     names, pairs, notes = choose_pairs(asked.names, stores, task=asked.task, sparsity=asked.sparsity)
     found = compare_pairs(names, pairs, asked.data_root)
     found = replace(found, notes=(*notes, *found.notes))

@@ -8,6 +8,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from prunebench.cli.sharing import results_app
+
 app = typer.Typer(
     name="prunebench",
     help="What a pruned vision model costs its minorities, and what it really gains in speed.",
@@ -15,6 +17,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(results_app)
 
 OutOption = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads this at run time

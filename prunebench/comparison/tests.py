@@ -223,7 +223,7 @@ def _read_answers(
     for pair in pairs:
         try:
             for record, store in ((pair.first, pair.first_store), (pair.second, pair.second_store)):
-                if not has_logits(store, record.run_id):
+                if not has_logits(store, record):
                     raise StoreError(f"run {record.run_id}: its logits are not stored in {store.root}")
                 seed = record.run_spec.seed
                 if seed not in truths:

@@ -1,1 +1,1 @@
-"""Run specifications, records and the store that holds them."""
+"""Results: what was run, what it left, where that rests, and how it is committed and shared."""

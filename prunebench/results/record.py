@@ -17,7 +17,7 @@ from typing import Any, Literal
 from prunebench.errors import NewerSchemaError, StoreError
 from prunebench.results.spec import RunSpec
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 PLAIN_PATH = "dense kernels with zeros"
 """The latency path of a pruned network as it was trained: the library's kernels multiply its zeros."""
@@ -98,7 +98,8 @@ class RunRecord:
     """One run. `metrics` are of the test split, `validation` of the validation split.
 
     `scored_on` is empty where groups and metrics are those that the run itself computed; else it is the commit, package
-    version and time of the later computation from its stored logits.
+    version and time of the later computation from its stored logits. `outputs_sha256` and `model_sha256` are of the
+    safetensors files of its logits and weights; null where none were stored (or before schema 4, of weights).
     """
 
     schema_version: int
@@ -122,6 +123,7 @@ class RunRecord:
     notes: dict[str, float | None] = field(default_factory=dict)
     outputs_sha256: str | None = None
     scored_on: dict[str, str | bool | None] = field(default_factory=dict)
+    model_sha256: str | None = None
 
     @property
     def run_spec(self) -> RunSpec:
@@ -130,7 +132,12 @@ class RunRecord:
 
 def to_json(record: RunRecord) -> str:
     """Canonical JSON text of a record: sorted keys, nan as null, a newline at the end."""
-    return json.dumps(without_nan(dataclasses.asdict(record)), sort_keys=True, indent=1) + "\n"
+    return json_text(without_nan(dataclasses.asdict(record)))
+
+
+def json_text(values: Mapping[str, Any]) -> str:
+    """The canonical text of a record's values."""
+    return json.dumps(values, sort_keys=True, indent=1, allow_nan=False) + "\n"
 
 
 def without_nan(value: Any) -> Any:
@@ -149,12 +156,21 @@ def from_json(text: str, source: str) -> RunRecord:
 
     Older schemas are migrated; a newer one is refused.
     """
-    from pydantic import ValidationError
+    return from_values(values_of(text, source), source)
 
+
+def values_of(text: str, source: str) -> Any:
+    """What a record's text holds, not validated. Raises StoreError where it is no JSON."""
     try:
-        values = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
+        return parse_json(text)
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{source}: not valid JSON ({error}); delete it and run again") from error
+
+
+def from_values(values: Any, source: str) -> RunRecord:
+    """`from_json` of what the JSON text holds."""
+    from pydantic import ValidationError
+
     if not isinstance(values, dict) or type(values.get("schema_version")) is not int:
         raise StoreError(f"{source}: not a PruneBench record (no schema_version)")
     version = values["schema_version"]
@@ -181,6 +197,11 @@ def from_json(text: str, source: str) -> RunRecord:
     if record.status == "ok" and (record.cost is None or record.sparsity is None or not record.groups):
         raise StoreError(f"{source}: an ok record needs groups, sparsity and cost")
     return record
+
+
+def parse_json(text: str) -> Any:
+    """The values of a JSON text. Raises ValueError for nan, infinities and names that an object has twice."""
+    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
 
 
 def _no_constant(word: str) -> None:
@@ -216,7 +237,12 @@ def _migrate_2(values: dict[str, Any]) -> dict[str, Any]:
     return {"scored_on": {}} | values | {"schema_version": 3}
 
 
-MIGRATIONS = {0: _migrate_0, 1: _migrate_1, 2: _migrate_2}
+def _migrate_3(values: dict[str, Any]) -> dict[str, Any]:
+    """Schema 3 did not name the weights by their hash."""
+    return {"model_sha256": None} | values | {"schema_version": 4}
+
+
+MIGRATIONS = {0: _migrate_0, 1: _migrate_1, 2: _migrate_2, 3: _migrate_3}
 
 
 @functools.cache

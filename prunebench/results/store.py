@@ -1,4 +1,4 @@
-"""The store of records: one folder a run, `record.json` written last.
+"""The store: one folder a run while runs are made, `record.json` written last; or the committed form of it.
 
 runs/<run_id>/outputs.safetensors   logits of val and test, float16
 runs/<run_id>/model.safetensors     weights, for dense models (shared by all methods)
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunebench.errors import NewerSchemaError, StoreError
-from prunebench.results.record import RunRecord, from_json, to_json
+from prunebench.results.committed import (
+    CONTEXT,
+    Entry,
+    encode_context,
+    encode_method,
+    is_committed,
+    read_committed,
+    read_method,
+    safe_name,
+)
+from prunebench.results.objects import cached, check_object, weights_of
+from prunebench.results.record import RunRecord, from_json, from_values, to_json, values_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +51,15 @@ class CorruptRecord:
     newer: bool = False
 
 
+@dataclass(frozen=True)
+class Document:
+    """A record, and the JSON values that it was read from: as they were written, of whatever schema."""
+
+    record: RunRecord
+    values: dict[str, Any]
+    path: Path
+
+
 class Store:
     """The results under one folder."""
 
@@ -50,8 +71,13 @@ class Store:
 
     def prepare(self) -> None:
         """Make the folders and try a write. Raises StoreError where that fails."""
+        if is_committed(self.root):
+            raise StoreError(
+                f"{self.root} holds results in the committed form: run into another folder, then "
+                f"`prunebench results export` that one into {self.root}"
+            )
         for name in ("runs", "shared", "locks"):
-            with _writing(self.root / name):
+            with writing(self.root / name):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         for leftover in self.root.rglob(".*.tmp"):
             with contextlib.suppress(OSError):
@@ -82,16 +108,41 @@ class Store:
 
     def records(self) -> tuple[list[RunRecord], list[CorruptRecord]]:
         """All readable records, in order of run_id, and what could not be read."""
-        found, damaged = [], []
-        for path in sorted((self.root / "runs").glob("*/record.json")):
+        found: list[RunRecord] = []
+        damaged: list[CorruptRecord] = []
+        for entry in self.documents():
+            if isinstance(entry, Document):
+                found.append(entry.record)
+            else:
+                damaged.append(entry)
+        return found, damaged
+
+    def documents(self) -> Iterator[Document | CorruptRecord]:
+        """Every record with its values, in order of run_id; those that cannot be read as such."""
+        for path in self._paths():
             try:
-                record = read_record(path)
+                values = values_of(_text(path), str(path))
+                record = from_values(values, str(path))
                 if record.run_id != path.parent.name:
                     raise StoreError(f"{path}: holds run {record.run_id}; remove the folder or name it so")
-                found.append(record)
+                yield Document(record, values, path)
             except StoreError as error:
-                damaged.append(CorruptRecord(path, str(error), isinstance(error, NewerSchemaError)))
-        return found, damaged
+                yield CorruptRecord(path, str(error), isinstance(error, NewerSchemaError))
+
+    def glances(self) -> Iterator[tuple[str, Any]]:
+        """The id of every run and the values of its record, not validated; None where they cannot be read."""
+        for path in self._paths():
+            try:
+                yield path.parent.name, values_of(_text(path), str(path))
+            except StoreError:
+                yield path.parent.name, None
+
+    def _paths(self) -> list[Path]:
+        return sorted((self.root / "runs").glob("*/record.json"))
+
+    def where(self, record: RunRecord) -> Path:
+        """The file that holds a record."""
+        return self.folder(record.run_id) / "record.json"
 
     def write(
         self,
@@ -100,14 +151,15 @@ class Store:
         *,
         model: Mapping[str, Tensor] | None = None,
     ) -> RunRecord:
-        """Write a run; the record last. Returns it with the hash of its outputs."""
+        """Write a run; the record last. Returns it with the hashes of its outputs and model."""
         import dataclasses
 
         folder = self.folder(record.run_id)
-        with _writing(folder):
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         if model is not None:
-            write_tensors(folder / "model.safetensors", model)
+            digest = write_tensors(folder / "model.safetensors", model)
+            record = dataclasses.replace(record, model_sha256=digest)
         if outputs is not None:
             digest = write_tensors(folder / "outputs.safetensors", outputs)
             record = dataclasses.replace(record, outputs_sha256=digest)
@@ -130,9 +182,24 @@ class Store:
                 raise StoreError("it was run again meanwhile")
             return self.write(dataclasses.replace(current, **fields))
 
+    def find_tensors(self, record: RunRecord, name: str) -> Path | None:
+        """The file of `outputs` or `model` of a run: in its folder, else in the cache of pulled objects, else None."""
+        path = self.folder(record.run_id) / f"{name}.safetensors"
+        if path.is_file():
+            return path
+        if name == "outputs":
+            return cached(record.outputs_sha256)
+        return cached(record.model_sha256 or weights_of(record.outputs_sha256))
+
     def read_tensors(self, run_id: str, name: str) -> dict[str, Tensor]:
         """`outputs` or `model` of a run. Raises StoreError if absent or damaged."""
-        return read_tensors(self.folder(run_id) / f"{name}.safetensors")
+        path = self.folder(run_id) / f"{name}.safetensors"
+        if not path.is_file() and self.status(run_id) is not None:
+            pulled = self.find_tensors(self.read(run_id), name)
+            if pulled is not None:
+                check_object(pulled)
+                return read_tensors(pulled)
+        return read_tensors(path)
 
     @contextlib.contextmanager
     def lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
@@ -163,17 +230,80 @@ class Store:
             return read_tensors(path)
 
 
+class CommittedStore(Store):
+    """Results in the committed form: they are read as those of a store, and no run is made into them.
+
+    Logits and weights are those that `artifacts pull` put into the cache.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._known: dict[str, Entry] | None = None
+
+    def documents(self) -> Iterator[Document | CorruptRecord]:
+        entries, problems = read_committed(self.root)
+        for entry in entries:
+            try:
+                yield Document(from_values(entry.values, entry.source), entry.values, entry.path)
+            except StoreError as error:
+                yield CorruptRecord(entry.path, str(error), isinstance(error, NewerSchemaError))
+        yield from (CorruptRecord(problem.path, str(problem)) for problem in problems)
+
+    def glances(self) -> Iterator[tuple[str, Any]]:
+        for run_id, entry in self._entries().items():
+            yield run_id, entry.values
+
+    def read(self, run_id: str) -> RunRecord:
+        entry = self._entries().get(run_id)
+        if entry is None:
+            raise StoreError(f"{self.root}: no run {run_id}")
+        return from_values(entry.values, entry.source)
+
+    def where(self, record: RunRecord) -> Path:
+        spec = record.run_spec
+        return self.root / safe_name(spec.task) / f"{safe_name(spec.method)}.jsonl"
+
+    def update(self, record: RunRecord, **fields: Any) -> RunRecord:
+        import dataclasses
+
+        path = self.where(record)
+        with self.lock("committed"):
+            task, shared, entries = read_method(path)
+            values = {entry.values["run_id"]: entry.values for entry in entries}
+            current = from_values(values.get(record.run_id), str(path))
+            if current.outputs_sha256 != record.outputs_sha256:
+                raise StoreError("it was run again meanwhile")
+            changed = dataclasses.replace(current, **fields)
+            values[record.run_id] = json.loads(to_json(changed))
+            text = encode_method(list(values.values()), shared)
+            write_atomically(path.with_name(CONTEXT), encode_context(task, shared).encode())
+            write_atomically(path, text.encode())
+            self._entries()[record.run_id] = Entry(values[record.run_id], path, 0)
+        return changed
+
+    def write(self, record: RunRecord, *_: Any, **__: Any) -> RunRecord:
+        raise StoreError(f"{self.root} holds results in the committed form: write into a store and export it")
+
+    def _entries(self) -> dict[str, Entry]:
+        if self._known is None:
+            self._known = {entry.values["run_id"]: entry for entry in read_committed(self.root)[0]}
+        return self._known
+
+
 def read_record(path: Path) -> RunRecord:
     """Read and validate one record file. Raises StoreError with the path and the reason."""
+    return from_json(_text(path), str(path))
+
+
+def _text(path: Path) -> str:
     try:
         if path.stat().st_size > LARGEST_RECORD:
             raise StoreError(
                 f"{path}: cannot be read: larger than {LARGEST_RECORD >> 20} MiB, which no record is"
             )
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: cannot be read: {error}") from error
-    return from_json(text, str(path))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -197,15 +327,25 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
 
 def open_results(folder: Path) -> Store:
-    """The store of a folder that holds results. Raises StoreError if it holds none."""
-    if not (folder / "runs").is_dir():
-        raise StoreError(f"{folder}: no results here (no folder `runs`); name the folder that `run` wrote")
+    """The results of a folder, a store's or in the committed form. Raises StoreError if it holds none, or both."""
+    store, committed = (folder / "runs").is_dir(), is_committed(folder)
+    if store and committed:
+        raise StoreError(
+            f"{folder}: holds both a store (`runs`) and the committed form: "
+            f"move `runs` to another folder and `prunebench results export` that one into {folder}"
+        )
+    if committed:
+        return CommittedStore(folder)
+    if not store:
+        raise StoreError(
+            f"{folder}: no results here (no folder `runs`, no task's `{CONTEXT}`); name the folder that `run` wrote"
+        )
     return Store(folder)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write via a temp file, fsync and rename. Raises StoreError on a full or read-only disk."""
-    with _writing(path):
+    with writing(path):
         replace_file(path, data)
 
 
@@ -224,7 +364,8 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's error into a StoreError that says what to do."""
     try:
         yield
     except OSError as error:

@@ -10,8 +10,8 @@ of runs take 1.3 ms.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import math
 import os
 import time
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from prunebench.errors import PruneBenchError, StoreError
 from prunebench.results.record import GroupRow, RunRecord
-from prunebench.results.store import Store
+from prunebench.results.store import Store, open_results
 from prunebench.runner.environment import describe_code
 from prunebench.runner.evaluate import group_rows
 from prunebench.runner.execute import one_thread
@@ -37,7 +37,7 @@ from prunebench.tasks import Task, resolve_task
 IN_FLIGHT = 64
 """Runs handed to the threads at a time: enough to keep them busy while the next task is loaded."""
 
-NOT_STORED = "its logits are not stored here"
+NOT_STORED = "its logits are not stored here (`prunebench artifacts pull` fetches those of committed runs)"
 
 Draw = tuple[str, int]
 """A task's name and a seed: the runs of one draw share their labels."""
@@ -81,7 +81,8 @@ def rescore_results(
     damaged, without logits, with logits that do not match their hash, or of data that are not at hand are left as
     they are, with the reason.
     """
-    store, draws = Store(results), find_runs(results)
+    store = open_results(results)
+    draws = find_runs(store)
     total = sum(map(len, draws.values()))
     if total == 0:
         raise StoreError(f"{results}: no finished runs to score")
@@ -95,8 +96,7 @@ def rescore_results(
         ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         for draw, run_ids in draws.items():
-            stored = any(has_logits(store, run_id) for run_id in run_ids)
-            labels = _load(draw, data_root, resolve) if stored else NOT_STORED
+            labels = _load(draw, data_root, resolve) if _any_logits(store, run_ids) else NOT_STORED
             for run_id in run_ids:
                 number += 1
                 pending.append(pool.submit(_score, store, run_id, labels, scored_on, (number, total)))
@@ -106,22 +106,21 @@ def rescore_results(
             yield pending.popleft().result()
 
 
-def find_runs(results: Path) -> dict[Draw | None, list[str]]:
-    """The ok runs of a results folder by draw, in order; under None those whose record cannot be read.
+def find_runs(store: Store) -> dict[Draw | None, list[str]]:
+    """The ok runs of a folder by draw, in order; under None those whose record cannot be read.
 
     A glance at each record: it is validated when its turn comes.
     """
     found: dict[Draw | None, list[str]] = {}
-    for path in sorted((results / "runs").glob("*/record.json")):
+    for run_id, values in store.glances():
         draw: Draw | None = None
         try:
-            values = json.loads(path.read_bytes())
             if values["status"] != "ok":
                 continue
             draw = str(values["spec"]["task"]), int(values["spec"]["seed"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             pass  # reading it in full will tell
-        found.setdefault(draw, []).append(path.parent.name)
+        found.setdefault(draw, []).append(run_id)
     return dict(sorted(found.items(), key=lambda entry: entry[0] or ("", -1)))
 
 
@@ -161,7 +160,7 @@ def _score(
         label = record.run_spec.label
         if record.run_id != run_id:
             raise StoreError(f"its folder is named {run_id}, its record says {record.run_id}")
-        if not has_logits(store, run_id):
+        if not has_logits(store, record):
             raise StoreError(NOT_STORED)
         if isinstance(labels, str):
             raise StoreError(labels)
@@ -189,8 +188,8 @@ def read_logits(
     hash, or are of other shapes.
     """
     labels.check(record)
-    path = _outputs(store, record.run_id)
-    if not path.is_file():
+    path = store.find_tensors(record, "outputs")
+    if path is None:
         raise StoreError(NOT_STORED)
     if hashlib.sha256(path.read_bytes()).hexdigest() != record.outputs_sha256:
         raise StoreError("its stored logits do not match their hash")
@@ -205,13 +204,17 @@ def read_logits(
     return logits
 
 
-def has_logits(store: Store, run_id: str) -> bool:
-    """Whether the logits of a run are there."""
-    return _outputs(store, run_id).is_file()
+def has_logits(store: Store, record: RunRecord) -> bool:
+    """Whether the logits of a run are there, or pulled."""
+    return store.find_tensors(record, "outputs") is not None
 
 
-def _outputs(store: Store, run_id: str) -> Path:
-    return store.folder(run_id) / "outputs.safetensors"
+def _any_logits(store: Store, run_ids: Sequence[str]) -> bool:
+    for run_id in run_ids:
+        with contextlib.suppress(StoreError):
+            if has_logits(store, store.read(run_id)):
+                return True
+    return False
 
 
 def rescore_record(record: RunRecord, logits: Mapping[str, Tensor], labels: GroundTruth) -> RunRecord:

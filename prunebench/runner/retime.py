@@ -20,7 +20,7 @@ from prunebench.inference.cascade import TEST_NOTE, THRESHOLD_NOTE, Cascade, Def
 from prunebench.methods.discovery import resolve_method
 from prunebench.models import build_model
 from prunebench.results.record import CostReport, RunRecord
-from prunebench.results.store import Store
+from prunebench.results.store import Store, open_results
 from prunebench.runner.environment import describe_code, describe_environment
 from prunebench.runner.evaluate import TaskData, measure_cost
 from prunebench.runner.execute import one_thread
@@ -43,7 +43,7 @@ def retime(results: Path, data_root: Path | None, device: str) -> Iterator[Retim
     Raises StoreError for a folder without records. Records without a stored model, or whose task cannot be loaded
     here, are left as they are.
     """
-    store = Store(results)
+    store = open_results(results)
     records = [record for record in store.records()[0] if record.status == "ok"]
     if not records:
         raise StoreError(f"{results}: no finished runs to time")
@@ -53,8 +53,10 @@ def retime(results: Path, data_root: Path | None, device: str) -> Iterator[Retim
     for number, record in enumerate(records, start=1):
         problem = None
         try:
-            if not (store.folder(record.run_id) / "model.safetensors").is_file():
-                raise StoreError("its model is not stored (run with --keep-models)")
+            if store.find_tensors(record, "model") is None:
+                raise StoreError(
+                    "its model is not stored (run with --keep-models, or `prunebench artifacts pull`)"
+                )
             key = (record.spec["task"], record.spec["seed"])
             if key != draw:
                 task = resolve_task(key[0], data_root)

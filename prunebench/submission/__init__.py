@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prunebench.errors import UsageError
 from prunebench.methods.discovery import is_package
+from prunebench.results.committed import is_committed
 from prunebench.submission.methods import check_method
 from prunebench.submission.records import Finding, check_records, sound_records
 
@@ -16,8 +17,8 @@ def check_path(path: Path) -> list[Finding]:
     """Check a method file or a folder of results. Raises UsageError if it is neither."""
     if path.suffix == ".py" or is_package(path):
         return check_method(str(path))
-    if (path / "runs").is_dir():
+    if (path / "runs").is_dir() or is_committed(path):
         return check_records(path)
     raise UsageError(
-        f"{path}: neither a method file (.py) or package nor a results folder (with `runs` in it)"
+        f"{path}: neither a method file (.py) or package nor a results folder (with `runs` or the committed form in it)"
     )

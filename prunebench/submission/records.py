@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -11,8 +10,10 @@ from pathlib import Path
 
 from prunebench.errors import PruneBenchError
 from prunebench.methods.discovery import resolve_method
+from prunebench.results.convert import form_problems
+from prunebench.results.objects import sha256_of
 from prunebench.results.record import RunRecord
-from prunebench.results.store import CorruptRecord, Store
+from prunebench.results.store import CommittedStore, CorruptRecord, Store, open_results
 from prunebench.runner.rescore import has_logits, rescore_record
 from prunebench.submission.facts import RecordFacts, TaskFacts
 from prunebench.submission.fields import field_problems
@@ -36,7 +37,7 @@ def check_records(folder: Path) -> list[Finding]:
     What a record says is held against its model and, where they are at hand, against the task's labels and the run's
     own logits. Nothing is trained.
     """
-    store, facts = Store(folder), RecordFacts(_data_root())
+    store, facts = open_results(folder), RecordFacts(_data_root())
     records, damaged = store.records()
     findings = [Finding(f"{entry.path} is readable", False, entry.reason) for entry in damaged]
     for record in records:
@@ -44,7 +45,10 @@ def check_records(folder: Path) -> list[Finding]:
         what = f"{record.run_id} {_label(record)}"
         findings.append(Finding(what, not problems, "; ".join(problems)))
     if not records and not damaged:
-        findings.append(Finding("there are records", False, f"{folder / 'runs'} holds none"))
+        findings.append(Finding("there are records", False, f"{folder} holds none"))
+    if isinstance(store, CommittedStore) and not damaged:
+        problems = form_problems(folder)
+        findings.append(Finding("the committed form is canonical", not problems, "; ".join(problems)))
     return findings
 
 
@@ -56,7 +60,7 @@ def sound_records(store: Store) -> tuple[list[RunRecord], list[CorruptRecord]]:
     for record in records:
         problems = record_problems(store, record, facts)
         if problems:
-            path = store.folder(record.run_id) / "record.json"
+            path = store.where(record)
             damaged.append(CorruptRecord(path, f"{path}: {'; '.join(problems)}"))
         else:
             sound.append(record)
@@ -86,10 +90,15 @@ def _problems(store: Store, record: RunRecord, facts: RecordFacts) -> Iterator[s
     if problems or record.status != "ok":
         yield from problems
         return
-    outputs = store.folder(record.run_id) / "outputs.safetensors"
-    if outputs.is_file() and hashlib.sha256(outputs.read_bytes()).hexdigest() != record.outputs_sha256:
-        yield "its stored logits do not match their hash"
-        return
+    for name, what, digest in (
+        ("outputs", "logits", record.outputs_sha256),
+        ("model", "weights", record.model_sha256),
+    ):
+        path = store.find_tensors(record, name)
+        unknown = name == "model" and digest is None  # before schema 4
+        if path is not None and not unknown and sha256_of(path) != digest:
+            yield f"its stored {what} do not match their hash"
+            return
     yield from _against_dense(store, record)
     task = facts.task(record.run_spec.task)
     if task is None or task.version != record.run_spec.task_version:
@@ -163,7 +172,7 @@ def _against_labels(store: Store, record: RunRecord, task: TaskFacts) -> Iterato
     if {(row.label, row.bias): (row.count, row.aligned) for row in record.groups} != wanted:
         yield "groups: not those of the task's test split"
         return
-    if not has_logits(store, record.run_id):
+    if not has_logits(store, record):
         return
     tensors = store.read_tensors(record.run_id, "outputs")
     logits = {

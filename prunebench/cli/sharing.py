@@ -1,0 +1,79 @@
+"""The verbs `prunebench results` and `prunebench artifacts`: records into git, logits and weights beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from prunebench.results.convert import Converted
+
+COMMITTED = Path("leaderboard/results")
+
+results_app = typer.Typer(
+    name="results",
+    no_args_is_help=True,
+    help="Records into the committed form and back, and whether it is sound.",
+)
+
+TaskOption = Annotated[list[str], typer.Option("--task", help="Only this task (repeatable).")]
+MethodOption = Annotated[list[str], typer.Option("--method", help="Only this method (repeatable).")]
+
+
+@results_app.command("export")
+def export(
+    source: Annotated[
+        Path, typer.Argument(help="The folder that `run` wrote, or one in the committed form.")
+    ],
+    destination: Annotated[Path, typer.Argument(help="Where the committed form goes.")] = COMMITTED,
+    task: TaskOption = [],  # noqa: B006
+    method: MethodOption = [],  # noqa: B006
+) -> None:
+    """Write runs into the committed form: one file a task and method. Other runs that stand there stay."""
+    from prunebench.results.convert import export_results
+
+    raise typer.Exit(_tell(export_results(source, destination, task, method), destination))
+
+
+@results_app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="Results in the committed form.")],
+    destination: Annotated[Path, typer.Argument(help="The folder of the store: a folder a run.")],
+    task: TaskOption = [],  # noqa: B006
+    method: MethodOption = [],  # noqa: B006
+) -> None:
+    """Verify the committed form and write it as a store, which `run` resumes. Nothing is written if a line is wrong."""
+    from prunebench.results.convert import import_results
+
+    raise typer.Exit(_tell(import_results(source, destination, task, method), destination))
+
+
+@results_app.command("check")
+def check(
+    folder: Annotated[Path, typer.Argument(help="Results in the committed form, or a store.")] = COMMITTED,
+) -> None:
+    """Whether every line is sound: form, ids, hashes, ranges and relations of the fields."""
+    from prunebench.cli.progress import print_findings
+    from prunebench.submission import check_records
+
+    findings = check_records(folder)
+    bad = [finding for finding in findings if not finding.ok]
+    raise typer.Exit(print_findings(folder, bad or findings[-1:]))
+
+
+def _tell(done: Converted, destination: Path) -> int:
+    """Say what was converted. Gives the exit status: 1 where something was left out or kept."""
+    from prunebench.cli.console import console, errors
+
+    for entry in done.left_out:
+        errors.print(f"left out: {entry.reason}", style="red", soft_wrap=True)
+    for run_id in done.kept:
+        errors.print(f"kept as it is in {destination}, though it differs: run {run_id}", soft_wrap=True)
+    console.print(
+        f"{done.new} new, {done.replaced} replaced, {done.same} as they were; {len(done.files)} files written in "
+        f"{destination}",
+        soft_wrap=True,
+    )
+    return int(bool(done.left_out or done.kept))

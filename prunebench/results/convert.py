@@ -1,0 +1,200 @@
+"""Conversion between a store, where runs are made, and the committed form, where they are reviewed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunebench.errors import StoreError, unknown
+from prunebench.results.committed import (
+    CONTEXT,
+    Entry,
+    Problem,
+    encode_context,
+    encode_task,
+    is_committed,
+    parse_context,
+    read_committed,
+    read_context,
+    safe_name,
+)
+from prunebench.results.record import json_text
+from prunebench.results.store import (
+    CommittedStore,
+    CorruptRecord,
+    Document,
+    Store,
+    open_results,
+    write_atomically,
+    writing,
+)
+
+MOST_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Converted:
+    """How many runs were new at the destination, replaced, the same, or kept though they differ; what was left out."""
+
+    new: int
+    replaced: int
+    same: int
+    kept: tuple[str, ...] = ()
+    left_out: tuple[CorruptRecord, ...] = ()
+    files: tuple[Path, ...] = ()
+
+
+def export_results(
+    source: Path, destination: Path, tasks: Sequence[str] = (), methods: Sequence[str] = ()
+) -> Converted:
+    """Write the runs of a folder, or those of some tasks and methods, into the committed form at another.
+
+    Runs that stand there already stay; one that the source has, too, is replaced. A folder exported onto itself comes
+    out in canonical form. Records that cannot be read are left out, with the reason. Raises StoreError where the
+    destination holds a store, or lines that are wrong, and where a record cannot be kept without loss.
+    """
+    if (destination / "runs").is_dir():
+        raise StoreError(f"{destination} is a store (it has `runs`): export into another folder")
+    documents, damaged = _chosen(open_results(source), tasks, methods)
+    with Store(destination).lock("committed"):
+        before, wrong = _chosen(CommittedStore(destination))
+        if wrong:
+            raise StoreError(
+                _listed(f"{destination}: mend these lines first", [entry.reason for entry in wrong])
+            )
+        there = {document.record.run_id: document.values for document in before}
+        counts = Counter(_kind(there.get(d.record.run_id), d.values) for d in documents)
+        there |= {document.record.run_id: document.values for document in documents}
+        written: dict[Path, None] = {}
+        for task, runs in _by_task(there.values()).items():
+            written |= dict.fromkeys(
+                _write_task(destination / safe_name(task), task, encode_task(task, runs))
+            )
+    return Converted(
+        counts["new"], counts["replaced"], counts["same"], left_out=tuple(damaged), files=tuple(written)
+    )
+
+
+def _write_task(folder: Path, task: str, files: dict[str, str]) -> list[Path]:
+    """Write what differs. Until all is written, the context holds what the old files refer to, too."""
+    context, files = files[CONTEXT], {name: text for name, text in files.items() if name != CONTEXT}
+    both = context
+    if (folder / CONTEXT).is_file():
+        old, new = read_context(folder / CONTEXT)[1], parse_context(context.splitlines())[1]
+        both = encode_context(task, {**old, **new})
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    steps = [(CONTEXT, both), *files.items(), (CONTEXT, context)]
+    return [folder / name for name, text in steps if _write(folder / name, text)]
+
+
+def _write(path: Path, text: str) -> bool:
+    """Write a file unless it is so already; says whether it was written."""
+    if path.is_file() and path.read_bytes() == text.encode():
+        return False
+    write_atomically(path, text.encode())
+    return True
+
+
+def import_results(
+    source: Path, destination: Path, tasks: Sequence[str] = (), methods: Sequence[str] = ()
+) -> Converted:
+    """Write the runs of the committed form, or those of some tasks and methods, as a store: a folder a run.
+
+    Everything is verified first: ids, hashes, schema, duplicates, references, order. A run that the store has with
+    another record is kept as it is there, and named. Raises StoreError, before anything is written, with file and line
+    of what is wrong.
+    """
+    if not is_committed(source):
+        raise StoreError(f"{source}: no results in the committed form (no task's `{CONTEXT}`)")
+    documents, damaged = _chosen(CommittedStore(source), tasks, methods)
+    problems = [entry.reason for entry in damaged] or form_problems(source)
+    if problems:
+        raise StoreError(_listed(f"{source}: nothing was imported", problems))
+    store = Store(destination)
+    store.prepare()
+    counts: Counter[str] = Counter()
+    kept, written = [], []
+    for document in documents:
+        path, text = store.where(document.record), json_text(document.values)
+        if path.is_file():
+            same = path.read_bytes() == text.encode()
+            counts["same"] += same
+            kept += [] if same else [document.record.run_id]
+            continue
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text.encode())
+        written.append(path)
+    return Converted(len(written), 0, counts["same"], kept=tuple(kept), files=tuple(written))
+
+
+def form_problems(folder: Path) -> list[str]:
+    """What is wrong with the committed form of a folder, each with file and line: also order and spacing."""
+    entries, problems = read_committed(folder)
+    if problems:
+        return [str(problem) for problem in problems]
+    found = [_first_difference(path, text) for path, text in _wanted(folder, entries).items()]
+    return [str(problem) for problem in found if problem is not None]
+
+
+def _wanted(folder: Path, entries: Sequence[Entry]) -> dict[Path, str]:
+    """The text that each file has in canonical form; none where there is no run of its task."""
+    wanted = {path: "" for pattern in (CONTEXT, "*.jsonl") for path in sorted(folder.glob(f"*/{pattern}"))}
+    for task, runs in _by_task(entry.values for entry in entries).items():
+        wanted |= {folder / safe_name(task) / name: text for name, text in encode_task(task, runs).items()}
+    return wanted
+
+
+def _by_task(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for values in records:
+        found.setdefault(values["spec"]["task"], []).append(values)
+    return dict(sorted(found.items()))
+
+
+def _first_difference(path: Path, text: str) -> Problem | None:
+    found = path.read_text(encoding="utf-8")
+    if found == text:
+        return None
+    pairs = zip([*text.split("\n"), None], [*found.split("\n"), None])
+    line = next((number for number, (one, other) in enumerate(pairs, 1) if one != other), 0)
+    return Problem(path, line, "not in canonical form: `prunebench results export` it onto itself")
+
+
+def _chosen(
+    store: Store, tasks: Sequence[str] = (), methods: Sequence[str] = ()
+) -> tuple[list[Document], list[CorruptRecord]]:
+    """The records of some tasks and methods (of all, where none is named), and what cannot be read."""
+    found = list(store.documents())
+    documents = [entry for entry in found if isinstance(entry, Document)]
+    for kind, names, known in (
+        ("task", tasks, {entry.record.run_spec.task for entry in documents}),
+        ("method", methods, {entry.record.run_spec.method for entry in documents}),
+    ):
+        for name in names:
+            if name not in known:
+                raise unknown(kind, name, known)
+    chosen = [
+        entry
+        for entry in documents
+        if (not tasks or entry.record.run_spec.task in tasks)
+        and (not methods or entry.record.run_spec.method in methods)
+    ]
+    return chosen, [entry for entry in found if isinstance(entry, CorruptRecord)]
+
+
+def _kind(before: Any, after: Any) -> str:
+    if before is None:
+        return "new"
+    return "same" if json_text(before) == json_text(after) else "replaced"
+
+
+def _listed(heading: str, problems: Sequence[Any]) -> str:
+    """The first problems, a line each."""
+    more = len(problems) - MOST_SHOWN
+    lines = [heading, *map(str, problems[:MOST_SHOWN]), *([f"and {more} more"] if more > 0 else [])]
+    return "\n  ".join(lines)
