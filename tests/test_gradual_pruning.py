@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +12,10 @@ from prunebench.methods.discovery import builtin_methods, resolve_method
 from prunebench.models import build_model
 from prunebench.pruning.masks import keep_count, prunable
 from prunebench.pruning.schedule import cubic_sparsity, pruning_steps, pruning_targets
-from prunebench.results.spec import Recipe, RunSpec
+from prunebench.results.spec import Recipe
 from prunebench.suites import load_suite
 from prunebench.tasks.celeba import CelebA
 
-RESULTS = Path(__file__).parent.parent / "leaderboard" / "results" / "runs"
 NEW = {"span", "budget", "optimizer", "lr_schedule", "weight_decay"}
 
 
@@ -127,19 +124,6 @@ def test_settings_left_alone_change_nothing() -> None:
     for entry in builtin_methods().values():
         if set(entry.settings) >= NEW:
             assert not NEW & set(entry.params), entry.name
-
-
-def test_committed_runs_keep_their_names() -> None:
-    known, checked = builtin_methods(), 0
-    for path in RESULTS.glob("*/record.json"):
-        record = json.loads(path.read_text())
-        spec = RunSpec.from_dict(record["spec"])
-        assert spec.run_id == record["run_id"]
-        if spec.method in known:
-            params = known[spec.method].with_params(dict(spec.params)).params
-            assert tuple(sorted(params.items())) == spec.params
-            checked += 1
-    assert checked > 100
 
 
 @pytest.mark.parametrize(
