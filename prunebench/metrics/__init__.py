@@ -6,41 +6,61 @@ arguments raise MetricError. Where labels are an argument, class indices `[N]` w
 for one-vs-rest columns; where they are not, give `one_vs_rest(logits)` and `one_hot(labels, C)`.
 """
 
-from prunebench.metrics.attributes import AttributeTable, attribute_table
-from prunebench.metrics.bias import (
-    BiasAmplification,
-    DirectionalBiasAmplification,
-    bias_amplification,
-    directional_bias_amplification,
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunebench.metrics.attributes import AttributeTable, attribute_table
+    from prunebench.metrics.bias import (
+        BiasAmplification,
+        DirectionalBiasAmplification,
+        bias_amplification,
+        directional_bias_amplification,
+    )
+    from prunebench.metrics.calibration import (
+        area_under_curve,
+        calibrated_thresholds,
+        expected_calibration_error,
+        rare_value_underprediction,
+    )
+    from prunebench.metrics.classes import one_hot, one_vs_rest
+    from prunebench.metrics.criteria import (
+        BiasVariance,
+        Foretelling,
+        RankCorrelation,
+        bias_variance,
+        evaluate_susceptibility,
+        rank_correlation,
+        susceptibility,
+    )
+    from prunebench.metrics.dependence import interdependence, mean_absolute_correlation, output_correlation
+    from prunebench.metrics.flips import (
+        Exemplars,
+        RecallChange,
+        compression_identified_exemplars,
+        holm,
+        recall_change,
+    )
+    from prunebench.metrics.groups import GroupTable, group_accuracy, group_tables
+    from prunebench.metrics.risk import bias_risk, bias_risks
+    from prunebench.metrics.summary import summarize_runs
+    from prunebench.metrics.uncertainty import entropy, margin, uncertain_share, uncertainty_summaries
+
+_MODULES = (
+    "attributes",
+    "bias",
+    "calibration",
+    "classes",
+    "criteria",
+    "dependence",
+    "flips",
+    "groups",
+    "risk",
+    "summary",
+    "uncertainty",
 )
-from prunebench.metrics.calibration import (
-    area_under_curve,
-    calibrated_thresholds,
-    expected_calibration_error,
-    rare_value_underprediction,
-)
-from prunebench.metrics.classes import one_hot, one_vs_rest
-from prunebench.metrics.criteria import (
-    BiasVariance,
-    Foretelling,
-    RankCorrelation,
-    bias_variance,
-    evaluate_susceptibility,
-    rank_correlation,
-    susceptibility,
-)
-from prunebench.metrics.dependence import interdependence, mean_absolute_correlation, output_correlation
-from prunebench.metrics.flips import (
-    Exemplars,
-    RecallChange,
-    compression_identified_exemplars,
-    holm,
-    recall_change,
-)
-from prunebench.metrics.groups import GroupTable, group_accuracy, group_tables
-from prunebench.metrics.risk import bias_risk, bias_risks
-from prunebench.metrics.summary import summarize_runs
-from prunebench.metrics.uncertainty import entropy, margin, uncertain_share, uncertainty_summaries
 
 __all__ = [
     "AttributeTable",
@@ -81,3 +101,12 @@ __all__ = [
     "uncertain_share",
     "uncertainty_summaries",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:  # not at import: torch takes seconds, and names and titles need none
+        for module in _MODULES:
+            found = vars(importlib.import_module(f"{__name__}.{module}"))
+            if name in found:
+                return found[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

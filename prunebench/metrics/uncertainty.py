@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,16 @@ from torch.nn import functional
 
 from prunebench.errors import MetricError
 from prunebench.metrics.arrays import Array, as_finite, as_given, as_whole, read_array
+
+
+@dataclass(frozen=True)
+class MeanUncertainty:
+    """Means over the samples (and attributes) of one model: `metrics.recorded.uncertainty` says of what."""
+
+    entropy: float
+    confidence: float
+    margin: float
+    negative_log_likelihood: float
 
 
 @as_given

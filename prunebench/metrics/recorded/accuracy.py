@@ -1,0 +1,127 @@
+"""Accuracies over groups: what the average hides."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prunebench.metrics.registry import metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prunebench.metrics.groups import GroupTable
+
+SHARE = (0.0, 1.0)
+BOTH_PAPERS = "Nam et al., NeurIPS 2020 (LfF); Park et al., CVPR 2023 (DCWP)"
+
+
+@metric(
+    "plain",
+    title="Average accuracy",
+    short="Average",
+    unit="%",
+    better="higher",
+    help="Share of all samples that are right",
+    cite="Sagawa et al., ICLR 2020",
+    range=SHARE,
+    compared=True,
+)
+def plain(groups: GroupTable) -> float:
+    return groups.plain
+
+
+@metric(
+    "unbiased",
+    title="Unbiased accuracy",
+    short="Unbiased",
+    unit="%",
+    better="higher",
+    help="Mean accuracy over all groups of label and bias, every group counting the same",
+    cite=BOTH_PAPERS,
+    range=SHARE,
+    board=True,
+    readme=True,
+    compared=True,
+)
+def unbiased(groups: GroupTable) -> float:
+    return groups.unbiased
+
+
+@metric(
+    "aligned",
+    title="Bias-aligned accuracy",
+    short="Bias-aligned",
+    unit="%",
+    better="higher",
+    help="Mean accuracy over the groups that follow the training set's pattern",
+    cite=BOTH_PAPERS,
+    range=SHARE,
+    board=True,
+    compared=True,
+)
+def aligned(groups: GroupTable) -> float:
+    return groups.aligned
+
+
+@metric(
+    "conflicting",
+    title="Bias-conflicting accuracy",
+    short="Bias-conflicting",
+    unit="%",
+    better="higher",
+    help="Mean accuracy over the groups that break the training set's pattern: the minorities",
+    cite=BOTH_PAPERS,
+    range=SHARE,
+    board=True,
+    readme=True,
+    compared=True,
+)
+def conflicting(groups: GroupTable) -> float:
+    return groups.conflicting
+
+
+@metric(
+    "worst_group",
+    title="Worst-group accuracy",
+    short="Worst-group",
+    unit="%",
+    better="higher",
+    help="Lowest accuracy of any group of a run",
+    cite="Sagawa et al., ICLR 2020",
+    range=SHARE,
+    board=True,
+    readme=True,
+    compared=True,
+)
+def worst_group(groups: GroupTable) -> float:
+    return groups.worst_group
+
+
+@metric(
+    "bias_gap",
+    title="Bias gap",
+    unit="points",
+    better="zero",
+    help="Bias-aligned minus bias-conflicting accuracy: 0 for a model that does not use the bias",
+    cite="PruneBench",
+    range=(-1.0, 1.0),
+    board=True,
+    readme=True,
+    compared=True,
+)
+def bias_gap(groups: GroupTable) -> float:
+    return groups.bias_gap
+
+
+@metric(
+    "train_weighted",
+    title="Adjusted average accuracy",
+    short="Adjusted average",
+    unit="%",
+    better="higher",
+    help="Mean over groups, each weighted by its share of the training split",
+    cite="Sagawa et al., ICLR 2020",
+    range=SHARE,
+)
+def train_weighted(groups: GroupTable, train_count: Tensor) -> float:
+    return groups.train_weighted(train_count)
