@@ -69,6 +69,36 @@ def test_macs_of_a_convolution(layer: nn.Conv2d, expected: int) -> None:
     assert count_macs(layer, torch.zeros(1, 4, 8, 8)) == (expected, expected)
 
 
+class _Attention(nn.Module):
+    """Patches, a transformer layer, a linear layer over `[N, L, C]`, and a transposed convolution beside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, 4)
+        self.layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+        self.up = nn.ConvTranspose2d(3, 5, 3, 2)
+        self.head = nn.Linear(16, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.layer(self.patches(x).flatten(2).transpose(1, 2))
+        return self.head(tokens).mean(1) + self.up(x).mean()
+
+
+def test_macs_of_every_product_are_those_of_torch_s_counter() -> None:
+    net, x = _Attention(), torch.randn(1, 3, 16, 16)
+    with FlopCounterMode(display=False) as oracle:
+        net.train()(x)
+    total = oracle.get_total_flops() // 2
+    assert count_macs(net, x) == (total, total)
+    with torch.no_grad():
+        net.layer.self_attn.in_proj_weight[:24] = 0  # half of the projections: 16 tokens x 48 x 16
+        net.head.weight[:, :4] = 0  # a quarter of 16 tokens x 7 x 16
+        net.up.weight[:1] = 0  # a third of 256 positions x 3 x 5 x 9
+    spared = 16 * 24 * 16 + 16 * 7 * 4 + 256 * 5 * 9
+    assert count_macs(net, x) == (total, total - spared)
+    assert count_parameters(net)[0] - count_parameters(net)[1] == 24 * 16 + 7 * 4 + 5 * 9
+
+
 def test_macs_of_convnet_small() -> None:
     """16 x 16 images: 8 x 8, 4 x 4 and 2 x 2 positions."""
     net = build_model("convnet-small", 10, seed=0)

@@ -138,8 +138,8 @@ def open_disent(argument: str, data_root: Path | None = None) -> Task:
             return Disent(_find_percentage(place, argument))
     tried = " or ".join(dict.fromkeys(map(str, places)))
     raise DataError(
-        f"there is no folder {tried}: give an absolute path, one from the current folder, or one from the "
-        f"folder that PRUNEBENCH_DATA names; {LAYOUT}"
+        f"there is no folder {tried}: give an absolute path, one from the current folder, or with --data-root (or "
+        f"PRUNEBENCH_DATA) the folder that {argument} lies in; {LAYOUT}"
     )
 
 
