@@ -16,6 +16,7 @@ from helpers import run_inline, tiny_suite
 from prunebench_kernels import measured
 from prunebench_kernels.sparsify import WHOLE
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from prunebench.inference import latency as speed
 from prunebench.inference.cost import count_macs, count_parameters
