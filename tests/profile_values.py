@@ -6,18 +6,18 @@ from prunebench.profile.results import (
     CPU_LINE,
     EAGER,
     SHRUNK,
+    Ceilings,
+    ImplementationTiming,
+    LatencyPercentiles,
     LayerResult,
     LayerRoof,
-    Machine,
     Profile,
-    Times,
-    Timing,
 )
-from prunebench.profile.settings import ProfileSettings
+from prunebench.profile.run import ProfileSettings
 
 
-def marks(p50: float) -> Times:
-    return Times(0.9 * p50, p50, 1.2 * p50, 9)
+def marks(p50: float) -> LatencyPercentiles:
+    return LatencyPercentiles(0.9 * p50, p50, 1.2 * p50, 9)
 
 
 def roof(sparsity: float) -> LayerRoof:
@@ -29,10 +29,12 @@ def roof(sparsity: float) -> LayerRoof:
 
 def layer(name: str, pattern: str, sparsity: float, **speeds: float) -> LayerResult:
     """A layer whose dense time is 20 ms hot and 25 ms cold, and layouts so many times as fast."""
-    timings = [Timing(EAGER, hot_ms=marks(20.0), cold_ms=marks(25.0), error=0.0)]
+    timings = [ImplementationTiming(EAGER, hot_ms=marks(20.0), cold_ms=marks(25.0), error=0.0)]
     for family, speed in speeds.items():
         label = {"block": "block 64x64", "shrunk": SHRUNK}.get(family, family)
-        timings.append(Timing(label, hot_ms=marks(20 / speed), cold_ms=marks(25 / speed), error=1e-7))
+        timings.append(
+            ImplementationTiming(label, hot_ms=marks(20 / speed), cold_ms=marks(25 / speed), error=1e-7)
+        )
     return LayerResult(
         name, (name, f"{name}.twin"), "3x3 64->64 @32", pattern, sparsity, sparsity, roof(sparsity), tuple(timings),
         auto="dense", auto_reason="dense was the fastest",
@@ -59,6 +61,6 @@ def made_up_profile(layers: tuple[LayerResult, ...] | None = None, count: int = 
     return Profile(
         schema_version=1, started_utc="2026-01-02T03:04:05Z", seconds=1.0, command="prunebench profile",
         settings=settings, environment={"cpu": "a <CPU>", "gpu": None, "threads": 2, "torch": "2", "device": "cpu"},
-        code={"version": "0", "commit": None, "dirty": None}, machine=Machine(50.0, 1000.0, 900.0, 32.0, 64.0),
+        code={"version": "0", "commit": None, "dirty": None}, machine=Ceilings(50.0, 1000.0, 900.0, 32.0, 64.0),
         layers=found, networks=(), left_out=(), interrupted=False, note=CPU_LINE,
     )  # fmt: skip

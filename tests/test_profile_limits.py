@@ -23,14 +23,24 @@ from typer.testing import CliRunner, Result
 from prunebench.cli.main import app
 from prunebench.errors import UsageError
 from prunebench.models import build_model
-from prunebench.profile import contenders, measure, network, report, session
+from prunebench.profile import implementations, network, report, run, stopwatch
 from prunebench.profile.layers import ConvLayer, ConvShape
-from prunebench.profile.results import COMPILED, EAGER, NO_TIME, SHRUNK, Timing, series
+from prunebench.profile.plots import BREAK_EVEN, roofline_plot, speed_up_plots
+from prunebench.profile.results import (
+    AUTO,
+    COMPILED,
+    COMPILED_NETWORK,
+    EAGER,
+    FOLDED,
+    NO_TIME,
+    SHRUNK,
+    ImplementationTiming,
+    speed_up_points,
+)
 from prunebench.profile.roofline import SLOW, CeilingMeter
-from prunebench.profile.roofline_figure import roofline_svg
-from prunebench.profile.run import Profiler
-from prunebench.profile.settings import ProfileSettings
-from prunebench.profile.speed_figure import panels, speed_up_svg
+from prunebench.profile.run import Profiler, ProfileSettings
+from prunebench.report.format import sparsity_place
+from prunebench.report.svg import svg
 from prunebench.results.store import write_tensors
 
 CPU = torch.device("cpu")
@@ -38,16 +48,18 @@ SHAPE = ConvShape(16, 16, (3, 3), (1, 1), (1, 1), (1, 1), 1, 4, 4)
 TINY = ("--model", "convnet-small", "--image", "8", "--batch", "2", "--repeats", "1", "--device", "cpu")
 
 
-def inputs_of(mask: Tensor) -> contenders.Inputs:
+def inputs_of(mask: Tensor) -> implementations.LayerInputs:
     weight = torch.randn(16, 16, 3, 3, generator=torch.Generator().manual_seed(0))
-    return contenders.make_inputs(ConvLayer(("tiny",), SHAPE, weight), mask, 8, CPU, torch.float32)
+    return implementations.make_inputs(ConvLayer(("tiny",), SHAPE, weight), mask, 8, CPU, torch.float32)
 
 
-def race(
-    mask: Tensor, until: float = float("inf"), compiled: contenders.Compiled | None = None
-) -> list[Timing]:
-    stopwatch = measure.Stopwatch(CPU)
-    return list(contenders.race(inputs_of(mask), compiled, stopwatch, backend="auto", repeats=1, until=until))
+def timings_of(
+    mask: Tensor, until: float = float("inf"), compiled: implementations.CompiledLayers | None = None
+) -> list[ImplementationTiming]:
+    watch = stopwatch.Stopwatch(CPU)
+    return list(
+        implementations.benchmark(inputs_of(mask), compiled, watch, backend="auto", repeats=1, until=until)
+    )
 
 
 def few() -> Tensor:
@@ -69,7 +81,7 @@ def test_a_layout_is_given_its_own_memory_order(monkeypatch: pytest.MonkeyPatch)
         return real(x, packed, *args, **words)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sparse_conv, "sparse_conv2d", note)
-    timings = {timing.name: timing for timing in race(few())}
+    timings = {timing.name: timing for timing in timings_of(few())}
     assert timings["direct"].hot_ms
     assert timings["direct"].cold_ms
     assert given["dense"] == (256, 1, 64, 16)
@@ -79,28 +91,28 @@ def test_a_layout_is_given_its_own_memory_order(monkeypatch: pytest.MonkeyPatch)
 def test_dead_channels_leave_a_multiple_where_the_device_wants_one(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = few().float()
     monkeypatch.setitem(sparse_network.MULTIPLES, "cpu", 1)
-    rows, columns = contenders.live_channels(weight)
+    rows, columns = implementations.live_channels(weight)
     assert rows.tolist() == [1, 4, 9]
     assert columns.tolist() == [2, 7]
     monkeypatch.setitem(sparse_network.MULTIPLES, "cpu", 8)
-    rows, columns = contenders.live_channels(weight)
+    rows, columns = implementations.live_channels(weight)
     assert rows.tolist() == [0, 1, 2, 3, 4, 5, 6, 9]
     assert columns.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
-    (shrunk,) = (timing for timing in race(few()) if timing.name == SHRUNK)
+    (shrunk,) = (timing for timing in timings_of(few()) if timing.name == SHRUNK)
     assert shrunk.settings == {"outputs": 8, "inputs": 8}
     assert shrunk.error is not None
     assert shrunk.error < 1e-5
-    assert contenders.fill_up(torch.tensor([True, False, False]), 8).tolist() == [True] * 3
+    assert implementations.fill_up(torch.tensor([True, False, False]), 8).tolist() == [True] * 3
 
 
 def test_a_layer_without_any_weight_is_measured() -> None:
-    timings = {timing.name: timing for timing in race(torch.zeros(16, 16, 3, 3, dtype=torch.bool))}
+    timings = {timing.name: timing for timing in timings_of(torch.zeros(16, 16, 3, 3, dtype=torch.bool))}
     assert timings[EAGER].hot_ms
     assert SHRUNK not in timings
 
 
 def test_only_the_baseline_is_timed_when_the_time_box_is_full() -> None:
-    baseline, compiled, *others = race(few(), until=0.0, compiled=contenders.Compiled())
+    baseline, compiled, *others = timings_of(few(), until=0.0, compiled=implementations.CompiledLayers())
     assert baseline.hot_ms
     assert baseline.cold_ms
     assert baseline.hot_ms.calls == baseline.cold_ms.calls == 1
@@ -122,10 +134,10 @@ def test_a_missing_cold_time_has_a_reason_of_its_own() -> None:
     ]
 
 
-def networks() -> network.Networks:
+def networks() -> network.NetworkBenchmark:
     x = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     model = build_model("convnet-small", 4, seed=0).eval()
-    return network.Networks(model, x, measure.Stopwatch(CPU), backend="auto", compiled=False)
+    return network.NetworkBenchmark(model, x, stopwatch.Stopwatch(CPU), backend="auto", compiled=False)
 
 
 def test_networks_tell_the_zeros_that_they_have() -> None:
@@ -137,8 +149,8 @@ def test_networks_tell_the_zeros_that_they_have() -> None:
     convolutions = [m for m in networks().model.modules() if isinstance(m, nn.Conv2d)]
     total = sum(m.weight.numel() for m in convolutions)
     assert first.achieved == pytest.approx(0.5 * (total - convolutions[0].weight.numel()) / total)
-    row = report.network_rows(replace(made_up_profile(), networks=(first,)))[0]
-    assert row[2] == f"0.5 ({first.achieved:.3f})"
+    table = report.networks_table(replace(made_up_profile(), networks=(first,)))
+    assert table.choose("sparsity", "zeros").texts() == [["0.5", f"{first.achieved:.3f}"]]
 
 
 def test_a_network_with_other_outputs_is_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -151,11 +163,11 @@ def test_a_network_with_other_outputs_is_not_timed(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(sparse_network, "fold_dense", spoil)
     entries = {entry.name: entry for entry in networks().measure("filter", 0.5, 1)[0]}
-    assert entries[network.FOLDED].latency_ms is None
-    assert entries[network.FOLDED].error == pytest.approx(0.5, abs=1e-4)
-    assert "wrong result: off by 0.5" in (entries[network.FOLDED].not_measured or "")
-    assert entries[network.AUTO].latency_ms
-    assert (entries[network.AUTO].error or 1) < 1e-4
+    assert entries[FOLDED].latency_ms is None
+    assert entries[FOLDED].error == pytest.approx(0.5, abs=1e-4)
+    assert "wrong result: off by 0.5" in (entries[FOLDED].not_measured or "")
+    assert entries[AUTO].latency_ms
+    assert (entries[AUTO].error or 1) < 1e-4
 
 
 def test_a_compiler_that_fails_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +182,7 @@ def test_a_compiler_that_fails_is_asked_once(monkeypatch: pytest.MonkeyPatch) ->
     found._wants_compiled = True
     for sparsity in (0.5, 0.75):
         entries = {entry.name: entry for entry in found.measure("filter", sparsity, 1)[0]}
-        reason = entries[network.COMPILED_NETWORK].not_measured
+        reason = entries[COMPILED_NETWORK].not_measured
         assert reason == "torch.compile failed: RuntimeError: no C++ compiler"
     assert len(asked) == 1
 
@@ -183,7 +195,7 @@ def test_layers_and_networks_that_cannot_fit_are_left_out(monkeypatch: pytest.Mo
     assert profiler._fits(9.0)
     profiler._seconds = {"a": 4.0, "b": 7.0}
     profiler._measure_networks(networks(), "block", 0.5)  # estimated at 11 seconds
-    assert profiler.left_out == ["block 0.5: whole network"]
+    assert profiler.left_out == ["block at sparsity 0.5: whole network"]
     assert profiler.networks == []
 
 
@@ -192,10 +204,13 @@ def test_figures_stand_at_the_zeros_that_masks_have() -> None:
         replace(layer("a", "block", asked, block=speed), achieved=achieved)
         for asked, achieved, speed in ((0.5, 0.5, 0.5), (0.9, 0.875, 2.0))
     )
-    assert series(found, "a", "block", "block") == [(0.5, 0.5), (0.875, 2.0)]
-    (panel,) = panels(made_up_profile(found), "block")
-    assert [words for _, words in panel.ticks] == ["0.5", "0.875"]
-    assert panel.break_evens[0][1] == pytest.approx(0.75)
+    assert speed_up_points(found, "block") == [(0.5, 0.5), (0.875, 2.0)]
+    grid = speed_up_plots(made_up_profile(found), "block")
+    assert grid
+    (panel,) = grid.plots
+    assert [words for _, words in panel.x.ticks or ()] == ["0.5", "0.875"]
+    (even,) = (series.marks[0] for series in panel.series if series.name == BREAK_EVEN)
+    assert even.x == pytest.approx(sparsity_place(0.75))
 
 
 def test_numbers_of_many_layers_stand_apart_in_the_roofline() -> None:
@@ -204,9 +219,12 @@ def test_numbers_of_many_layers_stand_apart_in_the_roofline() -> None:
         result = layer(f"layer{number}", "block", 0.5, block=2.0)
         assert result.roof
         found.append(replace(result, roof=replace(result.roof, flop_per_byte=4.0 + number)))
-    svg = roofline_svg(made_up_profile(tuple(found)))
-    assert svg
-    placed = re.findall(r'<text x="([0-9.]+)" y="([0-9.]+)" text-anchor="middle" font-size="11"', svg)
+    plot = roofline_plot(made_up_profile(tuple(found)))
+    assert plot
+    number = (
+        r'<text x="([0-9.]+)" y="([0-9.]+)" font-size="11.5" fill="#1f2328" font-weight="600"[^>]*>[0-9]+<'
+    )
+    placed = re.findall(number, svg(plot))
     assert len(placed) == 32
     for row in {y for _, y in placed}:
         places = sorted(float(x) for x, y in placed if y == row)
@@ -215,19 +233,20 @@ def test_numbers_of_many_layers_stand_apart_in_the_roofline() -> None:
 
 def test_labels_of_tiny_speed_ups_are_not_cut() -> None:
     found = tuple(layer("a", "block", sparsity, block=0.002) for sparsity in (0.5, 0.9))
-    svg = speed_up_svg(made_up_profile(found), "block")
-    labels = re.findall(r'<text x="([0-9.]+)" y="[0-9.]+" text-anchor="end"[^>]*>([0-9.]+\u00d7)<', svg)
+    grid = speed_up_plots(made_up_profile(found), "block")
+    assert grid
+    labels = re.findall(r'<text x="([0-9.]+)"[^>]* text-anchor="end">([0-9.]+\u00d7)<', svg(grid))
     assert "0.001\u00d7" in {words for _, words in labels}
     assert all(float(x) > 7.6 * len(words) for x, words in labels)  # 7.6: a digit of DejaVu Sans, the widest
 
 
 def test_slow_ceilings_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    stopwatch = measure.Stopwatch(CPU)
-    monkeypatch.setattr(stopwatch, "time", lambda *_, **__: calls.append("timed") or 800.0)
+    watch = stopwatch.Stopwatch(CPU)
+    monkeypatch.setattr(watch, "time", lambda *_, **__: calls.append("timed") or 800.0)
     clock = itertools.count(0.0, 0.3)
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    assert measure.fastest(lambda: None, stopwatch, 9) == 0.8
+    assert stopwatch.fastest(lambda: None, watch, 9) == 0.8
     assert len(calls) == 2
     meter = CeilingMeter.__new__(CeilingMeter)
     meter._seconds = SLOW + 1
@@ -276,7 +295,7 @@ def test_a_folder_that_cannot_be_written_is_told_at_once(
 ) -> None:
     taken = tmp_path / "taken"
     taken.write_text("a file")
-    monkeypatch.setattr(session.Profiler, "run", lambda _: pytest.fail("measured for nothing"))
+    monkeypatch.setattr(run.Profiler, "run", lambda _: pytest.fail("measured for nothing"))
     done = call(*TINY, "--out", str(taken))
     assert isinstance(done.exception, UsageError)
     assert "name another folder" in str(done.exception)
@@ -286,7 +305,7 @@ def test_a_folder_that_cannot_be_written_is_told_at_once(
 def test_a_read_only_folder_is_told_at_once(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(UsageError, match="cannot write there"):
-        session.check_folder(tmp_path)
+        run.check_folder(tmp_path)
 
 
 def test_stopping_at_once_leaves_an_earlier_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +314,7 @@ def test_stopping_at_once_leaves_an_earlier_profile(tmp_path: Path, monkeypatch:
     def stop(_: Profiler) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session.Profiler, "_measure", stop)
+    monkeypatch.setattr(run.Profiler, "_measure", stop)
     done = call(*TINY, "--out", str(tmp_path))
     assert done.exit_code == 130
     assert "stopped before anything was measured" in done.output

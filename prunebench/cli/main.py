@@ -240,8 +240,7 @@ def profile(  # noqa: PLR0913
 ) -> None:
     """Measure sparse layers and networks on this machine against dense and the roofline."""
     from prunebench.cli.console import console
-    from prunebench.profile.session import profile_machine
-    from prunebench.profile.settings import ProfileSettings
+    from prunebench.profile.run import ProfileSettings, profile_machine
 
     settings = ProfileSettings(
         model=model, image=image, batch=batch, sparsities=tuple(sparsity), patterns=tuple(pattern),

@@ -1,4 +1,4 @@
-"""The convolution layers of a model, each shape once, with weights to mask."""
+"""Convolution layers of a model: each shape once, with its weights and their masks."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunebench.errors import DataError, PruneBenchError, UsageError
-from prunebench.models import build_model
-from prunebench.profile.settings import STORED, ProfileSettings
-from prunebench.profile.weights import find_weights
+from prunebench.errors import PruneBenchError, UsageError
+from prunebench.profile.results import STORED
 from prunebench.pruning.structure import structured_mask
-from prunebench.results.store import read_tensors
 
 Pair = tuple[int, int]
-CLASSES = 10
-"""Outputs of a model that is built only to be timed."""
 
 
 @dataclass(frozen=True)
@@ -73,25 +68,6 @@ class ConvLayer:
     @property
     def name(self) -> str:
         return self.names[0]
-
-
-def load_network(settings: ProfileSettings) -> nn.Module:
-    """The model with random weights of the seed, or with those of `settings.run`, in eval mode on the CPU.
-
-    Raises DataError where the weights do not fit the model.
-    """
-    assert settings.model is not None
-    if settings.run is None:
-        return build_model(settings.model, CLASSES, seed=settings.seed).eval()
-    path = find_weights(settings.run, settings.results)
-    state = read_tensors(path)
-    classes = len(state["head.weight"]) if "head.weight" in state else CLASSES
-    model = build_model(settings.model, classes, seed=settings.seed)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise DataError(f"{path}: not the weights of {settings.model}; give the run's --model") from error
-    return model.eval()
 
 
 @torch.inference_mode()

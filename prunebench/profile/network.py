@@ -1,4 +1,4 @@
-"""Whole networks: plain, folded, compiled and sparse, timed in turns; weights and peak memory."""
+"""Whole networks, plain, folded, compiled and sparse: latency in turns, bytes of weights and peak of activations."""
 
 from __future__ import annotations
 
@@ -13,26 +13,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunebench.profile.contenders import label, one_line
+from prunebench.profile.implementations import compiled_call, deviation, label, one_line, wrong_result
 from prunebench.profile.layers import make_mask, short_name
-from prunebench.profile.measure import Stopwatch, interleaved
-from prunebench.profile.results import COMPILED, EAGER, NO_TIME, SHRUNK, NetworkResult, Times
+from prunebench.profile.results import (
+    AUTO,
+    COMPILED_NETWORK,
+    EAGER,
+    FOLDED,
+    NO_TIME,
+    NOT_COMPILED,
+    SHRUNK,
+    NetworkResult,
+)
+from prunebench.profile.stopwatch import Stopwatch, interleaved
 
 TOLERANCE = {torch.float32: 1e-2, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 """Largest deviation of a network's outputs from the plain one's, over the largest; roundings add up over layers."""
-FOLDED, AUTO = "torch, BatchNorm folded", "sparse, auto"
-COMPILED_NETWORK = f"{COMPILED}, BatchNorm folded"
 
 
 @dataclass(frozen=True)
-class Choice:
+class LayoutChoice:
     """What `auto` takes for a layer, and why."""
 
     layout: str
     reason: str
 
 
-class Networks:
+class NetworkBenchmark:
     """The dense network and what becomes of it at each pattern and sparsity."""
 
     def __init__(
@@ -41,12 +48,13 @@ class Networks:
         self.model, self.example, self.stopwatch = model, example, stopwatch
         self.backend, self._wants_compiled = backend, compiled
         self.compile_seconds = 0.0
-        self._compiled: tuple[nn.Module, Any] | str | None = None
+        self._folded = model
+        self._compiled: Any = None
         peak_activations(lambda: example, example.device)  # the profiler's first start takes seconds
 
     def measure(
         self, pattern: str, sparsity: float | None, repeats: int, until: float = math.inf
-    ) -> tuple[list[NetworkResult], dict[str, Choice]]:
+    ) -> tuple[list[NetworkResult], dict[str, LayoutChoice]]:
         """All variants at this pattern and sparsity, timed in turns, and the choice of `auto` by layer name.
 
         What has not begun at the monotonic time `until` is not measured, but for the first.
@@ -59,7 +67,7 @@ class Networks:
         zeros = share_of_zeros(masked)
         with torch.inference_mode():
             want = masked(self.example)
-        choices: dict[str, Choice] = {}
+        choices: dict[str, LayoutChoice] = {}
         results: list[NetworkResult] = []
         calls = {}
         for name, build in self._variants(masked, choices).items():
@@ -68,32 +76,42 @@ class Networks:
                 results.append(replace(entry, not_measured=NO_TIME))
                 continue
             try:
-                module = build()
-                if isinstance(module, str):
-                    results.append(replace(entry, not_measured=module))
-                    continue
-                call = self._call(module)
-                entry = replace(entry, error=deviation(call, want))
-                if not (entry.error or 0.0) <= TOLERANCE[want.dtype]:
-                    reason = f"wrong result: off by {entry.error:.2g} of the largest output"
-                    results.append(replace(entry, not_measured=reason))
-                    continue
-                peak = peak_activations(call, self.example.device)
-                layouts = {key: choice.layout for key, choice in choices.items()} if name == AUTO else {}
-                weights = weight_bytes(module) / 1e6
-                results.append(
-                    replace(entry, weights_mb=weights, peak_activations_mb=peak / 1e6, layouts=layouts)
-                )
-                calls[name] = call
+                entry, calls[name] = self._prepare(entry, build(), want)
             except Exception as error:  # one variant that cannot run must not hide the others
-                results.append(replace(entry, not_measured=one_line(error)))
+                entry = replace(entry, not_measured=one_line(error))
+            if entry.not_measured is None and name == AUTO:
+                entry = replace(entry, layouts={key: choice.layout for key, choice in choices.items()})
+            results.append(entry)
+        calls = {entry.name: calls[entry.name] for entry in results if entry.not_measured is None}
         timed = interleaved(calls, self.stopwatch, repeats=repeats, cold=False, launches=True, until=until)
-        return [_with_times(entry, timed.get(entry.name)) for entry in results], choices
+        return [
+            replace(
+                entry,
+                latency_ms=timed.get(entry.name),
+                not_measured=entry.not_measured or (None if entry.name in timed else NO_TIME),
+            )
+            for entry in results
+        ], choices
 
-    def _call(self, module: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
-        return lambda: module(self.example)
+    def _prepare(
+        self, entry: NetworkResult, module: Any, want: Tensor
+    ) -> tuple[NetworkResult, Callable[[], Tensor]]:
+        """The entry with error and memory, and the call to time; with a reason where it is not to be timed."""
 
-    def _variants(self, masked: nn.Module, choices: dict[str, Choice]) -> dict[str, Callable[[], Any]]:
+        def call() -> Tensor:
+            return module(self.example)  # type: ignore[no-any-return]
+
+        if isinstance(module, str):
+            return replace(entry, not_measured=module), call
+        with torch.inference_mode():
+            error = deviation(call(), want)
+        entry = replace(entry, error=error, not_measured=wrong_result(error, TOLERANCE[want.dtype]))
+        if entry.not_measured is None:
+            peak = peak_activations(call, self.example.device) / 1e6
+            entry = replace(entry, weights_mb=weight_bytes(module) / 1e6, peak_activations_mb=peak)
+        return entry, call
+
+    def _variants(self, masked: nn.Module, choices: dict[str, LayoutChoice]) -> dict[str, Callable[[], Any]]:
         return {
             EAGER: lambda: masked,
             FOLDED: lambda: self._fold(masked),
@@ -112,19 +130,17 @@ class Networks:
         from prunebench_kernels.sparsify import fold_dense
 
         if not self._wants_compiled:
-            return "left out (--no-compile)"
+            return NOT_COMPILED
         folded = fold_dense(masked, self.example, fuse=False)  # plain layers: the compiler may fuse
         if self._compiled is None:
             begun = time.monotonic()
-            self._compiled = compile_network(folded, self.example)
+            self._folded, self._compiled = folded, compiled_call(folded, self.example)
             self.compile_seconds = time.monotonic() - begun
-        if isinstance(self._compiled, str):
-            return self._compiled
-        original, compiled = self._compiled
-        original.load_state_dict(folded.state_dict())
-        return compiled
+        if not isinstance(self._compiled, str):
+            self._folded.load_state_dict(folded.state_dict())
+        return self._compiled
 
-    def _sparsify(self, masked: nn.Module, choices: dict[str, Choice]) -> nn.Module:
+    def _sparsify(self, masked: nn.Module, choices: dict[str, LayoutChoice]) -> nn.Module:
         from prunebench_kernels.sparsify import sparsify
 
         backend = None if self.backend == "auto" else self.backend
@@ -135,35 +151,12 @@ class Networks:
             channels = row.channels
             cut = (channels.out_after, channels.in_after) != (channels.out_before, channels.in_before)
             shrunk = cut and row.layout == "dense"
-            choices[short_name(row.name)] = Choice(
+            choices[short_name(row.name)] = LayoutChoice(
                 SHRUNK if shrunk else label(row.layout, dict(row.settings)),
                 f"{remembered}{row.reason}"
                 + (f"; {channels.out_after} of {channels.out_before} outputs left" if cut else ""),
             )
         return network
-
-
-def compile_network(folded: nn.Module, example: Tensor) -> tuple[nn.Module, Any] | str:
-    """The network and its compiled form, or why there is none."""
-    compiled = torch.compile(folded, dynamic=False)
-    try:
-        with torch.inference_mode():
-            compiled(example)
-    except Exception as error:  # whatever the compiler and its tool chain raise
-        return f"torch.compile failed: {one_line(error)}"
-    return folded, compiled
-
-
-@torch.inference_mode()
-def deviation(call: Callable[[], Tensor], want: Tensor) -> float:
-    """The largest deviation of what a call gives, over the largest wanted value; nan if one is."""
-    largest = want.float().abs().max().clamp(min=1e-30)
-    return float((call().float() - want.float()).abs().max() / largest)
-
-
-def _with_times(entry: NetworkResult, times: Times | None) -> NetworkResult:
-    reason = entry.not_measured or (None if times else NO_TIME)
-    return replace(entry, latency_ms=times, not_measured=reason)
 
 
 def share_of_zeros(model: nn.Module) -> float:

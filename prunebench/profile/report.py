@@ -1,214 +1,248 @@
-"""What a profile leaves: tables on the terminal, and CSV, JSON, SVG and a page in a folder."""
+"""Report of a profile: tables and summary on the terminal; CSV, JSON, SVG and a page in a folder."""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import importlib.util
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
-from prunebench.profile.drawing import short
-from prunebench.profile.export import layers_csv, networks_csv, to_json
-from prunebench.profile.network import COMPILED_NETWORK, FOLDED
+from prunebench.profile.plots import roofline_plot, speed_up_plots
 from prunebench.profile.results import (
     COMPILED,
+    COMPILED_NETWORK,
     EAGER,
     NOT_MEASURED,
+    PATTERNS,
+    BreakEven,
+    Ceilings,
+    ImplementationTiming,
+    LatencyPercentiles,
     LayerResult,
+    LayerRoof,
     NetworkResult,
     Profile,
-    Times,
     break_even,
-    series,
-    shown_layers,
-    shown_patterns,
+    speed_up_points,
 )
-from prunebench.profile.roofline_figure import roofline_svg
-from prunebench.profile.settings import PATTERNS
-from prunebench.profile.speed_figure import has_sparse, speed_up_svg
+from prunebench.report import format as fmt
+from prunebench.report.plot import Plot, PlotGrid
+from prunebench.report.svg import alone, key_svg, legend_of, svg
+from prunebench.report.table import Column, Table, simple_table, text_column
 from prunebench.results.store import write_atomically
 
-if TYPE_CHECKING:
-    from rich.table import Table
+TEMPLATES = Path(__file__).parent / "templates"
+ROOFLINE, PAGE = "roofline.svg", "index.html"
+MOST_LEFT_OUT = 4
 
-DENSE_NETWORKS = (COMPILED_NETWORK, FOLDED, EAGER)
 
-
-def figure_of(pattern: str) -> str:
-    """The file of a pattern's figure."""
+def plot_file(pattern: str) -> str:
+    """The name of a pattern's plot."""
     return f"speed-up-{pattern.replace(':', '-')}.svg"
 
 
-ROOFLINE = "roofline.svg"
-FIGURES = (ROOFLINE, *map(figure_of, PATTERNS))
-
-
 def write_profile(profile: Profile, out: Path) -> list[Path]:
-    """Write profile.json, layers.csv, networks.csv, the figures and index.html; gives the paths."""
-    from prunebench.profile.page import page
+    """Write index.html, profile.json, layers.csv, networks.csv and the plots; gives the paths.
 
+    Without jinja2 there is no page. Plots of an earlier profile, which may have had other patterns, go.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    files = {
-        "index.html": page(profile),
+    files = {PAGE: page(profile)} if importlib.util.find_spec("jinja2") else {}
+    files |= {
         "profile.json": to_json(profile),
         "layers.csv": layers_csv(profile),
         "networks.csv": networks_csv(profile),
     }
-    roof = roofline_svg(profile)
-    if roof is not None:
-        files[ROOFLINE] = roof
-    for pattern in shown_patterns(profile):
-        if has_sparse(profile, pattern):
-            files[figure_of(pattern)] = speed_up_svg(profile, pattern)
-    for name in FIGURES:  # of an earlier profile, which may have had other patterns
-        (out / name).unlink(missing_ok=True)
+    plots: dict[str, Plot | PlotGrid | None] = {ROOFLINE: roofline_plot(profile)}
+    plots |= {plot_file(pattern): speed_up_plots(profile, pattern) for pattern in profile.patterns}
+    files |= {name: svg(plot, hints=True) for name, plot in plots.items() if plot is not None}
+    for name in (ROOFLINE, *map(plot_file, PATTERNS), PAGE):
+        if name not in files:
+            (out / name).unlink(missing_ok=True)
     for name, text in files.items():
         write_atomically(out / name, text.encode())
     return [out / name for name in files]
 
 
-Rows = list[list[str]]
-LAYER_HEAD = ["layer", "shape", "pattern", "sparsity", "torch ms (p20-p80)", f"{COMPILED} ms", "fastest sparse", "ms",
-              "hot", "cold", "auto takes", "roof ms", "ceiling"]  # fmt: skip
-NETWORK_HEAD = ["network", "pattern", "sparsity", "p20 / p50 / p80 ms", "speed-up", "weights MB", "peak activations MB",
-                "layouts"]  # fmt: skip
-BREAK_EVEN_HEAD = ["layer", "pattern", "layout", "break-even hot", "break-even cold"]
+def milliseconds(latency: LatencyPercentiles) -> str:
+    """`1.25 [1.2, 1.31]`: the median with the 20th and 80th percentile."""
+    low, median, high = map(fmt.significant, (latency.p20, latency.p50, latency.p80))
+    return f"{median} [{low}, {high}]"
 
 
-def layer_rows(profile: Profile) -> Rows:
-    """One row a layer, pattern and sparsity. Speed-ups are over eager torch, hot and cold cache."""
-    return [_layer_row(result) for result in profile.layers]
+def median_order(latency: LatencyPercentiles) -> float:
+    return latency.p50
 
 
-def _layer_row(result: LayerResult) -> list[str]:
-    count = f" ({len(result.same_shape)} alike)" if len(result.same_shape) > 1 else ""
-    head = [
-        result.layer + count,
-        result.shape,
-        result.pattern,
-        sparsity_words(result.sparsity, result.achieved),
-    ]
-    if not result.timings:
-        return [*head, f"{NOT_MEASURED}: {result.not_measured}", *[""] * 8]
-    best, dense, compiled = result.fastest(), result.timing(EAGER), result.timing(COMPILED)
-    cold = result.fastest("cold")
-    assert dense is not None
-    return [
-        *head,
-        span(dense.hot_ms),
-        milliseconds(compiled.hot_ms if compiled else None),
-        best.name if best else "no candidate",
-        milliseconds(best.hot_ms) if best else "",
-        times(result.speed_up(best.name)) if best else "",
-        times(result.speed_up(cold.name, "cold")) if cold else "",
-        result.auto or NOT_MEASURED,
-        f"{result.roof.dense_ms:.3g}" if result.roof else NOT_MEASURED,
-        f"{times(result.roof.block_ceiling)} / {times(result.roof.free_ceiling)}" if result.roof else "",
-    ]
+HOT_MS = "milliseconds with a hot cache: median [20th, 80th percentile]"
+ZEROS = Column[Any](
+    "zeros", "Zeros", "share of zeros that the masks have", value=lambda row: row.achieved,
+    format=lambda value: fmt.number(value, 3),
+)  # fmt: skip
+ASKED = Column[Any](
+    "sparsity", "Sparsity", "sparsity asked for", value=lambda row: row,
+    format=lambda row: fmt.sparsity(row.sparsity), order=lambda row: row.sparsity,
+)  # fmt: skip
+PATTERN = text_column("pattern", "Pattern", value=lambda row: row.pattern)
+REASON = text_column("reason", "Not measured because", value=lambda row: row.not_measured, short="Reason")
 
 
-def network_rows(profile: Profile) -> Rows:
+def layers_table(profile: Profile) -> Table[LayerResult]:
+    """One row a layer, pattern and sparsity. Speed-ups are over eager torch."""
+    columns = (
+        text_column("layer", "Layer", value=_layer_name, lead=True),
+        text_column("shape", "Shape", "kernel, channels, stride, input size", value=lambda row: row.shape),
+        PATTERN,
+        ASKED,
+        ZEROS,
+        Column[LayerResult]("dense", "torch ms", HOT_MS, value=lambda row: row.latency(EAGER), format=milliseconds,
+                            order=median_order),
+        Column[LayerResult]("compiled", f"{COMPILED} ms", "median", short="compiled",
+                            value=lambda row: _median(row.timing(COMPILED)), format=fmt.significant),
+        text_column("layout", "Fastest sparse", "sparse layout with the least median, hot cache",
+                    value=lambda row: _fastest_name(row)),
+        Column[LayerResult]("sparse", "ms", "its median, hot cache", value=lambda row: _median(row.fastest()),
+                            format=fmt.significant),
+        Column[LayerResult]("hot", "Hot", "speed-up over torch, hot cache", value=lambda row: row.best_speed_up(),
+                            format=fmt.times),
+        Column[LayerResult]("cold", "Cold", "speed-up over torch of the fastest layout, cold cache",
+                            value=lambda row: row.best_speed_up("cold"), format=fmt.times),
+        text_column("auto", "auto takes", "what automatic layout selection takes in the whole network",
+                    value=lambda row: row.auto),
+        Column[LayerResult]("roof", "Roof ms", "bound of the dense layer beneath the roofline",
+                            value=lambda row: row.roof and row.roof.dense_ms, format=fmt.significant),
+        Column[LayerResult]("blocks", "Ceiling, blocks", "largest speed-up by skipping zero blocks", short="blocks",
+                            value=lambda row: row.roof and row.roof.block_ceiling, format=fmt.times),
+        Column[LayerResult]("free", "Ceiling, zeros", "largest speed-up if every zero is free", short="zeros",
+                            value=lambda row: row.roof and row.roof.free_ceiling, format=fmt.times),
+        REASON,
+    )  # fmt: skip
+    title = "Layers: convolution + bias + ReLU; speed-up of the fastest sparse layout over torch"
+    return simple_table(columns, profile.layers, title).without_empty()
+
+
+def _layer_name(result: LayerResult) -> str:
+    count = len(result.same_shape)
+    return f"{result.layer} ({count} alike)" if count > 1 else result.layer
+
+
+def _median(timing: ImplementationTiming | None) -> float | None:
+    return timing.p50("hot") if timing else None
+
+
+def _fastest_name(result: LayerResult) -> str | None:
+    best = result.fastest()
+    return best.name if best else "no candidate" if result.timings else None
+
+
+def networks_table(profile: Profile) -> Table[NetworkResult]:
     """One row a network that was asked for. Speed-up: over the fastest dense one timed in the same turns."""
-    shown = profile.networks
-    if not profile.settings.get("compiled"):
-        shown = tuple(network for network in shown if network.name != COMPILED_NETWORK)
-    return [_network_row(network, profile) for network in shown]
+
+    def speed_up(network: NetworkResult) -> str | None:
+        factor = profile.network_speed_up(network)
+        if profile.dense_baseline(network) is network:
+            return "baseline"
+        return None if factor is None else fmt.times(factor)
+
+    columns = (
+        text_column("network", "Network", value=lambda row: row.name, lead=True),
+        PATTERN,
+        ASKED,
+        ZEROS,
+        Column[NetworkResult]("latency", "ms", HOT_MS, value=lambda row: row.latency_ms, format=milliseconds,
+                              order=median_order),
+        Column[NetworkResult]("speed_up", "Speed-up", "over the fastest dense network", value=speed_up),
+        Column[NetworkResult]("weights", "Weights MB", "with indices, 10^6 bytes", value=lambda row: row.weights_mb,
+                              format=fmt.significant),
+        Column[NetworkResult]("activations", "Peak activations MB", "with workspaces, 10^6 bytes", short="Peak MB",
+                              value=lambda row: row.peak_activations_mb, format=fmt.significant),
+        text_column("layouts", "Layouts", "how many layers took each layout", value=layout_counts),
+        REASON,
+    )  # fmt: skip
+    compiled = profile.settings.get("compiled")
+    rows = [network for network in profile.networks if compiled or network.name != COMPILED_NETWORK]
+    title = "Whole network; speed-up over the fastest dense one timed in the same turns"
+    return simple_table(columns, rows, title).without_empty()
 
 
-def _network_row(network: NetworkResult, profile: Profile) -> list[str]:
-    head = [network.name, network.pattern or "", sparsity_words(network.sparsity, network.achieved)]
-    if network.latency_ms is None:
-        return [*head, f"{NOT_MEASURED}: {network.not_measured}", *[""] * 4]
-    marks = network.latency_ms
-    return [
-        *head,
-        " / ".join(short(value) for value in (marks.p20, marks.p50, marks.p80)),
-        network_speed_up(network, profile),
-        NOT_MEASURED if network.weights_mb is None else short(network.weights_mb),
-        NOT_MEASURED if network.peak_activations_mb is None else short(network.peak_activations_mb),
-        layout_counts(network),
-    ]
-
-
-def network_speed_up(network: NetworkResult, profile: Profile) -> str:
-    """Over the fastest dense network that was timed in the same turns."""
-    point = (network.pattern, network.sparsity)
-    dense = {
-        other.name: other.latency_ms.p50
-        for other in profile.networks
-        if (other.pattern, other.sparsity) == point and other.name in DENSE_NETWORKS and other.latency_ms
-    }
-    if not dense or network.latency_ms is None:
-        return NOT_MEASURED
-    base = min(dense, key=lambda name: dense[name])
-    return "baseline" if base == network.name else times(dense[base] / network.latency_ms.p50)
-
-
-def layout_counts(network: NetworkResult) -> str:
+def layout_counts(network: NetworkResult) -> str | None:
     """`dense 12, block 64x64 8`: how many layers took each layout."""
     taken = list(network.layouts.values())
-    return ", ".join(f"{layout} {taken.count(layout)}" for layout in dict.fromkeys(taken))
+    return ", ".join(f"{layout} {taken.count(layout)}" for layout in dict.fromkeys(taken)) or None
 
 
-def break_even_rows(profile: Profile) -> Rows:
-    """Break-even sparsity of every family of layouts on every layer, where several sparsities were measured."""
-    rows = []
-    for pattern in shown_patterns(profile):
-        for layer in shown_layers(profile):
-            mine = [r for r in profile.layers if (r.layer, r.pattern) == (layer, pattern) and r.timings]
-            if len(mine) < 2:
+class BreakEvenRow(NamedTuple):
+    """Break-even sparsities of a family of layouts on a layer."""
+
+    layer: str
+    pattern: str
+    family: str
+    hot: BreakEven
+    cold: BreakEven
+
+
+def break_even_rows(profile: Profile) -> Iterator[BreakEvenRow]:
+    """Every family of layouts on every layer, where several sparsities were measured."""
+    for pattern in profile.patterns:
+        for layer in profile.layer_names:
+            found = [r for r in profile.layers if (r.layer, r.pattern) == (layer, pattern) and r.timings]
+            if len(found) < 2:
                 continue
-            for family in dict.fromkeys(family for result in mine for family in result.families()):
-                evens = [
-                    break_even(series(mine, layer, pattern, family, cache)).words for cache in ("hot", "cold")
-                ]
-                rows.append([layer, pattern, family, *evens])
-    return rows
+            for family in dict.fromkeys(family for result in found for family in result.families()):
+                hot, cold = (break_even(speed_up_points(found, family, cache)) for cache in ("hot", "cold"))
+                yield BreakEvenRow(layer, pattern, family, hot, cold)
 
 
-def without_empty(head: list[str], rows: Rows) -> tuple[list[str], Rows]:
-    """A table without the columns that no row has measured."""
-    kept = [i for i in range(len(head)) if any(row[i] not in ("", NOT_MEASURED) for row in rows)]
-    return [head[i] for i in kept], [[row[i] for i in kept] for row in rows]
+def break_even_table(profile: Profile) -> Table[BreakEvenRow]:
+    """Break-even sparsities; `none` where no measured sparsity reached it."""
+
+    def order(even: BreakEven) -> float | None:
+        return even.sparsity
+
+    def words(even: BreakEven) -> str:
+        return even.words
+
+    columns = (
+        text_column("layer", "Layer", value=lambda row: row.layer, lead=True),
+        PATTERN,
+        text_column("layout", "Layout", value=lambda row: row.family),
+        Column[BreakEvenRow]("hot", "Break-even hot", value=lambda row: row.hot, format=words, order=order),
+        Column[BreakEvenRow](
+            "cold", "Break-even cold", value=lambda row: row.cold, format=words, order=order
+        ),
+    )
+    title = "Break-even: the sparsity from which a layout is no slower than dense torch"
+    return simple_table(columns, break_even_rows(profile), title)
 
 
-def sparsity_words(asked: float | None, achieved: float | None) -> str:
-    """The sparsity asked for, with the achieved one where they differ visibly."""
-    if asked is None:
-        return "as stored" if achieved is None else f"{achieved:.3f}"
-    return f"{asked:g}" if achieved is None or abs(asked - achieved) < 5e-4 else f"{asked:g} ({achieved:.3f})"
-
-
-def milliseconds(marks: Times | None) -> str:
-    return NOT_MEASURED if marks is None else short(marks.p50)
-
-
-def span(marks: Times | None) -> str:
-    """Median with the 20th and 80th percentile."""
-    return NOT_MEASURED if marks is None else f"{short(marks.p50)} ({short(marks.p20)}-{short(marks.p80)})"
-
-
-def times(factor: float | None) -> str:
-    return NOT_MEASURED if factor is None else f"{factor:.2f}x"
+def tables(profile: Profile) -> list[Table[Any]]:
+    """Layers, whole networks and break-evens, as far as they have rows."""
+    every = (layers_table(profile), networks_table(profile), break_even_table(profile))
+    return [table for table in every if table.rows]
 
 
 def summary(profile: Profile) -> list[str]:
     """What was profiled, on what, under which ceilings, and what is missing."""
-    values = profile.settings
-    where = profile.environment.get("gpu") or profile.environment.get("cpu")
-    threads = profile.environment["threads"]
+    values, environment = profile.settings, profile.environment
+    where, threads = environment.get("gpu") or environment.get("cpu"), environment["threads"]
     lines = [
         f"{values['model']}, batch {values['batch']}, {values['image']} x {values['image']}, {values['precision']}, "
-        f"on {where} ({threads} thread{'s' * (threads != 1)}, torch {profile.environment['torch']})"
+        f"on {where} ({fmt.plural(threads, 'thread')}, torch {environment['torch']})"
     ]
     if profile.note:
         lines.append(profile.note)
-    load, cores = (profile.environment.get(name) for name in ("load_average", "cores"))
+    load, cores = (environment.get(name) for name in ("load_average", "cores"))
     if load is not None and cores is not None and load >= cores:
         hint = " (OMP_NUM_THREADS=1 suffers less)" if threads > 1 else ""
         lines.append(
             f"busy machine: load average {load:g} on {cores} cores at the start; times say little{hint}"
         )
-    if profile.machine:
-        machine = profile.machine
+    if machine := profile.machine:
         lines.append(
             f"ceilings, the best seen: copy {machine.copy_gb_per_s:,.3g} GB/s, "
             f"matmul {machine.matmul_gflop_per_s:,.4g} GFLOP/s, "
@@ -216,10 +250,10 @@ def summary(profile: Profile) -> list[str]:
             f"cold: {machine.flushed_mb:,.0f} MB written before each call, "
             f"twice the last-level cache of {machine.cache_mb:,.0f} MB"
         )
-    faster = [r.layer for r in profile.layers if _beats_the_roof(r)]
+    faster = dict.fromkeys(result.layer for result in profile.layers if _beats_the_roof(result))
     if faster:
         lines.append(
-            f"faster than the roof: {', '.join(dict.fromkeys(faster))}. Operands in a hot cache need no copy, or "
+            f"faster than the roof: {', '.join(faster)}. Operands in a hot cache need no copy, or "
             "the machine was busy whenever its ceilings were measured"
         )
     ran = {timing.backend for result in profile.layers for timing in result.timings} - {None}
@@ -228,41 +262,136 @@ def summary(profile: Profile) -> list[str]:
     if not values["compiled"]:
         lines.append(f"{COMPILED}: {NOT_MEASURED} (--no-compile; --compile takes some seconds more a layer)")
     if profile.left_out:
-        some = "; ".join(profile.left_out[:4]) + ("; ..." if len(profile.left_out) > 4 else "")
-        lines.append(
-            f"left out, the time box was full (--minutes): {len(profile.left_out)} measurement"
-            f"{'s' * (len(profile.left_out) > 1)}: {some}"
+        some = "; ".join(
+            (*profile.left_out[:MOST_LEFT_OUT], *["..."][: len(profile.left_out) > MOST_LEFT_OUT])
         )
+        number = fmt.plural(len(profile.left_out), "measurement")
+        lines.append(f"left out, the time box was full (--minutes): {number}: {some}")
     if profile.interrupted:
         lines.append("stopped early: what had been measured is kept")
     return lines
 
 
 def _beats_the_roof(result: LayerResult) -> bool:
-    dense = result.timing(EAGER)
-    fastest = dense.p50("hot") if dense else None
-    return bool(result.roof and fastest and fastest < result.roof.dense_ms)
+    dense = result.latency(EAGER)
+    return bool(result.roof and dense and dense.p50 < result.roof.dense_ms)
 
 
-def terminal_tables(profile: Profile) -> list[Table]:
-    """Layers, whole networks and break-evens for the terminal."""
-    from rich.table import Table
+TABLE_NOTES = {
+    "break-even": "The sparsity from which a layout is no slower than dense torch.",
+    "networks": "Dense and sparse timed in turns, on a GPU with the host's launches; speed-up over the fastest dense "
+    "one of the same turns. Zeros are those of all convolutions. Weights with their indices, activations and "
+    "workspaces at their peak, in 10^6 bytes.",
+    "layers": "Convolution, bias (a folded BatchNorm) and ReLU; the input in the memory format that each layout "
+    "prefers. Medians with a hot cache, on a GPU without the host's launches. Hot and cold: speed-up of the fastest "
+    "sparse layout over torch. Roof: the dense bound. Ceiling: the dense bound over that of skipping zero blocks, "
+    "and over that of free zeros; a layer that runs dense below the roof can gain more, and one without dead "
+    "channels neither reads nor writes them.",
+}
 
-    found = []
-    for title, head, rows in (
-        ("Layers: convolution + bias + ReLU, medians; speed-up of the fastest sparse layout over torch", LAYER_HEAD,
-         layer_rows(profile)),
-        ("Whole network; speed-up over the fastest dense one timed in the same turns", NETWORK_HEAD,
-         network_rows(profile)),
-        ("Break-even: the sparsity from which a layout is no slower than dense torch", BREAK_EVEN_HEAD,
-         break_even_rows(profile)),
-    ):  # fmt: skip
-        if rows:
-            head, rows = without_empty(head, rows)
-            table = Table(title=title)
-            for name in head:
-                table.add_column(name, overflow="fold")
-            for row in rows:
-                table.add_row(*row)
-            found.append(table)
-    return found
+
+def page(profile: Profile) -> str:
+    """The profile as one HTML page, without scripts and without anything to load; everything is escaped."""
+    from prunebench.report.html import render
+
+    values = profile.settings
+    roofline = roofline_plot(profile)
+    where, *notes = summary(profile)
+    return render(
+        "profile.html.j2",
+        TEMPLATES,
+        data=None,
+        title=f"{values['model']}, batch {values['batch']}, {values['image']} x {values['image']}",
+        where=where,
+        notes=notes,
+        roofline=svg(roofline, hints=True) if roofline else None,
+        patterns=[(pattern, *_panels(speed_up_plots(profile, pattern))) for pattern in profile.patterns],
+        tables=[
+            ("Break-even", TABLE_NOTES["break-even"], break_even_table(profile)),
+            ("Whole network", TABLE_NOTES["networks"], networks_table(profile)),
+            ("Layers", TABLE_NOTES["layers"], layers_table(profile)),
+        ],
+        facts={**profile.environment, **profile.code, "started": profile.started_utc, "seconds": profile.seconds,
+               "command": profile.command, "settings": json.dumps(values, default=str)},
+    )  # fmt: skip
+
+
+def _panels(grid: PlotGrid | None) -> tuple[list[tuple[str, str]], list[str]]:
+    """The legend of a grid as (sign, name), and its panels, each a picture that finds its own place on a page."""
+    if grid is None:
+        return [], []
+    pictures = [svg(dataclasses.replace(alone(plot), legend=False), hints=True) for plot in grid.plots]
+    return [(key_svg(key), key.name) for key in legend_of(grid.plots)], pictures
+
+
+def to_json(profile: Profile) -> str:
+    """Sorted keys; None and nan as null."""
+    return json.dumps(_plain(dataclasses.asdict(profile)), sort_keys=True, indent=1, default=str) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def layers_csv(profile: Profile) -> str:
+    """One row for each layer, pattern, sparsity, implementation and cache state; the environment in every row."""
+    rows = [row for result in profile.layers for row in _layer_rows(result)]
+    return _csv(rows, next(_layer_rows(LayerResult("", (), "", "", None, None))), profile)
+
+
+def networks_csv(profile: Profile) -> str:
+    """One row a network; the environment in every row."""
+    rows = [_network_row(network) for network in profile.networks]
+    return _csv(rows, _network_row(NetworkResult("")), profile)
+
+
+def _network_row(network: NetworkResult) -> dict[str, Any]:
+    row = {key: value for key, value in dataclasses.asdict(network).items() if key != "latency_ms"}
+    return row | {"layouts": json.dumps(network.layouts)} | _latency_fields(network.latency_ms)
+
+
+def _layer_rows(result: LayerResult) -> Iterator[dict[str, Any]]:
+    common = {
+        "layer": result.layer, "layers_of_this_shape": len(result.same_shape), "shape": result.shape,
+        "pattern": result.pattern, "sparsity": result.sparsity, "achieved": result.achieved,
+        "auto": result.auto, "auto_reason": result.auto_reason,
+    }  # fmt: skip
+    names = [field.name for field in dataclasses.fields(LayerRoof)]
+    roof = dataclasses.asdict(result.roof) if result.roof else dict.fromkeys(names)
+    for timing in result.timings or (ImplementationTiming("", not_measured=result.not_measured),):
+        for cache in ("hot", "cold"):
+            latency = timing.latency(cache)
+            yield {
+                **common, "implementation": timing.name, "cache": cache, **_latency_fields(latency),
+                "speed_up": result.speed_up(timing.name, cache),
+                "speed_up_over_compiled": result.speed_up(timing.name, cache, COMPILED),
+                "error": timing.error, "backend": timing.backend,
+                "kernel_settings": json.dumps(timing.settings, sort_keys=True, default=str),
+                "not_measured": None if latency else timing.not_measured, **roof,
+            }  # fmt: skip
+
+
+def _latency_fields(latency: LatencyPercentiles | None) -> dict[str, float | int | None]:
+    values = (latency.p20, latency.p50, latency.p80, latency.calls) if latency else (None,) * 4
+    return dict(zip(("p20_ms", "p50_ms", "p80_ms", "timed_calls"), values))
+
+
+def _csv(rows: list[dict[str, Any]], blank: dict[str, Any], profile: Profile) -> str:
+    """The rows under the names of `blank`, which stand there even where there are no rows."""
+    kept = ("model", "run", "image", "batch", "seed", "precision", "repeats")
+    constant = {key: profile.settings.get(key) for key in kept}
+    constant |= profile.environment | {key: profile.code.get(key) for key in ("version", "commit", "dirty")}
+    machine = dataclasses.asdict(profile.machine) if profile.machine else {}
+    constant |= {field.name: machine.get(field.name) for field in dataclasses.fields(Ceilings)}
+    constant |= {"started_utc": profile.started_utc, "note": profile.note}
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, [*blank, *constant], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row | constant for row in rows)
+    return stream.getvalue()

@@ -1,4 +1,4 @@
-"""What a profile found: plain values, written as JSON and CSV. A figure that is missing is None, with a reason."""
+"""Results of a profile as plain values: what is missing is None, with a reason beside it; break-even."""
 
 from __future__ import annotations
 
@@ -8,20 +8,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-SCHEMA_VERSION = 1
-EAGER, COMPILED = "torch", "torch.compile"
-"""The dense baselines: eager channels_last convolution, and the same compiled with its bias and ReLU."""
-CPU_LINE = "CPU paths only: no CUDA device"
-NOT_MEASURED = "not measured"
-NO_TIME = "the time box was full (--minutes)"
-SHRUNK = "dead channels removed"
+from prunebench.pruning.structure import STRUCTURE_NAMES, TWO_FOUR, TWO_FOUR_SPARSITY
+from prunebench.report import format as fmt
 
-DENSE = (EAGER, COMPILED, "dense")
+SCHEMA_VERSION = 1
+EAGER, COMPILED, DENSE_LAYOUT = "torch", "torch.compile", "dense"
+"""The dense baselines: eager channels_last convolution, the same compiled with bias and ReLU, and the kernels' own."""
+FOLDED, AUTO = "torch, BatchNorm folded", "sparse, auto"
+COMPILED_NETWORK = f"{COMPILED}, BatchNorm folded"
+DENSE_NETWORKS = (COMPILED_NETWORK, FOLDED, EAGER)
+SHRUNK = "dead channels removed"
 SPARSE_FAMILIES = ("block", "direct", "semi_structured")
+NOT_MEASURED, NO_TIME, NOT_COMPILED = (
+    "not measured",
+    "the time box was full (--minutes)",
+    "left out (--no-compile)",
+)
+STORED = "stored"
+"""Pattern: the zeros that the weights already have."""
+PATTERNS = (*STRUCTURE_NAMES, STORED)
+FIXED_SPARSITY = {STORED: None, TWO_FOUR: TWO_FOUR_SPARSITY}
+"""Patterns that have one sparsity, whatever is asked for; None: that of the weights."""
+CPU_LINE = "CPU paths only: no CUDA device"
+
+
+def point_name(pattern: str, sparsity: float | None) -> str:
+    """`block at sparsity 0.9`; `2:4` and `stored` have no sparsity to tell."""
+    return pattern if pattern in FIXED_SPARSITY else fmt.at_sparsity(pattern, sparsity)
 
 
 @dataclass(frozen=True)
-class Times:
+class LatencyPercentiles:
     """Milliseconds of a call: the 20th, 50th and 80th percentile of so many timed calls."""
 
     p20: float
@@ -31,23 +48,23 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Milliseconds of one implementation, hot and cold cache, or why these or those are missing.
+class ImplementationTiming:
+    """Milliseconds of one implementation of a layer, hot and cold cache, or why these or those are missing.
 
     `error` is the largest deviation from the dense result, over the largest dense value.
     """
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
-    hot_ms: Times | None = None
-    cold_ms: Times | None = None
+    hot_ms: LatencyPercentiles | None = None
+    cold_ms: LatencyPercentiles | None = None
     error: float | None = None
     backend: str | None = None
     not_measured: str | None = None
 
     @property
     def is_sparse(self) -> bool:
-        return self.name not in DENSE
+        return self.name not in (EAGER, COMPILED, DENSE_LAYOUT)
 
     @property
     def family(self) -> str:
@@ -55,9 +72,13 @@ class Timing:
         first = re.split("[ ,]", self.name)[0]
         return first if first in SPARSE_FAMILIES else self.name
 
+    def latency(self, cache: str) -> LatencyPercentiles | None:
+        """The times with a "hot" or "cold" cache."""
+        return self.hot_ms if cache == "hot" else self.cold_ms
+
     def p50(self, cache: str) -> float | None:
-        times = self.hot_ms if cache == "hot" else self.cold_ms
-        return None if times is None else times.p50
+        latency = self.latency(cache)
+        return None if latency is None else latency.p50
 
 
 @dataclass(frozen=True)
@@ -92,22 +113,29 @@ class LayerResult:
     sparsity: float | None
     achieved: float | None
     roof: LayerRoof | None = None
-    timings: tuple[Timing, ...] = ()
+    timings: tuple[ImplementationTiming, ...] = ()
     auto: str | None = None
     auto_reason: str | None = None
     not_measured: str | None = None
 
-    def timing(self, name: str) -> Timing | None:
+    @property
+    def point(self) -> str:
+        return point_name(self.pattern, self.sparsity)
+
+    def timing(self, name: str) -> ImplementationTiming | None:
         return next((timing for timing in self.timings if timing.name == name), None)
+
+    def latency(self, name: str, cache: str = "hot") -> LatencyPercentiles | None:
+        """The times of an implementation, where it was measured."""
+        timing = self.timing(name)
+        return timing.latency(cache) if timing else None
 
     def speed_up(self, name: str, cache: str = "hot", over: str = EAGER) -> float | None:
         """Median time of the dense baseline over that of an implementation."""
-        base, other = self.timing(over), self.timing(name)
-        times = (entry.p50(cache) if entry else None for entry in (base, other))
-        dense, sparse = times
-        return dense / sparse if dense and sparse else None
+        dense, other = self.latency(over, cache), self.latency(name, cache)
+        return dense.p50 / other.p50 if dense and other and dense.p50 and other.p50 else None
 
-    def fastest(self, cache: str = "hot", family: str | None = None) -> Timing | None:
+    def fastest(self, cache: str = "hot", family: str | None = None) -> ImplementationTiming | None:
         """The sparse layout (of a family) with the least median; of equals the first."""
         found = [
             (time, index)
@@ -118,9 +146,14 @@ class LayerResult:
         ]
         return self.timings[min(found)[1]] if found else None
 
+    def best_speed_up(self, cache: str = "hot", family: str | None = None) -> float | None:
+        """That of the fastest sparse layout (of a family)."""
+        best = self.fastest(cache, family)
+        return self.speed_up(best.name, cache) if best else None
+
     def families(self) -> list[str]:
         """The families of sparse layouts that were measured."""
-        return list(dict.fromkeys(t.family for t in self.timings if t.is_sparse and t.p50("hot") is not None))
+        return list(dict.fromkeys(t.family for t in self.timings if t.is_sparse and t.hot_ms is not None))
 
 
 @dataclass(frozen=True)
@@ -134,7 +167,7 @@ class NetworkResult:
     name: str
     pattern: str | None = None
     sparsity: float | None = None
-    latency_ms: Times | None = None
+    latency_ms: LatencyPercentiles | None = None
     weights_mb: float | None = None
     peak_activations_mb: float | None = None
     achieved: float | None = None
@@ -144,18 +177,21 @@ class NetworkResult:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Measured ceilings and what was flushed for cold times."""
+class Ceilings:
+    """Measured bounds of a machine, and what is flushed for cold times.
+
+    Copied bytes are read and written. The bound of arithmetic is the better of a square product and a large 3 x 3
+    convolution: on some processors the library multiplies matrices slower than it convolves.
+    """
 
     copy_gb_per_s: float
     matmul_gflop_per_s: float
-    convolution_gflop_per_s: float
-    cache_mb: float
-    flushed_mb: float
+    convolution_gflop_per_s: float = 0.0
+    cache_mb: float = 0.0
+    flushed_mb: float = 0.0
 
     @property
     def gflop_per_s(self) -> float:
-        """The bound of arithmetic: the better of product and convolution."""
         return max(self.matmul_gflop_per_s, self.convolution_gflop_per_s)
 
 
@@ -170,12 +206,40 @@ class Profile:
     settings: dict[str, Any]
     environment: dict[str, Any]
     code: dict[str, Any]
-    machine: Machine | None
+    machine: Ceilings | None
     layers: tuple[LayerResult, ...]
     networks: tuple[NetworkResult, ...]
     left_out: tuple[str, ...]
     interrupted: bool
     note: str | None
+
+    @property
+    def layer_names(self) -> list[str]:
+        """The layers with any measurement, in the order of the network."""
+        return list(dict.fromkeys(result.layer for result in self.layers if result.timings))
+
+    @property
+    def patterns(self) -> list[str]:
+        """The patterns with any measurement, as asked for."""
+        return list(dict.fromkeys(result.pattern for result in self.layers if result.timings))
+
+    def dense_baseline(self, network: NetworkResult) -> NetworkResult | None:
+        """The fastest dense network that was timed in the same turns; None if none was."""
+        dense = {
+            other.latency_ms.p50: other
+            for other in reversed(self.networks)
+            if (other.pattern, other.sparsity) == (network.pattern, network.sparsity)
+            and other.name in DENSE_NETWORKS
+            and other.latency_ms
+        }
+        return dense[min(dense)] if dense else None
+
+    def network_speed_up(self, network: NetworkResult) -> float | None:
+        """Median time of the dense baseline over that of a network."""
+        dense = self.dense_baseline(network)
+        if dense is None or dense.latency_ms is None or network.latency_ms is None:
+            return None
+        return dense.latency_ms.p50 / network.latency_ms.p50
 
 
 @dataclass(frozen=True)
@@ -190,9 +254,10 @@ class BreakEven:
 
     @property
     def words(self) -> str:
+        """`0.75`, `≤ 0.5` or `none`."""
         if self.sparsity is None:
-            return "none measured"
-        return f"{'at most ' if self.at_most else ''}{self.sparsity:.3g}"
+            return "none"
+        return f"{'≤ ' if self.at_most else ''}{self.sparsity:.3g}"
 
 
 def break_even(points: Sequence[tuple[float, float]]) -> BreakEven:
@@ -215,24 +280,12 @@ def break_even(points: Sequence[tuple[float, float]]) -> BreakEven:
     return BreakEven(1 - density)
 
 
-def series(
-    results: Sequence[LayerResult], layer: str, pattern: str, family: str, cache: str = "hot"
+def speed_up_points(
+    results: Sequence[LayerResult], family: str, cache: str = "hot"
 ) -> list[tuple[float, float]]:
-    """(Share of zeros, speed-up over eager) of a family of layouts on a layer, by sparsity."""
-    found = []
-    for result in results:
-        best = result.fastest(cache, family)
-        speed = result.speed_up(best.name, cache) if best else None
-        if (result.layer, result.pattern) == (layer, pattern) and speed and result.achieved is not None:
-            found.append((result.achieved, speed))
-    return sorted(found)
-
-
-def shown_layers(profile: Profile) -> list[str]:
-    """Names of the layers with any measurement, in the order of the network."""
-    return list(dict.fromkeys(result.layer for result in profile.layers if result.timings))
-
-
-def shown_patterns(profile: Profile) -> list[str]:
-    """Patterns with any measurement, as asked for."""
-    return list(dict.fromkeys(result.pattern for result in profile.layers if result.timings))
+    """(Share of zeros, speed-up over eager) of a family of layouts in results of one layer, by sparsity."""
+    return sorted(
+        (result.achieved, speed)
+        for result in results
+        if result.achieved is not None and (speed := result.best_speed_up(cache, family))
+    )

@@ -1,16 +1,17 @@
-"""What the machine could do at best: measured ceilings, and the time that a layer needs beneath them."""
+"""Roofline: measured ceilings of the machine, and the time that a layer needs beneath them at any density."""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from prunebench.profile.layers import ConvShape
-from prunebench.profile.measure import Stopwatch, cache_bytes, fastest
+from prunebench.profile.results import Ceilings, LayerRoof
+from prunebench.profile.stopwatch import Stopwatch, cache_bytes, fastest
 from prunebench.pruning.structure import BLOCK
 
 GPU_MATRIX, CPU_MATRIX = 8192, 1024
@@ -23,24 +24,7 @@ SLOW = 3.0
 
 
 @dataclass(frozen=True)
-class Ceilings:
-    """Measured bounds of this machine: copied bytes (read + written), and operations per second.
-
-    The bound of arithmetic is the better of a square product and a large 3 x 3 convolution: on some processors
-    the library multiplies matrices slower than it convolves.
-    """
-
-    copy_bytes_per_s: float
-    matmul_flop_per_s: float
-    convolution_flop_per_s: float = 0.0
-
-    @property
-    def flop_per_s(self) -> float:
-        return max(self.matmul_flop_per_s, self.convolution_flop_per_s)
-
-
-@dataclass(frozen=True)
-class Work:
+class ConvWork:
     """What a convolution of a whole batch must compute and move at least once."""
 
     flop: float
@@ -54,7 +38,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Bound:
+class RooflineBound:
     """Milliseconds beneath the ceilings: max(compute, memory)."""
 
     compute_ms: float
@@ -69,35 +53,55 @@ class Bound:
         return "compute" if self.compute_ms > self.memory_ms else "memory"
 
 
-def work_of(shape: ConvShape, batch: int, value_bytes: int) -> Work:
+def work_of(shape: ConvShape, batch: int, value_bytes: int) -> ConvWork:
     """FLOP = 2 M O K with M = N OH OW and K = I/G KH KW; bytes: input positions that are read, output, weight."""
     rows, columns = shape.output_size
     reduction = shape.in_channels // shape.groups * math.prod(shape.kernel)
     outputs = batch * rows * columns * shape.out_channels
     inputs = batch * shape.touched_inputs * shape.in_channels
-    return Work(
+    return ConvWork(
         2.0 * outputs * reduction,
         float(value_bytes * (inputs + outputs)),
         float(value_bytes * shape.out_channels * reduction),
     )
 
 
-def bound(work: Work, ceilings: Ceilings, density: float = 1.0) -> Bound:
+def bound(work: ConvWork, ceilings: Ceilings, density: float = 1.0) -> RooflineBound:
     """The time bound if only the share `density` of the weights is loaded and multiplied."""
     moved = work.activation_bytes + density * work.weight_bytes
-    return Bound(1e3 * density * work.flop / ceilings.flop_per_s, 1e3 * moved / ceilings.copy_bytes_per_s)
+    return RooflineBound(
+        density * work.flop / ceilings.gflop_per_s / 1e6, moved / ceilings.copy_gb_per_s / 1e6
+    )
 
 
-def ceiling(work: Work, ceilings: Ceilings, density: float) -> float:
+def ceiling(work: ConvWork, ceilings: Ceilings, density: float) -> float:
     """The speed-up that a roofline allows: dense bound over the bound at this density."""
     return bound(work, ceilings).ms / bound(work, ceilings, density).ms
 
 
-def memory_bound_below(work: Work, ceilings: Ceilings) -> float:
+def memory_bound_below(work: ConvWork, ceilings: Ceilings) -> float:
     """The density below which memory is the bound, in [0, 1]; skipped weights are not loaded either."""
-    compute = work.flop / ceilings.flop_per_s
-    weight, rest = (part / ceilings.copy_bytes_per_s for part in (work.weight_bytes, work.activation_bytes))
+    compute = work.flop / ceilings.gflop_per_s
+    weight, rest = (part / ceilings.copy_gb_per_s for part in (work.weight_bytes, work.activation_bytes))
     return min(1.0, rest / (compute - weight)) if compute > weight else 1.0
+
+
+def layer_roof(work: ConvWork, ceilings: Ceilings, block_density: float, density: float) -> LayerRoof:
+    """A layer's bounds: dense, of kernels that skip zero blocks, and of those for which every zero is free."""
+    dense = bound(work, ceilings)
+    return LayerRoof(
+        gflop=work.flop / 1e9,
+        megabytes=(work.activation_bytes + work.weight_bytes) / 1e6,
+        flop_per_byte=work.intensity,
+        bound_by=dense.by,
+        dense_ms=dense.ms,
+        memory_bound_below_density=memory_bound_below(work, ceilings),
+        block_density=block_density,
+        block_ms=bound(work, ceilings, block_density).ms,
+        block_ceiling=ceiling(work, ceilings, block_density),
+        free_ms=bound(work, ceilings, density).ms,
+        free_ceiling=ceiling(work, ceilings, density),
+    )
 
 
 def block_density(mask: Tensor, block: tuple[int, int] = BLOCK) -> float:
@@ -137,7 +141,8 @@ class CeilingMeter:
             for shape in ((batch, channels, side, side), (channels, channels, 3, 3))
         )
         self._convolution_flop = 18.0 * batch * side**2 * channels**2
-        self.ceilings = Ceilings(0.0, 0.0)
+        cache, flushed = cache_bytes(device) / 1e6, self._stopwatch.flushed_bytes / 1e6
+        self.ceilings = Ceilings(0.0, 0.0, cache_mb=cache, flushed_mb=flushed)
         self._seconds = 0.0
 
     @torch.inference_mode()
@@ -158,9 +163,13 @@ class CeilingMeter:
         convolved = fastest(
             lambda: torch.nn.functional.conv2d(self._image, self._kernel, padding=1), self._stopwatch, trials
         )
-        self.ceilings = Ceilings(
-            max(self.ceilings.copy_bytes_per_s, 2 * self._bytes / copied),
-            max(self.ceilings.matmul_flop_per_s, 2 * self._side**3 / multiplied),
-            max(self.ceilings.convolution_flop_per_s, self._convolution_flop / convolved),
+        best = self.ceilings
+        self.ceilings = replace(
+            best,
+            copy_gb_per_s=max(best.copy_gb_per_s, 2e-9 * self._bytes / copied),
+            matmul_gflop_per_s=max(best.matmul_gflop_per_s, 2e-9 * self._side**3 / multiplied),
+            convolution_gflop_per_s=max(
+                best.convolution_gflop_per_s, 1e-9 * self._convolution_flop / convolved
+            ),
         )
         self._seconds = time.monotonic() - begun

@@ -1,44 +1,203 @@
-"""The profile from start to end: ceilings, then for each pattern and sparsity the networks and the layers."""
+"""Profiler: settings, the measuring within a time box, and one `prunebench profile` from start to end."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from prunebench_kernels.dispatch import requested
-from torch import Tensor
+from torch import Tensor, nn
 
+from prunebench.errors import DataError, StoreError, UsageError, unknown
+from prunebench.models import build_model
 from prunebench.profile import results
-from prunebench.profile.contenders import Compiled, make_inputs, one_line, race
-from prunebench.profile.layers import ConvLayer, conv_layers, load_network, make_mask
-from prunebench.profile.measure import Stopwatch, cache_bytes
-from prunebench.profile.network import Choice, Networks
-from prunebench.profile.results import LayerResult, LayerRoof, Machine, NetworkResult, Profile
-from prunebench.profile.roofline import (
-    CeilingMeter,
-    block_density,
-    bound,
-    ceiling,
-    memory_bound_below,
-    work_of,
+from prunebench.profile.implementations import CompiledLayers, benchmark, make_inputs, one_line
+from prunebench.profile.layers import ConvLayer, conv_layers, make_mask
+from prunebench.profile.network import LayoutChoice, NetworkBenchmark
+from prunebench.profile.report import summary, tables, write_profile
+from prunebench.profile.results import (
+    FIXED_SPARSITY,
+    PATTERNS,
+    SHRUNK,
+    STORED,
+    LayerResult,
+    NetworkResult,
+    Profile,
+    point_name,
 )
-from prunebench.profile.settings import ProfileSettings
+from prunebench.profile.roofline import CeilingMeter, block_density, layer_roof, work_of
+from prunebench.profile.stopwatch import Stopwatch
+from prunebench.pruning.structure import STRUCTURE_NAMES
+from prunebench.report.terminal import terminal_table
+from prunebench.results.store import open_results, read_record, read_tensors
 from prunebench.runner.environment import describe_code, describe_environment
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("auto", *DTYPES)
+DEVICES = ("auto", "cpu", "cuda")
+BACKENDS = ("auto", "triton", "torch")
+FIRST_SPARSITY = 0.9
+CPU_SPARSITIES = (0.5, 0.9, 0.99)
+GPU_SPARSITIES = (0.0, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99)
+CLASSES = 10
+"""Outputs of a model that is built only to be timed."""
 WHOLE = "whole network"
-Tell = Callable[[str], None]
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    """What was asked for. None or empty: chosen by the device, see `resolved`.
+
+    `run` is a run's folder, its model.safetensors, or a run id; the record beside it names the model. `layers` are
+    parts of layer names; `minutes` is a time box: what no longer fits is listed as left out.
+    """
+
+    model: str | None = None
+    image: int | None = None
+    batch: int | None = None
+    sparsities: tuple[float, ...] = ()
+    patterns: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    minutes: float | None = None
+    device: str = "cpu"
+    precision: str = "auto"
+    backend: str = "auto"
+    compiled: bool | None = None
+    repeats: int | None = None
+    seed: int = 0
+    run: str | None = None
+    results: Path = Path("leaderboard/results")
+    out: Path = Path("profile")
+    command: str = ""
+
+    def resolved(self) -> ProfileSettings:
+        """The same with defaults filled in for the device. Raises UsageError on what makes no sense."""
+        gpu = self.device == "cuda"
+        _check(self)
+        recorded = recorded_model(self.run, self.results) if self.run else None
+        patterns = self.patterns or ((STORED,) if self.run else STRUCTURE_NAMES)
+        return replace(
+            self,
+            model=self.model or recorded or ("resnet18" if gpu else "convnet"),
+            image=self.image or 32,
+            batch=self.batch or (128 if gpu else 64),
+            sparsities=tuple(sorted(set(self.sparsities))) or (GPU_SPARSITIES if gpu else CPU_SPARSITIES),
+            patterns=tuple(dict.fromkeys(patterns)),
+            minutes=self.minutes or (9.0 if gpu else 1.5),
+            precision=(("bf16" if gpu else "fp32") if self.precision == "auto" else self.precision),
+            compiled=gpu if self.compiled is None else self.compiled,
+            repeats=self.repeats or (50 if gpu else 9),
+        )
+
+    def points(self) -> list[tuple[str, float | None]]:
+        """Pattern and sparsity of every measurement; None: the zeros as they are stored.
+
+        In the order of the run: all patterns at the sparsity nearest to 0.9, then at the next, so that a full time
+        box leaves out the extremes.
+        """
+        sparsities = sorted(self.sparsities, key=lambda value: abs(value - FIRST_SPARSITY))
+        return [
+            (pattern, FIXED_SPARSITY.get(pattern, sparsity))
+            for index, sparsity in enumerate(sparsities)
+            for pattern in self.patterns
+            if pattern not in FIXED_SPARSITY or index == 0
+        ]
+
+
+def _check(settings: ProfileSettings) -> None:
+    """Raise UsageError for a value that is unknown or out of range."""
+    for pattern in settings.patterns:
+        if pattern not in PATTERNS:
+            raise unknown("pattern", pattern, PATTERNS)
+    for kind, value, known in (
+        ("precision", settings.precision, PRECISIONS),
+        ("backend", settings.backend, BACKENDS),
+        ("device", settings.device, DEVICES),
+    ):
+        if value not in known:
+            raise unknown(kind, value, known)
+    for sparsity in settings.sparsities:
+        if not 0 <= sparsity < 1:
+            raise UsageError(
+                f"--sparsity must be in [0, 1), got {sparsity:g} (0.9: nine weights of ten are zero)"
+            )
+    for name in ("image", "batch", "minutes", "repeats"):
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            raise UsageError(f"--{name} must be positive, got {value:g}")
+    if STORED in settings.patterns and not settings.run:
+        raise UsageError("the pattern `stored` needs weights with zeros: give --run")
+
+
+def find_weights(run: str, results: Path) -> Path:
+    """The weights that `--run` means: a safetensors file, a run's folder, or a run id in `results`."""
+    given = Path(run)
+    for path in (given, given / "model.safetensors", _stored(run, results)):
+        if path is not None and path.is_file():
+            return path
+    raise UsageError(
+        f"--run {run}: no such file, no model.safetensors in it, and no run of that id with stored weights "
+        f"in {results} (`prunebench run` stores them unless told --no-keep-models)"
+    )
+
+
+def _stored(run: str, results: Path) -> Path | None:
+    try:
+        store = open_results(results)
+        folder = store.folder(run) / "model.safetensors"
+        return folder if folder.is_file() else store.find_tensors(store.read(run), "model")
+    except StoreError:
+        return None
+
+
+def recorded_model(run: str, results: Path) -> str | None:
+    """The model that the record beside the weights names; None without a readable record."""
+    try:
+        beside = find_weights(run, results).with_name("record.json")
+        record = read_record(beside) if beside.is_file() else open_results(results).read(run)
+    except StoreError:
+        return None
+    model = record.spec.get("model")
+    return model if isinstance(model, str) else None
+
+
+def load_network(settings: ProfileSettings) -> nn.Module:
+    """The model with random weights of the seed, or with those of `settings.run`, in eval mode on the CPU.
+
+    Raises DataError where the weights do not fit the model.
+    """
+    assert settings.model is not None
+    if settings.run is None:
+        return build_model(settings.model, CLASSES, seed=settings.seed).eval()
+    path = find_weights(settings.run, settings.results)
+    state = read_tensors(path)
+    classes = len(state["head.weight"]) if "head.weight" in state else CLASSES
+    model = build_model(settings.model, classes, seed=settings.seed)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise DataError(f"{path}: not the weights of {settings.model}; give the run's --model") from error
+    return model.eval()
 
 
 class Profiler:
     """Measures what the settings ask for until the time box is full; what was measured can be had at any time."""
 
-    def __init__(self, settings: ProfileSettings, tell: Tell = lambda _: None) -> None:
+    def __init__(self, settings: ProfileSettings, tell: Callable[[str], None] = lambda _: None) -> None:
         self.settings = settings.resolved()
         self.tell = tell
         self.device, self.dtype = torch.device(self.settings.device), DTYPES[self.settings.precision]
@@ -48,13 +207,13 @@ class Profiler:
         self.interrupted = False
         self._seconds: dict[str, float] = {}
         self._meter: CeilingMeter | None = None
-        self._choices: dict[tuple[str, float | None], dict[str, Choice]] = {}
+        self._choices: dict[tuple[str, float | None], dict[str, LayoutChoice]] = {}
         self._masks: dict[int, tuple[ConvLayer, float, float]] = {}
         self._begun, self._started = time.monotonic(), datetime.now(UTC)
         self._end = self._begun + 60 * (self.settings.minutes or 0)
         self._load = machine_load()
         self._stopwatch = Stopwatch(self.device)
-        self._compiled = Compiled() if self.settings.compiled else None
+        self._compiled = CompiledLayers() if self.settings.compiled else None
 
     def run(self) -> Profile:
         """Measure everything that fits. Ctrl-C ends it and keeps what there is."""
@@ -72,13 +231,10 @@ class Profiler:
         model = model.to(self.device, self.dtype)
         self.tell("measuring the ceilings: copy and matmul")
         self._meter = CeilingMeter(self.device, self.dtype)
-        networks = Networks(
-            model,
-            self._example(),
-            self._stopwatch,
-            backend=settings.backend,
-            compiled=bool(settings.compiled),
-        )
+        networks = NetworkBenchmark(
+            model, self._example(), self._stopwatch,
+            backend=settings.backend, compiled=bool(settings.compiled),
+        )  # fmt: skip
         for pattern, sparsity in settings.points():
             if self._fits(0.0):
                 self._meter.try_again()
@@ -88,7 +244,7 @@ class Profiler:
     def _measure_layers(self, convolutions: list[ConvLayer], pattern: str, sparsity: float | None) -> None:
         """Each layer that should fit by the time that it took last."""
         for layer in convolutions:
-            label = f"{point_words(pattern, sparsity)}: {layer.name}"
+            label = f"{point_name(pattern, sparsity)}: {layer.name}"
             if not self._fits(self._seconds.get(layer.name, 0.0)):
                 self.left_out.append(label)
                 continue
@@ -97,9 +253,9 @@ class Profiler:
             self.layers.append(self._measure_layer(layer, pattern, sparsity))
             self._seconds[layer.name] = time.monotonic() - begun
 
-    def _measure_networks(self, networks: Networks, pattern: str, sparsity: float | None) -> None:
+    def _measure_networks(self, networks: NetworkBenchmark, pattern: str, sparsity: float | None) -> None:
         """The networks, if they should fit by the time that they took last, at first by that of the layers."""
-        label = f"{point_words(pattern, sparsity)}: {WHOLE}"
+        label = f"{point_name(pattern, sparsity)}: {WHOLE}"
         if not self._fits(self._seconds.get(WHOLE, sum(self._seconds.values()))):
             self.left_out.append(label)
             return
@@ -118,39 +274,18 @@ class Profiler:
         entry = LayerResult(layer.name, layer.names, layer.shape.words, pattern, sparsity, None)
         mask = make_mask(layer.weight, pattern, sparsity)
         if isinstance(mask, str):
-            return dataclasses.replace(entry, not_measured=mask)
+            return replace(entry, not_measured=mask)
         self._masks[len(self.layers)] = layer, block_density(mask), float(mask.double().mean())
-        entry = dataclasses.replace(entry, achieved=1 - float(mask.double().mean()))
+        entry = replace(entry, achieved=1 - float(mask.double().mean()))
         try:
             inputs = make_inputs(layer, mask, settings.batch, self.device, self.dtype)
-            timings = race(
+            timings = benchmark(
                 inputs, self._compiled, self._stopwatch,
                 backend=settings.backend, repeats=settings.repeats or 1, until=self._end,
             )  # fmt: skip
         except (RuntimeError, MemoryError) as error:  # e.g. out of memory: the other layers go on
-            return dataclasses.replace(entry, not_measured=one_line(error))
-        return dataclasses.replace(entry, timings=timings)
-
-    def _roof(self, layer: ConvLayer, blocks: float, free: float) -> LayerRoof:
-        """Bounds beneath the best ceilings seen so far, dense and at two densities."""
-        assert self._meter is not None
-        assert self.settings.batch is not None
-        ceilings = self._meter.ceilings
-        work = work_of(layer.shape, self.settings.batch, self.dtype.itemsize)
-        dense = bound(work, ceilings)
-        return LayerRoof(
-            gflop=work.flop / 1e9,
-            megabytes=(work.activation_bytes + work.weight_bytes) / 1e6,
-            flop_per_byte=work.intensity,
-            bound_by=dense.by,
-            dense_ms=dense.ms,
-            memory_bound_below_density=memory_bound_below(work, ceilings),
-            block_density=blocks,
-            block_ms=bound(work, ceilings, blocks).ms,
-            block_ceiling=ceiling(work, ceilings, blocks),
-            free_ms=bound(work, ceilings, free).ms,
-            free_ceiling=ceiling(work, ceilings, free),
-        )
+            return replace(entry, not_measured=one_line(error))
+        return replace(entry, timings=timings)
 
     def _completed(self) -> list[LayerResult]:
         """The layers with their roofs and what `auto` takes in the whole network."""
@@ -164,9 +299,12 @@ class Profiler:
         auto, reason = (
             (choice.layout, choice.reason) if choice else (None, "the whole network was not measured")
         )
-        if auto == results.SHRUNK and entry.timing(results.SHRUNK) is None and free > 0:
+        if auto == SHRUNK and entry.timing(SHRUNK) is None and free > 0:
             auto = "dense"  # only a neighbour's channels died
-        return dataclasses.replace(entry, roof=self._roof(layer, blocks, free), auto=auto, auto_reason=reason)
+        assert self._meter is not None
+        work = work_of(layer.shape, self.settings.batch or 1, self.dtype.itemsize)
+        roof = layer_roof(work, self._meter.ceilings, blocks, free)
+        return replace(entry, roof=roof, auto=auto, auto_reason=reason)
 
     def _place(self, result: LayerResult | NetworkResult) -> tuple[int, float]:
         """Order of the tables: pattern, sparsity; layers stay in the order of the network."""
@@ -174,13 +312,8 @@ class Profiler:
 
     def _example(self) -> Tensor:
         size = self.settings.image or 1
-        x = torch.randn(
-            self.settings.batch or 1,
-            3,
-            size,
-            size,
-            generator=torch.Generator().manual_seed(self.settings.seed),
-        )
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        x = torch.randn(self.settings.batch or 1, 3, size, size, generator=generator)
         return x.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
 
     def _fits(self, seconds: float) -> bool:
@@ -191,15 +324,7 @@ class Profiler:
         """What was measured so far, with machine, versions and settings."""
         settings = dataclasses.asdict(self.settings)
         command = settings.pop("command")
-        machine = None
-        if self._meter is not None and self._meter.ceilings.copy_bytes_per_s:
-            machine = Machine(
-                copy_gb_per_s=self._meter.ceilings.copy_bytes_per_s / 1e9,
-                matmul_gflop_per_s=self._meter.ceilings.matmul_flop_per_s / 1e9,
-                convolution_gflop_per_s=self._meter.ceilings.convolution_flop_per_s / 1e9,
-                cache_mb=cache_bytes(self.device) / 1e6,
-                flushed_mb=self._stopwatch.flushed_bytes / 1e6,
-            )
+        machine = self._meter.ceilings if self._meter else None
         return Profile(
             schema_version=results.SCHEMA_VERSION,
             started_utc=self._started.strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -210,7 +335,7 @@ class Profiler:
             },
             environment=self._environment(),
             code=describe_code(),
-            machine=machine,
+            machine=machine if machine and machine.copy_gb_per_s else None,
             layers=tuple(sorted(self._completed(), key=self._place)),
             networks=tuple(sorted(self.networks, key=self._place)),
             left_out=tuple(self.left_out),
@@ -231,6 +356,47 @@ def machine_load() -> dict[str, float | int | None]:
     return {"load_average": None if load is None else round(load, 2), "cores": os.cpu_count()}
 
 
-def point_words(pattern: str, sparsity: float | None) -> str:
-    """`block 0.9`; `2:4` and `stored` have no sparsity to tell."""
-    return pattern if sparsity is None or pattern == "2:4" else f"{pattern} {sparsity:g}"
+def profile_machine(settings: ProfileSettings, console: Console) -> int:
+    """Profile, write the files and print the tables. Gives the exit status; 130 if it was stopped early."""
+    if settings.device == "auto":
+        settings = replace(settings, device="cuda" if torch.cuda.is_available() else "cpu")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "--device cuda: torch sees no GPU here; leave the option out to profile the CPU paths"
+        )
+    profiler = Profiler(settings)
+    check_folder(settings.out)
+    with console.status("starting") if console.is_terminal else contextlib.nullcontext() as status:
+
+        def tell(text: str) -> None:
+            if status is not None:
+                status.update(text)
+            else:
+                console.print(text, soft_wrap=True)
+
+        profiler.tell = tell
+        profile = profiler.run()
+    if profile.interrupted and not (profile.layers or profile.networks):
+        console.print(
+            f"stopped before anything was measured; {settings.out} is left as it was", soft_wrap=True
+        )
+        return INTERRUPTED
+    paths = write_profile(profile, settings.out)
+    for table in tables(profile):
+        console.print(terminal_table(table))
+    for line in summary(profile):
+        console.print(line, soft_wrap=True)
+    console.print(f"page     {paths[0].resolve().as_uri()}\nfiles    {settings.out}", soft_wrap=True)
+    return INTERRUPTED if profile.interrupted else 0
+
+
+def check_folder(out: Path) -> None:
+    """Make the folder and try a write, before minutes are spent on measuring. Raises UsageError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--out {out}: cannot write there ({error.strerror or error}); name another folder"
+        ) from error

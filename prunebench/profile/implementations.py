@@ -1,4 +1,4 @@
-"""The implementations of one layer that race each other: dense baselines and every sparse layout."""
+"""Implementations of one convolution layer, timed against each other: dense baselines and every sparse layout."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from prunebench.profile.layers import ConvLayer, ConvShape
-from prunebench.profile.measure import Stopwatch, interleaved
-from prunebench.profile.results import COMPILED, EAGER, NO_TIME, SHRUNK, Timing
+from prunebench.profile.results import COMPILED, EAGER, NO_TIME, NOT_COMPILED, SHRUNK, ImplementationTiming
+from prunebench.profile.stopwatch import Stopwatch, interleaved
 
 TOLERANCE = {torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 """Largest deviation from the dense result over the largest dense value; fp32 leaves room for TF32."""
@@ -24,7 +24,7 @@ Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Inputs:
+class LayerInputs:
     """A layer's batch `[N, C, H, W]`, masked weight and bias, on the device, in the precision of the profile."""
 
     x: Tensor
@@ -35,7 +35,7 @@ class Inputs:
 
 def make_inputs(
     layer: ConvLayer, mask: Tensor, batch: int, device: torch.device, dtype: torch.dtype
-) -> Inputs:
+) -> LayerInputs:
     """Random input and bias (the same for every mask), channels_last, and the masked weight."""
     generator = torch.Generator().manual_seed(0)
     shape = layer.shape
@@ -43,7 +43,7 @@ def make_inputs(
     bias = torch.randn(shape.out_channels, generator=generator)
     x = x.to(device, dtype).contiguous(memory_format=torch.channels_last)
     weight = (layer.weight * mask).to(device, dtype).contiguous(memory_format=torch.channels_last)
-    return Inputs(x, weight, bias.to(device, dtype), shape)
+    return LayerInputs(x, weight, bias.to(device, dtype), shape)
 
 
 def dense_layer(shape: ConvShape) -> Layer:
@@ -56,27 +56,29 @@ def dense_layer(shape: ConvShape) -> Layer:
     return layer
 
 
-class Compiled:
+class CompiledLayers:
     """`torch.compile` of each layer once; masks do not change what is compiled."""
 
     def __init__(self) -> None:
         self._layers: dict[tuple[ConvShape, torch.dtype], Layer | str] = {}
 
-    def layer(self, inputs: Inputs) -> Layer | str:
+    def layer(self, inputs: LayerInputs) -> Layer | str:
         """The compiled layer, or why there is none."""
         key = inputs.shape, inputs.x.dtype
         if key not in self._layers:
-            self._layers[key] = _compile(inputs)
+            call = dense_layer(inputs.shape)
+            self._layers[key] = compiled_call(call, inputs.x, inputs.weight, inputs.bias)
         return self._layers[key]
 
 
-def _compile(inputs: Inputs) -> Layer | str:
+def compiled_call(model: Callable[..., Any], *example: Tensor) -> Any:
+    """`torch.compile` of a function or module, run once; or why there is none, as text."""
     import torch._dynamo
 
-    compiled: Layer = torch.compile(dense_layer(inputs.shape), dynamic=False)
+    compiled = torch.compile(model, dynamic=False)
     try:
         with torch._dynamo.config.patch(recompile_limit=256), torch.inference_mode():
-            compiled(inputs.x, inputs.weight, inputs.bias)
+            compiled(*example)
     except Exception as error:  # whatever the compiler and its tool chain raise
         return f"torch.compile failed: {one_line(error)}"
     return compiled
@@ -89,15 +91,15 @@ def one_line(error: Exception) -> str:
 
 
 @torch.inference_mode()
-def race(
-    inputs: Inputs,
-    compiled: Compiled | None,
+def benchmark(
+    inputs: LayerInputs,
+    compiled: CompiledLayers | None,
     stopwatch: Stopwatch,
     *,
     backend: str,
     repeats: int,
     until: float = math.inf,
-) -> tuple[Timing, ...]:
+) -> tuple[ImplementationTiming, ...]:
     """Every implementation of the layer, checked against the dense result, timed in turns hot and cold.
 
     What has not begun at the monotonic time `until` is not measured; the dense baseline always is.
@@ -126,23 +128,23 @@ def race(
 
 
 Call = Callable[[], Tensor]
-Entry = tuple[Timing, Call | None]
+Entry = tuple[ImplementationTiming, Call | None]
 
 
-def _baselines(inputs: Inputs, compiled: Compiled | None, until: float) -> Iterator[Entry]:
+def _baselines(inputs: LayerInputs, compiled: CompiledLayers | None, until: float) -> Iterator[Entry]:
     eager = dense_layer(inputs.shape)
-    yield Timing(EAGER), lambda: eager(inputs.x, inputs.weight, inputs.bias)
+    yield ImplementationTiming(EAGER), lambda: eager(inputs.x, inputs.weight, inputs.bias)
     if compiled is None or time.monotonic() >= until:
-        yield Timing(COMPILED, not_measured=NO_TIME if compiled else "left out (--no-compile)"), None
+        yield ImplementationTiming(COMPILED, not_measured=NO_TIME if compiled else NOT_COMPILED), None
         return
     layer = compiled.layer(inputs)
     if isinstance(layer, str):
-        yield Timing(COMPILED, not_measured=layer), None
+        yield ImplementationTiming(COMPILED, not_measured=layer), None
     else:
-        yield Timing(COMPILED), lambda: layer(inputs.x, inputs.weight, inputs.bias)
+        yield ImplementationTiming(COMPILED), lambda: layer(inputs.x, inputs.weight, inputs.bias)
 
 
-def _layouts(inputs: Inputs, backend: str) -> Iterator[Entry]:
+def _layouts(inputs: LayerInputs, backend: str) -> Iterator[Entry]:
     """Every layout that may take this weight, packed; x lies in the order in memory that the layout reads."""
     from prunebench_kernels import explain
     from prunebench_kernels.layouts import arrange, format_of, pack
@@ -151,7 +153,7 @@ def _layouts(inputs: Inputs, backend: str) -> Iterator[Entry]:
     geometry, chosen = geometry_of(inputs.shape), None if backend == "auto" else backend
     arranged: dict[str, Tensor] = {}
     for layout, settings in candidates(inputs.weight, geometry, tuple(inputs.x.shape), inputs.x.device):
-        timing = Timing(label(layout, settings), settings=dict(settings))
+        timing = ImplementationTiming(label(layout, settings), settings=dict(settings))
         try:
             packed = pack(inputs.weight, layout, geometry=geometry, **settings)
             order = format_of(layout)
@@ -168,7 +170,7 @@ def _layouts(inputs: Inputs, backend: str) -> Iterator[Entry]:
         )
 
 
-def _shrunk(inputs: Inputs) -> Iterator[Entry]:
+def _shrunk(inputs: LayerInputs) -> Iterator[Entry]:
     """The dense convolution without dead channels: outputs with no weight, inputs that no output reads.
 
     What its neighbours save or pay for that shows in the whole network only.
@@ -184,7 +186,7 @@ def _shrunk(inputs: Inputs) -> Iterator[Entry]:
     weight = inputs.weight[rows][:, columns].contiguous(memory_format=last)
     bias = inputs.bias[rows]
     yield (
-        Timing(SHRUNK, settings={"outputs": len(rows), "inputs": len(columns)}),
+        ImplementationTiming(SHRUNK, settings={"outputs": len(rows), "inputs": len(columns)}),
         lambda: eager(x, weight, bias),
     )
 
@@ -226,7 +228,9 @@ def geometry_of(shape: ConvShape) -> Any:
     return Geometry.of(convolution)
 
 
-def _check(timing: Timing, call: Call | None, want: Tensor, inputs: Inputs) -> Timing:
+def _check(
+    timing: ImplementationTiming, call: Call | None, want: Tensor, inputs: LayerInputs
+) -> ImplementationTiming:
     if call is None:
         return timing
     if timing.name == SHRUNK:
@@ -237,9 +241,16 @@ def _check(timing: Timing, call: Call | None, want: Tensor, inputs: Inputs) -> T
         return replace(timing, not_measured=one_line(error))
     if got.shape != want.shape:
         return replace(timing, not_measured=f"wrong shape {tuple(got.shape)}")
-    scale = max(float(want.float().abs().max()), 1e-12)
-    deviation = float((got.float() - want.float()).abs().max()) / scale
-    if not deviation <= TOLERANCE[want.dtype]:
-        reason = f"wrong result: off by {deviation:.2g} of the largest value"
-        return replace(timing, error=deviation, not_measured=reason)
-    return replace(timing, error=deviation)
+    off = deviation(got, want)
+    return replace(timing, error=off, not_measured=wrong_result(off, TOLERANCE[want.dtype]))
+
+
+def deviation(got: Tensor, want: Tensor) -> float:
+    """The largest deviation of a result, over the largest wanted value; nan if one is."""
+    largest = want.float().abs().max().clamp(min=1e-30)
+    return float((got.float() - want.float()).abs().max() / largest)
+
+
+def wrong_result(error: float, tolerance: float) -> str | None:
+    """Why a result that is so far off is not timed; None if it is near enough."""
+    return None if error <= tolerance else f"wrong result: off by {error:.2g} of the largest value"

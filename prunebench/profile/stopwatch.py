@@ -1,4 +1,4 @@
-"""Times of calls in turns, with a hot and with a cold cache."""
+"""Stopwatch for calls on a CPU or GPU: in turns, with a hot and with a cold cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from prunebench_kernels.measured import Timing
 
-from prunebench.profile.results import Times
+from prunebench.profile.results import LatencyPercentiles
 
 Call = Callable[[], object]
 SPIN_CYCLES, CYCLES_PER_SECOND, SPIN_SHARE, LONGEST_SPIN = 400_000, 2e9, 1.5, 0.05
@@ -94,7 +94,7 @@ def interleaved(
     cold: bool,
     launches: bool = False,
     until: float = math.inf,
-) -> dict[str, Times]:
+) -> dict[str, LatencyPercentiles]:
     """Milliseconds of each call, timed in turns (A, B, A, B, ...); each must have run before.
 
     A call that has taken PATIENCE seconds is timed no further, but at least LEAST_REPEATS times. At the monotonic
@@ -111,10 +111,10 @@ def interleaved(
     return {name: percentiles(values) for name, values in samples.items() if values}
 
 
-def percentiles(values: Sequence[float]) -> Times:
+def percentiles(values: Sequence[float]) -> LatencyPercentiles:
     """The 20th, 50th and 80th percentile, between values linearly."""
     timing = Timing.of(list(values))
-    return Times(timing.p20, timing.p50, timing.p80, len(values))
+    return LatencyPercentiles(timing.p20, timing.p50, timing.p80, len(values))
 
 
 def fastest(call: Call, stopwatch: Stopwatch, trials: int, patience: float = 0.5) -> float:
