@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prunebench.results.artifacts import Transfer
     from prunebench.results.convert import Converted
 
 COMMITTED = Path("leaderboard/results")
@@ -18,6 +21,14 @@ results_app = typer.Typer(
     help="Records into the committed form and back, and whether it is sound.",
 )
 
+artifacts_app = typer.Typer(
+    name="artifacts",
+    no_args_is_help=True,
+    help="Logits and weights of runs, to an address and from it.",
+)
+
+ADDRESS_HELP = "A folder, http(s):// (pull only), s3://, hf:// or what else fsspec opens."
+AddressArgument = Annotated[str, typer.Argument(metavar="ADDRESS", help=ADDRESS_HELP)]
 TaskOption = Annotated[list[str], typer.Option("--task", help="Only this task (repeatable).")]
 MethodOption = Annotated[list[str], typer.Option("--method", help="Only this method (repeatable).")]
 
@@ -61,6 +72,58 @@ def check(
     findings = check_records(folder)
     bad = [finding for finding in findings if not finding.ok]
     raise typer.Exit(print_findings(folder, bad or findings[-1:]))
+
+
+@artifacts_app.command("push")
+def push_(
+    address: AddressArgument,
+    results: Annotated[Path, typer.Option(help="The folder whose runs stored them.")],
+    task: TaskOption = [],  # noqa: B006
+    method: MethodOption = [],  # noqa: B006
+) -> None:
+    """Push logits and weights of finished runs. What is there already is not sent again."""
+    from prunebench.results.artifacts import push
+
+    raise typer.Exit(_move(push(results, address, task, method), "pushed"))
+
+
+@artifacts_app.command("pull")
+def pull_(
+    address: AddressArgument,
+    results: Annotated[Path, typer.Option(help="The folder whose runs they are of.")] = COMMITTED,
+    task: TaskOption = [],  # noqa: B006
+    method: MethodOption = [],  # noqa: B006
+) -> None:
+    """Pull logits and weights into the cache: `rescore`, `analyze`, `retime` and `compare` then work on a clone."""
+    from prunebench.results.artifacts import pull
+
+    raise typer.Exit(_move(pull(results, address, task, method), "pulled"))
+
+
+def _move(transfers: Iterator[Transfer], verb: str) -> int:
+    """Show transfers as they are done, then what could not be moved. Gives the exit status."""
+    from rich.progress import track
+
+    from prunebench.cli.console import console, errors
+
+    moved: list[int] = []
+    there, wrong = 0, []
+    for transfer in track(transfers, verb, console=console, disable=not console.is_terminal):
+        if transfer.problem is not None:
+            wrong.append(transfer)
+        elif transfer.moved:
+            moved.append(transfer.bytes)
+        else:
+            there += 1
+    for transfer in wrong:
+        label = f"{transfer.kind} of {transfer.run_id} {transfer.label}"
+        errors.print(f"not {verb}: {label}: {transfer.problem}", style="yellow", soft_wrap=True)
+    console.print(
+        f"{len(moved)} objects {verb} ({sum(moved) / 1e6:.1f} MB), {there} were there"
+        + (f", {len(wrong)} not {verb}: the same command tries them again" if wrong else ""),
+        soft_wrap=True,
+    )
+    return int(bool(wrong))
 
 
 def _tell(done: Converted, destination: Path) -> int:

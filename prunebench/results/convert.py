@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunebench.errors import StoreError, unknown
+from prunebench.errors import StoreError
 from prunebench.results.committed import (
     CONTEXT,
     Entry,
@@ -27,6 +27,7 @@ from prunebench.results.store import (
     CorruptRecord,
     Document,
     Store,
+    narrowed,
     open_results,
     write_atomically,
     writing,
@@ -171,20 +172,11 @@ def _chosen(
     """The records of some tasks and methods (of all, where none is named), and what cannot be read."""
     found = list(store.documents())
     documents = [entry for entry in found if isinstance(entry, Document)]
-    for kind, names, known in (
-        ("task", tasks, {entry.record.run_spec.task for entry in documents}),
-        ("method", methods, {entry.record.run_spec.method for entry in documents}),
-    ):
-        for name in names:
-            if name not in known:
-                raise unknown(kind, name, known)
-    chosen = [
-        entry
-        for entry in documents
-        if (not tasks or entry.record.run_spec.task in tasks)
-        and (not methods or entry.record.run_spec.method in methods)
-    ]
-    return chosen, [entry for entry in found if isinstance(entry, CorruptRecord)]
+    chosen = {record.run_id for record in narrowed([d.record for d in documents], tasks, methods)}
+    return (
+        [document for document in documents if document.record.run_id in chosen],
+        [entry for entry in found if isinstance(entry, CorruptRecord)],
+    )
 
 
 def _kind(before: Any, after: Any) -> str:

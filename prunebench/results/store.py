@@ -14,12 +14,12 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunebench.errors import NewerSchemaError, StoreError
+from prunebench.errors import NewerSchemaError, StoreError, unknown
 from prunebench.results.committed import (
     CONTEXT,
     Entry,
@@ -341,6 +341,23 @@ def open_results(folder: Path) -> Store:
             f"{folder}: no results here (no folder `runs`, no task's `{CONTEXT}`); name the folder that `run` wrote"
         )
     return Store(folder)
+
+
+def narrowed(
+    records: Sequence[RunRecord], tasks: Sequence[str] = (), methods: Sequence[str] = ()
+) -> list[RunRecord]:
+    """The records of some tasks and methods; of all, where none is named. Raises UsageError for unknown names."""
+    for kind, names in (("task", tasks), ("method", methods)):
+        known = {record.spec[kind] for record in records}
+        for name in names:
+            if name not in known:
+                raise unknown(kind, name, known)
+    return [
+        record
+        for record in records
+        if record.spec["task"] in (tasks or (record.spec["task"],))
+        and record.spec["method"] in (methods or (record.spec["method"],))
+    ]
 
 
 def write_atomically(path: Path, data: bytes) -> None:
