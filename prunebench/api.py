@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SuitePlan:
     """What a run would do: all runs, those still to run, and records that cannot be read."""
 
     suite: Suite
@@ -40,6 +40,8 @@ class Outcome:
     reused: int
     ok: int
     failed: int
+    problem: str | None = None
+    """Why the board links to no analysis, where one is stored that cannot be read."""
 
 
 def make_plan(
@@ -49,7 +51,7 @@ def make_plan(
     data_root: str | Path | None = None,
     device: str = "auto",
     keep_models: bool = True,
-) -> Plan:
+) -> SuitePlan:
     """Expand a suite and see what is left to do; trains and writes nothing."""
     requested_kernels()
     suite = load_suite(suite) if isinstance(suite, str) else suite
@@ -66,7 +68,7 @@ def make_plan(
     for entry in damaged:
         if entry.newer:
             raise StoreError(f"{entry.reason}, or choose another --out")
-    return Plan(suite, context, runs, plan(runs, store), damaged)
+    return SuitePlan(suite, context, runs, plan(runs, store), damaged)
 
 
 def choose_device(device: str) -> str:
@@ -106,7 +108,7 @@ def count_cores() -> int:
 
 
 def execute_plan(
-    plan: Plan, *, workers: int | None = None, on_event: Callable[[Event], None] | None = None
+    plan: SuitePlan, *, workers: int | None = None, on_event: Callable[[Event], None] | None = None
 ) -> Outcome:
     """Run what is left of a plan. Raises StoreError when results cannot be written."""
     Store(plan.context.out).prepare()
@@ -121,6 +123,17 @@ def execute_plan(
             if on_event is not None:
                 on_event(event)
     return Outcome(plan.context.out, len(plan.runs), len(plan.runs) - len(plan.todo), ok, failed)
+
+
+def run_plan(
+    plan: SuitePlan, *, workers: int | None = None, on_event: Callable[[Event], None] | None = None
+) -> Outcome:
+    """Run what is left of a plan and write the board of the whole folder; `on_event` hears of everything."""
+    from prunebench.analysis.publish import publish_run
+
+    outcome = execute_plan(plan, workers=workers, on_event=on_event)
+    records = Store(outcome.out).records()[0]
+    return replace(outcome, problem=publish_run(records, outcome.out, outcome.out / "leaderboard"))
 
 
 def run(  # noqa: PLR0913
@@ -141,15 +154,12 @@ def run(  # noqa: PLR0913
     Calling it again resumes. `tasks`, `methods`, `sparsities` and `seeds` replace the suite's own lists. Raises
     `prunebench.errors.PruneBenchError` with a message that names the fix.
     """
-    from prunebench.analysis.publish import publish_run
-
     suite = load_suite(suite) if isinstance(suite, str) else suite
     suite = suite.narrowed(tasks=tasks, methods=methods, sparsities=sparsities, seeds=seeds)
     plan = make_plan(suite, out=out, data_root=data_root, device=device)
-    outcome = execute_plan(plan, workers=workers, on_event=on_event)
-    problem = publish_run(Store(outcome.out).records()[0], outcome.out, outcome.out / "leaderboard")
-    if problem is not None:
-        warnings.warn(f"the board links to no analysis: {problem}", stacklevel=2)
+    outcome = run_plan(plan, workers=workers, on_event=on_event)
+    if outcome.problem is not None:
+        warnings.warn(f"the board links to no analysis: {outcome.problem}", stacklevel=2)
     return outcome
 
 

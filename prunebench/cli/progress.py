@@ -19,7 +19,7 @@ from prunebench.cli.console import console, errors, run_table, sparsity_text
 from prunebench.cli.listing import print_groups
 
 if TYPE_CHECKING:
-    from prunebench.api import Outcome, Plan
+    from prunebench.api import Outcome, SuitePlan
     from prunebench.runner.local import Event
     from prunebench.submission import Finding
 
@@ -27,7 +27,7 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 
 
-def print_plan(plan: Plan, *, every_cell: bool = False) -> None:
+def print_plan(plan: SuitePlan, *, every_cell: bool = False) -> None:
     """What will run, on which data, and what is already there."""
     for entry in plan.damaged:
         errors.print(f"damaged record: {entry.reason}", style="yellow", soft_wrap=True)
@@ -109,9 +109,9 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {int(seconds % 60)} s" if minutes else f"{int(seconds)} s"
 
 
-def run_with_progress(plan: Plan, workers: int | None) -> int:
+def run_with_progress(plan: SuitePlan, workers: int | None) -> int:
     """Carry out a plan, print the table, say where the files are. Gives the exit status."""
-    from prunebench.api import execute_plan
+    from prunebench.api import run_plan
 
     start = time.monotonic()
     live = LiveProgress(len(plan.todo))
@@ -120,7 +120,7 @@ def run_with_progress(plan: Plan, workers: int | None) -> int:
     )
     try:
         with screen:
-            outcome = execute_plan(plan, workers=workers, on_event=live.take)
+            outcome = run_plan(plan, workers=workers, on_event=live.take)
     except KeyboardInterrupt:
         errors.print(
             f"stopped with {live.done} of {len(plan.todo)} runs done; the same command again resumes"
@@ -129,16 +129,14 @@ def run_with_progress(plan: Plan, workers: int | None) -> int:
     return _report(plan, outcome, time.monotonic() - start)
 
 
-def _report(plan: Plan, outcome: Outcome, seconds: float) -> int:
-    from prunebench.analysis.publish import publish_run
+def _report(plan: SuitePlan, outcome: Outcome, seconds: float) -> int:
     from prunebench.leaderboard import build_board
     from prunebench.leaderboard.terminal import terminal_table
     from prunebench.results.store import Store
 
     records = Store(outcome.out).records()[0]
-    problem = publish_run(records, outcome.out, outcome.out / "leaderboard")
-    if problem is not None:
-        errors.print(f"the board links to no analysis: {problem}", style="red", soft_wrap=True)
+    if outcome.problem is not None:
+        errors.print(f"the board links to no analysis: {outcome.problem}", style="red", soft_wrap=True)
     planned = {run.spec.run_id for run in plan.runs}
     for table in terminal_table(build_board(record for record in records if record.run_id in planned)):
         console.print(table)

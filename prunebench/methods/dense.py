@@ -10,7 +10,7 @@ from prunebench.pruning.masks import prunable
 
 
 @method("dense", cite="the baseline: empirical risk minimisation, no pruning", dense=True, multi_label=True)
-class Dense:
+class DenseBaseline:
     def fit(self, experiment: Experiment, sparsity: float) -> Pruned:
         model = experiment.new_model()
         experiment.train(model, steps=experiment.recipe.steps, name="dense")

@@ -63,7 +63,7 @@ class VisibleSplit:
 
 
 @dataclass
-class Cost:
+class TrainingCost:
     """Training spent so far: steps of one network (a step of two networks counts twice).
 
     The shared dense model is charged once, however often it is used.
@@ -72,7 +72,7 @@ class Cost:
     own_steps: int = 0
     uses_dense: bool = False
 
-    def add(self, other: Cost) -> None:
+    def add(self, other: TrainingCost) -> None:
         self.own_steps += other.own_steps
         self.uses_dense |= other.uses_dense
 
@@ -120,7 +120,7 @@ class Experiment:
         self.conflicting_share = conflicting_share
         self.train_split, self.val_split = train_split, val_split
         self.device = train_split.images.device
-        self.cost = Cost()
+        self.cost = TrainingCost()
         self.notes: dict[str, float] = {}
         self.mined: Tensor | None = None
         self._around = surroundings
@@ -292,7 +292,7 @@ class Experiment:
 
         tensors = self._around.stages.shared(hash_of(key), with_cost)
         own_steps, uses_dense = tensors.pop(COST_FIELD).tolist()
-        self.cost.add(Cost(own_steps, bool(uses_dense)))
+        self.cost.add(TrainingCost(own_steps, bool(uses_dense)))
         return {field: value.to(self.device) for field, value in tensors.items()}
 
     @property
@@ -301,8 +301,8 @@ class Experiment:
         return self.cost.own_steps + (self.recipe.steps if self.cost.uses_dense else 0)
 
     @contextlib.contextmanager
-    def _separate_cost(self) -> Iterator[Cost]:
-        outer, self.cost = self.cost, Cost()
+    def _separate_cost(self) -> Iterator[TrainingCost]:
+        outer, self.cost = self.cost, TrainingCost()
         try:
             yield self.cost
         finally:

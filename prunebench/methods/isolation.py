@@ -16,7 +16,7 @@ from prunebench.errors import PruneBenchError
 
 
 @dataclass(frozen=True)
-class Switch:
+class TorchSetting:
     """One piece of state: how it is read and how it is set."""
 
     name: str
@@ -24,8 +24,8 @@ class Switch:
     set: Callable[[Any], Any]
 
 
-def _attribute(owner: Any, field: str, name: str) -> Switch:
-    return Switch(name, lambda: getattr(owner, field), lambda value: setattr(owner, field, value))
+def _attribute(owner: Any, field: str, name: str) -> TorchSetting:
+    return TorchSetting(name, lambda: getattr(owner, field), lambda value: setattr(owner, field, value))
 
 
 def _denormals_flushed() -> bool:
@@ -33,14 +33,14 @@ def _denormals_flushed() -> bool:
     return float(torch.tensor(1e-40, dtype=torch.float32, device="cpu") * 1.0) == 0
 
 
-def _autocast(device: str) -> list[Switch]:
+def _autocast(device: str) -> list[TorchSetting]:
     return [
-        Switch(
+        TorchSetting(
             f"autocast on {device}",
             lambda: torch.is_autocast_enabled(device),
             lambda on: torch.set_autocast_enabled(device, on),
         ),
-        Switch(
+        TorchSetting(
             f"type of autocast on {device}",
             lambda: torch.get_autocast_dtype(device),
             lambda kind: torch.set_autocast_dtype(device, kind),
@@ -68,29 +68,29 @@ HOOKS = (
 )
 
 
-def _global_hooks(name: str) -> Switch:
+def _global_hooks(name: str) -> TorchSetting:
     held = getattr(torch.nn.modules.module, name)
 
     def restore(saved: dict[int, Any]) -> None:
         held.clear()
         held.update(saved)
 
-    return Switch(f"hooks of every module ({name})", lambda: dict(held), restore)
+    return TorchSetting(f"hooks of every module ({name})", lambda: dict(held), restore)
 
 
-def switches() -> list[Switch]:
+def switches() -> list[TorchSetting]:
     """All that is saved; the default device comes before what is told by computing."""
     found = [
-        Switch("number of threads", torch.get_num_threads, torch.set_num_threads),
-        Switch("default device", torch.get_default_device, _set_device),
-        Switch("default dtype", torch.get_default_dtype, torch.set_default_dtype),
-        Switch("grad mode", torch.is_grad_enabled, torch._C._set_grad_enabled),
-        Switch("anomaly detection", torch.is_anomaly_enabled, torch.set_anomaly_enabled),
-        Switch("flushing of denormals", _denormals_flushed, torch.set_flush_denormal),
-        Switch(
+        TorchSetting("number of threads", torch.get_num_threads, torch.set_num_threads),
+        TorchSetting("default device", torch.get_default_device, _set_device),
+        TorchSetting("default dtype", torch.get_default_dtype, torch.set_default_dtype),
+        TorchSetting("grad mode", torch.is_grad_enabled, torch._C._set_grad_enabled),
+        TorchSetting("anomaly detection", torch.is_anomaly_enabled, torch.set_anomaly_enabled),
+        TorchSetting("flushing of denormals", _denormals_flushed, torch.set_flush_denormal),
+        TorchSetting(
             "float32 matmul precision", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
         ),
-        Switch(
+        TorchSetting(
             "deterministic algorithms",
             _deterministic,
             lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1]),
@@ -99,7 +99,7 @@ def switches() -> list[Switch]:
         _attribute(torch.backends.mkldnn, "deterministic", "mkldnn.deterministic"),
         *_autocast("cpu"),
         *map(_global_hooks, HOOKS),
-        Switch("seeds of Python", random.getstate, random.setstate),
+        TorchSetting("seeds of Python", random.getstate, random.setstate),
     ]
     if torch.cuda.is_available():
         found += _autocast("cuda")

@@ -62,7 +62,7 @@ def steps_of(epochs: int) -> int:
 
 
 @dataclass(frozen=True)
-class Layout:
+class CelebAFiles:
     """Where the parts of one CelebA lie."""
 
     images: Path
@@ -84,7 +84,7 @@ class Listing:
         return slice(0, train), slice(train, train + val), slice(train + val, train + val + test)
 
 
-def find_layout(data_root: Path | None) -> Layout:
+def find_layout(data_root: Path | None) -> CelebAFiles:
     """The files under `data_root`. Raises DataError naming what is missing and where it was looked for."""
     if data_root is None:
         raise DataError(
@@ -107,7 +107,7 @@ def find_layout(data_root: Path | None) -> Layout:
             )
         if not images:
             raise DataError(f"{found[0][0]} holds no .jpg images. {HELP}")
-        return Layout(images[0], found[1][0], found[2][0])
+        return CelebAFiles(images[0], found[1][0], found[2][0])
     raise DataError(f"no CelebA in {' or '.join(map(str, bases))}. {HELP}")
 
 
