@@ -13,7 +13,7 @@ PACKAGE = ROOT / "prunebench"
 ROWS = {
     "cli": 9, "__main__": 9, "api": 8, "analysis": 7, "submission": 7, "leaderboard": 6, "comparison": 6, "profile": 6,
     "runner": 5, "methods": 4, "inference": 3, "training": 3, "pruning": 3, "tasks": 2, "models": 2, "suites": 2,
-    "data": 1.5, "metrics": 1, "results": 1, "stats": 0.5, "report": 0.5, "errors": 0,
+    "data": 1.5, "metrics": 1, "results": 1.2, "stats": 0.5, "report": 0.5, "errors": 0,
 }  # fmt: skip
 """The rows of the layout; a fraction orders rooms within one."""
 

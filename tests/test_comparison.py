@@ -231,7 +231,7 @@ def test_scopes_are_the_groups(runs: Runs) -> None:
     found = runs.compare("dense", "magnitude")
     test = Coins().splits(None, 0).test
     dense, pruned = torch.arange(120) < 110, (torch.arange(120) < 80) | (torch.arange(120) >= 115)
-    wanted = {"aligned": test.y == test.bias, "conflicting": test.y != test.bias}
+    wanted = {"bias-aligned": test.y == test.bias, "bias-conflicting": test.y != test.bias}
     wanted |= {f"label {y}, bias {b}": (test.y == y) & (test.bias == b) for y in range(2) for b in range(2)}
     for name, members in wanted.items():
         entry = scope(found.by_pair, name, "seed 0")
@@ -251,7 +251,7 @@ def test_each_table_is_corrected_by_itself(runs: Runs) -> None:
 
 
 def test_seeds(runs: Runs) -> None:
-    found = {test.metric: test for test in runs.compare("dense", "magnitude").by_seed}
+    found = {test.metric.name: test for test in runs.compare("dense", "magnitude").by_seed}
     assert found.keys() == {"plain", "unbiased", "conflicting"}
     differences = [(85 - seed) / 120 - 110 / 120 for seed in range(3)]
     plain = found["plain"]
@@ -273,7 +273,7 @@ def test_multi_label_runs_are_right_by_their_target(
     found = runs.compare("dense", "magnitude")
     every = scope(found.pooled, "all samples")
     assert (every.first_only, every.second_only) == (40, 0)
-    assert [test.metric for test in found.by_seed] == ["plain", "attribute_accuracy"]
+    assert [test.metric.name for test in found.by_seed] == ["plain", "attribute_accuracy"]
     assert found.by_pair == ()
 
 
@@ -486,17 +486,17 @@ def test_few_seeds_cannot_tell(make_record: MakeRecord) -> None:
     assert said.real == ()
     assert "of 3 seeds a sign-flip test gives p = 0.25 at the least" in said.untold[0]
     assert "6 seeds could tell" in said.untold[0]
-    assert "The 95 % t interval of plain leaves out 0" in said.untold[0]
+    assert "The 95 % t interval of average accuracy leaves out 0" in said.untold[0]
     said = conclude(seeds_of(make_record, [(0.5, 0.9)]))
     assert "one pair of runs says nothing of other seeds" in said.untold[0]
 
 
 def test_enough_seeds_can_tell(make_record: MakeRecord) -> None:
     said = conclude(seeds_of(make_record, [(0.5, 0.6 + n / 100) for n in range(6)]))
-    assert said.real == ("By seed, plain: two is 12.5 points higher than one (corrected p = 0.031).",)
+    assert said.real == ("By seed, average accuracy: two is 12.5 points higher than one (corrected p = 0.031).",)
     said = conclude(seeds_of(make_record, [(0.5, 0.5 + n / 100) for n in range(-3, 4)]))
     assert said.real == ()
-    assert said.not_shown == ("By seed: plain.",)
+    assert said.not_shown == ("By seed: average accuracy.",)
 
 
 def test_verdicts_by_sample(runs: Runs) -> None:
@@ -505,7 +505,7 @@ def test_verdicts_by_sample(runs: Runs) -> None:
         line.startswith("By sample, all samples: magnitude 0.9 is 21.7 points lower than dense (corrected p")
         for line in said.real
     )
-    assert any(line.startswith("By seed, conflicting: undefined") for line in said.untold)
+    assert any(line.startswith("By seed, bias-conflicting accuracy: undefined") for line in said.untold)
     runs.write("snip", 0, torch.arange(120) < 106)
     said = conclude(runs.compare("dense", "snip"))
     assert said.real == ()

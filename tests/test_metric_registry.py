@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from prunebench.errors import UsageError
-from prunebench.metrics.registry import Metric, metric, metric_named, metric_or_plain, metrics, metrics_in
+from prunebench.metrics.evaluated import EvaluatedSplit, compute_metrics, evaluate_classes
+from prunebench.metrics.registry import (
+    NEEDS,
+    Metric,
+    metric,
+    metric_named,
+    metric_or_plain,
+    metrics,
+    metrics_in,
+)
 
 
 def test_names_are_those_of_records() -> None:
@@ -59,3 +74,93 @@ def test_a_module_has_its_own_metrics_alone() -> None:
     module.__dict__["borrowed"] = metric_named("plain")
     assert metrics_in(module) == []
     assert all(isinstance(entry, Metric) and entry.title and entry.help and entry.cite for entry in metrics())
+
+
+def test_every_need_is_served_and_nothing_else() -> None:
+    assert {field.name for field in dataclasses.fields(EvaluatedSplit)} == set(NEEDS)
+
+
+def test_metrics_whose_needs_a_split_lacks_are_left_out() -> None:
+    label = torch.tensor([0, 0, 1, 1])
+    logits = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]])
+    bias = torch.tensor([0, 1, 0, 1])
+    (split,) = evaluate_classes(logits, label, bias, torch.eye(2, dtype=torch.bool))
+    found = compute_metrics(split)
+    assert (found["plain"], found["worst_group"], found["bias_gap"]) == (0.75, 0.0, 0.5)
+    assert not found.keys() & {"train_weighted", "attribute_accuracy"}
+    counted = dataclasses.replace(split, train_count=torch.tensor([[9, 1], [0, 0]]))
+    assert compute_metrics(counted) == found | {"train_weighted": pytest.approx(0.9)}
+
+
+ROOT = Path(__file__).parent.parent
+TOY = '''"""Share of the first class."""
+
+from prunebench.metrics.registry import metric
+
+
+@metric(
+    "first_class",
+    title="First-class share",
+    unit="%",
+    help="Share of samples that are predicted to be of class 0",
+    cite="made up",
+    range=(0.0, 1.0),
+    board=True,
+    readme=True,
+    compared=True,
+)
+def first_class(prediction):
+    return float((prediction == 0).double().mean())
+'''
+SUITE = """description = "one step"
+tasks = ["colored-digits@2pct"]
+methods = ["dense", "magnitude"]
+sparsities = [0.9]
+seeds = [0]
+
+[recipe]
+steps = 1
+finetune_steps = 1
+batch_size = 8
+"""
+
+
+@pytest.mark.slow
+def test_one_file_brings_a_metric_into_record_rescoring_frame_board_and_comparison(tmp_path: Path) -> None:
+    toys = tmp_path / "toys"  # not the working folder: `-m` would find it first
+    shutil.copytree(ROOT / "prunebench", toys / "prunebench", ignore=shutil.ignore_patterns("__pycache__"))
+    (toys / "prunebench/metrics/recorded/toy.py").write_text(TOY)
+    (tmp_path / "tiny.toml").write_text(SUITE)
+
+    def call(package: Path, *words: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (package, ROOT / "kernels")))}
+        command = [sys.executable, *words]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def shares() -> list[float | None]:
+        records = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("out/runs/*/record.json"))]
+        return [
+            part.get("first_class")
+            for record in records
+            for part in (record["metrics"], record["validation"])
+        ]
+
+    cli = ("-m", "prunebench.cli.main")
+    call(toys, *cli, "run", "tiny.toml", "--out", "out")
+    measured = shares()
+    assert len(measured) == 4
+    assert all(share is not None and 0 <= share <= 1 for share in measured)
+
+    assert "2 changed" in call(ROOT, *cli, "rescore", "out")
+    assert shares() == [None] * 4
+    said = call(toys, *cli, "rescore", "out")
+    assert "2 changed, 2 new metrics (first_class, validation first_class)" in said
+    assert shares() == measured
+
+    code = "import prunebench; print(*prunebench.load_results('out').columns)"
+    assert {"first_class", "val_first_class"} <= set(call(toys, "-c", code).split())
+    assert "First-class share" in call(toys, *cli, "compare", "dense", "magnitude", "--results", "out")

@@ -15,8 +15,7 @@ from sklearn.linear_model import LinearRegression
 from torch import Tensor
 
 from prunebench.errors import MetricError
-from prunebench.metrics import GroupTable, group_accuracy, group_tables, summarize_runs
-from prunebench.metrics import summary as summary_module
+from prunebench.metrics import GroupTable, evaluated, group_accuracy, group_tables, summarize_runs
 from prunebench.metrics.dependence import interdependence, mean_absolute_correlation, output_correlation
 from prunebench.metrics.uncertainty import uncertain_share, uncertainty_summaries
 
@@ -245,7 +244,7 @@ def test_many_runs_are_summarised_as_one_by_one(monkeypatch: pytest.MonkeyPatch)
     logits = torch.randn(5, 200, 3, generator=generator)
     label, bias = (torch.randint(0, 3, (200,), generator=generator) for _ in range(2))
     together = summarize_runs(logits, label, bias)
-    monkeypatch.setattr(summary_module, "ELEMENTS_AT_A_TIME", 2 * 200 * 3)
+    monkeypatch.setattr(evaluated, "ELEMENTS_AT_A_TIME", 2 * 200 * 3)
     for found in (together, summarize_runs(logits, label, bias)):
         for run, (table, metrics) in zip(logits, found):
             alone = group_accuracy(run.argmax(1), label, bias)

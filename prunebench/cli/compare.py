@@ -107,14 +107,14 @@ def _seed_table(tests: Sequence[SeedTest], pairs: int) -> Table:
     title = f"By seed: sign-flip test of {pairs} pair{'s' * (pairs > 1)} of runs, 95 % t interval of B - A"
     table = Table("metric", "A", "B", "B - A", "p", "corrected p", title=title)
     for test in tests:
-        width = test.difference.half_width
-        interval = "" if math.isnan(width) else f" +- {width * 100:.1f}"
-        apart = f"{test.difference.mean * 100:+.1f}{interval}"
+        width, metric = test.difference.half_width, test.metric
+        scale, places, sign = metric.scale, metric.decimals, "%" if metric.scale == 100 else ""
+        interval = "" if math.isnan(width) else f" +- {width * scale:.{places}f}"
         table.add_row(
-            test.metric,
-            f"{test.first:.1%}",
-            f"{test.second:.1%}",
-            apart,
+            metric.title,
+            f"{test.first * scale:.{places}f}{sign}",
+            f"{test.second * scale:.{places}f}{sign}",
+            f"{test.difference.mean * scale:+.{places}f}{interval}",
             p_text(test.p_value),
             p_text(test.corrected_p),
         )

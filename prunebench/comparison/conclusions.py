@@ -12,7 +12,7 @@ from prunebench.stats.tests import SIGNIFICANCE, least_sign_flip_p_value
 
 NAMED = 3
 """At most so many groups are named in a sentence."""
-WIDE = ("all samples", "aligned", "conflicting")
+WIDE = ("all samples", "bias-aligned", "bias-conflicting")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ Lines = tuple[list[str], list[str], list[str]]
 def _by_seed(found: Comparison) -> Lines:
     defined = [test for test in found.by_seed if not math.isnan(test.p_value)]
     untold = [
-        f"By seed, {test.metric}: undefined in one of the runs."
+        f"By seed, {test.metric.in_words}: undefined in one of the runs."
         for test in found.by_seed
         if math.isnan(test.p_value)
     ]
@@ -66,12 +66,12 @@ def _by_seed(found: Comparison) -> Lines:
     if tests * least >= SIGNIFICANCE:
         return [], [], [*untold, _too_few_seeds(defined, seeds)]
     real = [
-        f"By seed, {test.metric}: {found.second} is {_apart(test.difference.mean)} than {found.first} "
+        f"By seed, {test.metric.in_words}: {found.second} is {_metric_apart(test)} than {found.first} "
         f"(corrected p {_equals(test)})."
         for test in defined
         if is_real(test)
     ]
-    rest = [test.metric for test in defined if not is_real(test)]
+    rest = [test.metric.in_words for test in defined if not is_real(test)]
     return real, [f"By seed: {', '.join(rest)}."] if rest else [], untold
 
 
@@ -82,7 +82,7 @@ def _too_few_seeds(tests: Sequence[SeedTest], seeds: int) -> str:
         f"By seed: of {seeds} seeds a sign-flip test gives p = {least:.2g} at the least, corrected for {count} metrics "
         f"{min(1.0, count * least):.2g}, however large a difference is. {needed} seeds could tell."
     )
-    apart = [test.metric for test in tests if abs(test.difference.mean) > test.difference.half_width]
+    apart = [test.metric.in_words for test in tests if abs(test.difference.mean) > test.difference.half_width]
     if apart:
         line += (
             f" The 95 % t interval of {', '.join(apart)} leaves out 0; but it takes the differences to be normal, "
@@ -94,6 +94,15 @@ def _too_few_seeds(tests: Sequence[SeedTest], seeds: int) -> str:
 def _apart(difference: float) -> str:
     """`3.2 points lower`; shares are differences of accuracies."""
     return f"{abs(difference) * 100:.1f} points {'higher' if difference > 0 else 'lower'}"
+
+
+def _metric_apart(test: SeedTest) -> str:
+    """`3.2 points lower`, or `0.120 nats lower`, in the metric's unit."""
+    difference, metric = test.difference.mean, test.metric
+    if metric.scale == 100:
+        return _apart(difference)
+    size = f"{abs(difference):.{metric.decimals}f}"
+    return f"{size}{metric.unit and ' '}{metric.unit} {'higher' if difference > 0 else 'lower'}"
 
 
 def _by_sample(found: Comparison) -> Lines:

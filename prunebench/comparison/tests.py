@@ -21,21 +21,19 @@ from torch import Tensor
 from prunebench.comparison.pairing import Pair
 from prunebench.errors import DataError, StoreError, UsageError
 from prunebench.metrics.flips import holm
+from prunebench.metrics.registry import Metric, metrics
 from prunebench.runner.ground_truth import GroundTruth
 from prunebench.runner.rescore import Draw, has_logits, load_ground_truth, read_logits
 from prunebench.stats.intervals import Interval, mean_interval
 from prunebench.stats.tests import mcnemar_p_value, pooled_mcnemar_p_value, sign_flip_p_value
 from prunebench.tasks import Task, resolve_task
 
-METRICS = ("plain", "unbiased", "aligned", "conflicting", "worst_group", "bias_gap", "attribute_accuracy")
-"""What is compared by seed: accuracies; the last one of multi-label tasks only."""
-
 
 @dataclass(frozen=True)
 class SeedTest:
     """A metric over seeds: both means, the t interval of second minus first, and the sign-flip test's p."""
 
-    metric: str
+    metric: Metric
     first: float
     second: float
     difference: Interval
@@ -47,9 +45,9 @@ class SeedTest:
 class SampleTest:
     """Samples of one scope, in one pair of runs (`pair`) or in all (None).
 
-    Scopes: `all samples`, `aligned`, `conflicting`, and each group, `label 3, bias 7`. `first_only` and `second_only`
-    count samples that only one got right, added up over the pairs; `differing` the samples that the sides differ on
-    after pooling.
+    Scopes: `all samples`, `bias-aligned`, `bias-conflicting`, and each group, `label 3, bias 7`. `first_only` and
+    `second_only` count samples that only one got right, added up over the pairs; `differing` the samples that the sides
+    differ on after pooling.
     """
 
     scope: str
@@ -127,11 +125,12 @@ def compare_pairs(
 
 
 def compare_seeds(pairs: Sequence[Pair]) -> tuple[SeedTest, ...]:
-    """Sign-flip tests of the metrics that all runs have; undefined ones are nan."""
+    """Sign-flip tests of the registry's compared metrics that all runs have; undefined ones are nan."""
     tests = []
-    for metric in METRICS:
-        values = [(pair.first.metrics.get(metric), pair.second.metrics.get(metric)) for pair in pairs]
-        if all(metric in run.metrics for pair in pairs for run in (pair.first, pair.second)):
+    for metric in filter(lambda entry: entry.compared, metrics()):
+        name = metric.name
+        values = [(pair.first.metrics.get(name), pair.second.metrics.get(name)) for pair in pairs]
+        if all(name in run.metrics for pair in pairs for run in (pair.first, pair.second)):
             first, second = (
                 [math.nan if value is None else value for value in side] for side in zip(*values)
             )
@@ -178,7 +177,11 @@ def _scopes(answers: Sequence[Answers]) -> dict[str, list[Tensor]]:
     for entry in answers:
         label, bias = entry.truth.label("test"), entry.truth.bias["test"]
         aligned = task.aligned(label, bias)
-        wide = {"all samples": torch.ones_like(aligned), "aligned": aligned, "conflicting": ~aligned}
+        wide = {
+            "all samples": torch.ones_like(aligned),
+            "bias-aligned": aligned,
+            "bias-conflicting": ~aligned,
+        }
         groups = {
             f"label {y}, bias {b}": (label == y) & (bias == b)
             for y in range(task.num_classes)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         susceptibility,
     )
     from prunebench.metrics.dependence import interdependence, mean_absolute_correlation, output_correlation
+    from prunebench.metrics.evaluated import summarize_runs
     from prunebench.metrics.flips import (
         Exemplars,
         RecallChange,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     )
     from prunebench.metrics.groups import GroupTable, group_accuracy, group_tables
     from prunebench.metrics.risk import bias_risk, bias_risks
-    from prunebench.metrics.summary import summarize_runs
     from prunebench.metrics.uncertainty import entropy, margin, uncertain_share, uncertainty_summaries
 
 _MODULES = (
@@ -55,10 +55,10 @@ _MODULES = (
     "classes",
     "criteria",
     "dependence",
+    "evaluated",
     "flips",
     "groups",
     "risk",
-    "summary",
     "uncertainty",
 )
 

@@ -47,20 +47,6 @@ class AttributeTable:
     reasons: tuple[tuple[str | None, ...], ...]
     """By identity and attribute: why the amplification is undefined."""
 
-    def means(self) -> dict[str, float]:
-        """Mean of every metric over the attributes (and identities) where it is defined; nan where none is."""
-        values = {
-            "attribute_accuracy": self.accuracy,
-            "area_under_curve": self.area_under_curve,
-            "uncertain_share": self.uncertain_share,
-            "calibration_error": self.calibration_error,
-            "underprediction": self.underprediction,
-            "interdependence": self.interdependence,
-            "bias_amplification": self.amplification,
-            "calibrated_bias_amplification": self.calibrated_amplification,
-        }
-        return {name: float(value.nanmean()) for name, value in values.items()}
-
 
 @as_given
 def attribute_table(

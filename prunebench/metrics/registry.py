@@ -84,6 +84,12 @@ class Metric:
         """`Worst-group accuracy, %`: a plot's axis."""
         return f"{self.title}, {self.unit}" if self.unit else self.title
 
+    @property
+    def in_words(self) -> str:
+        """The title within a sentence: `worst-group accuracy`."""
+        first, *rest = self.title.split(" ")
+        return " ".join([first.lower() if first.capitalize() == first else first, *rest])
+
     def __call__(self, *needed: Any) -> float:
         return self.function(*needed)
 

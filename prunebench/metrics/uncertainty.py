@@ -108,3 +108,18 @@ def uncertainty_summaries(logits: Array, label: Array) -> list[dict[str, float]]
     }
     rows = zip(*(column.tolist() for column in means.values()))
     return [dict(zip(means, row)) for row in rows]
+
+
+def binary_uncertainty(logits: Tensor, label: Tensor) -> MeanUncertainty:
+    """Means over samples and attributes of what `uncertainty_summaries` gives for classes: float64 and 0/1 `[N, K]`.
+
+    entropy is a share of log 2.
+    """
+    loss = functional.binary_cross_entropy_with_logits
+    probability = torch.sigmoid(logits)
+    return MeanUncertainty(
+        entropy=float(loss(logits, probability)) / math.log(2),
+        confidence=float(torch.sigmoid(logits.abs()).mean()),
+        margin=float((2 * probability - 1).abs().mean()),
+        negative_log_likelihood=float(loss(logits, label.double())),
+    )

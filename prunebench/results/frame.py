@@ -9,6 +9,7 @@ from typing import Any
 
 import polars
 
+from prunebench.metrics.registry import metrics
 from prunebench.results.record import RunRecord
 
 METRICS = (
@@ -64,12 +65,14 @@ _TRAILING: dict[str, polars.DataType] = {
 def results_frame(records: list[RunRecord]) -> polars.DataFrame:
     """One row a run, in order of task, model, method, sparsity and seed.
 
-    Columns and dtypes are the same for any records, none included; a metric that this version does not know
-    gets a column of its own at the end. `sparsity` is the one asked for (null: the method chose), latencies
-    are medians (p50), `recipe` and `params` are JSON. What a failed run did not measure is null.
+    Columns and dtypes are the same for any records, none included: every metric of the registry has one, and one of
+    the validation split (`val_`). A metric that this version does not know gets its columns at the end. `sparsity` is
+    the one asked for (null: the method chose), latencies are medians (p50), `recipe` and `params` are JSON. What a
+    failed run did not measure is null.
     """
     schema = dict(_LEADING)
-    schema |= {prefix + name: _REAL for prefix in ("", "val_") for name in METRICS}
+    names = [entry.name for entry in metrics()]
+    schema |= {prefix + name: _REAL for prefix in ("", "val_") for name in names}
     schema |= _TRAILING
     for prefix, found in (
         ("", _names(r.metrics for r in records)),

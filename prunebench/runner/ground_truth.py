@@ -11,8 +11,13 @@ from torch import Tensor
 from prunebench.errors import StoreError
 from prunebench.metrics.attributes import AttributeTable, attribute_table
 from prunebench.metrics.calibration import calibrated_thresholds
+from prunebench.metrics.evaluated import (
+    EvaluatedSplit,
+    compute_metrics,
+    evaluate_attributes,
+    evaluate_classes,
+)
 from prunebench.metrics.groups import GroupTable
-from prunebench.metrics.summary import summarize_attribute_run, summarize_runs
 from prunebench.results.record import RunRecord
 from prunebench.tasks import Splits, Task, split_hash, splits_hash
 
@@ -77,24 +82,30 @@ class GroundTruth:
             thresholds=calibrated_thresholds(validation, self.y["val"]),
         )
 
+    def evaluated(
+        self, logits: Tensor, name: str, validation: Tensor, attributes: AttributeTable | None = None
+    ) -> EvaluatedSplit:
+        """Logits `[N, outputs]` on a split, with what metrics need; `attributes`: their table, if it is known."""
+        y, bias, pairs = self.y[name], self.bias[name], self.aligned_pair
+        known = {
+            "train_count": self.train_count,
+            "train_y": self.y["train"],
+            "validation_logits": validation,
+            "validation_y": self.y["val"],
+        }
+        if self.task.attributes is None:
+            return evaluate_classes(logits.unsqueeze(0), y, bias, pairs, known)[0]
+        table = attributes or self.attribute_table(logits, name, validation)
+        target = self.task.attributes.target_index
+        return evaluate_attributes(logits, y, bias, pairs, target=target, attributes=table, known=known)
+
     def summary(
         self, logits: Tensor, name: str, validation: Tensor, attributes: AttributeTable | None = None
     ) -> tuple[GroupTable, dict[str, float]]:
-        """Group table and metrics of logits `[N, C]` on a split; thresholds from validation logits `[N', C]`.
+        """Group table and metrics of logits `[N, outputs]` on a split; thresholds come from validation logits.
 
-        `attributes`: the attribute table of the same, if it is known. `train_weighted` weighs the groups as they occur
-        in training.
+        Args:
+            attributes: the attribute table of the same logits, if it is known.
         """
-        label, bias, pairs = self.y[name], self.bias[name], self.aligned_pair
-        if self.task.attributes is None:
-            table, metrics = summarize_runs(logits.unsqueeze(0), label, bias, aligned_pair=pairs)[0]
-        else:
-            table, metrics = summarize_attribute_run(
-                logits,
-                label,
-                bias,
-                target=self.task.attributes.target_index,
-                aligned_pair=pairs,
-                attributes=attributes or self.attribute_table(logits, name, validation),
-            )
-        return table, {**metrics, "train_weighted": table.train_weighted(self.train_count)}
+        split = self.evaluated(logits, name, validation, attributes)
+        return split.groups, compute_metrics(split)

@@ -12,6 +12,7 @@ from typing import Any
 from prunebench.errors import UsageError
 from prunebench.methods.api import SUPERVISION
 from prunebench.methods.criteria import LONGEST_CITE, NAME, check_setting
+from prunebench.metrics.registry import metric_or_plain
 from prunebench.results.record import CostReport, Mining, Percentiles, RunRecord, SparsityReport
 
 KEY = re.compile(r"[A-Za-z0-9_.:+-]{1,64}")
@@ -25,30 +26,6 @@ MOST_LABELS = 10_000
 LARGEST = 1e6
 """No metric, note, time or latency is larger."""
 DAY = 86_400
-
-SHARES = frozenset(
-    [
-        "plain",
-        "unbiased",
-        "aligned",
-        "conflicting",
-        "worst_group",
-        "train_weighted",
-        "entropy",
-        "confidence",
-        "margin",
-        "logit_correlation",
-        "attribute_accuracy",
-        "area_under_curve",
-        "uncertain_share",
-        "calibration_error",
-        "interdependence",
-    ]
-)
-"""Metrics in 0..1."""
-SIGNED = frozenset({"bias_gap", "bias_amplification", "calibrated_bias_amplification"})
-"""Metrics in -1..1."""
-POSITIVE = frozenset({"negative_log_likelihood", "underprediction"})
 
 
 def field_problems(record: RunRecord) -> list[str]:
@@ -195,12 +172,9 @@ def _metrics(record: RunRecord) -> Iterator[str]:
 
 
 def _in_range(name: str, value: float) -> bool:
+    low, high = metric_or_plain(name).range
     slack = 1e-6
-    if name in SHARES:
-        return -slack <= value <= 1 + slack
-    if name in SIGNED:
-        return -1 - slack <= value <= 1 + slack
-    return (-slack if name in POSITIVE else -LARGEST) <= value <= LARGEST
+    return max(low - slack, -LARGEST) <= value <= min(high + slack, LARGEST)
 
 
 def _accuracies(record: RunRecord) -> dict[str, float]:
