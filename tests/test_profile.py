@@ -15,6 +15,7 @@ import pytest
 import torch
 from profile_values import layer, made_up_profile
 from prunebench_kernels import sparsify as sparse_network
+from prunebench_kernels.layouts import Geometry
 from pydantic import TypeAdapter
 from torch import nn
 from typer.testing import CliRunner, Result
@@ -68,7 +69,8 @@ LAYERS = [
 
 def square(inputs: int, outputs: int, kernel: int, stride: int, size: int, groups: int = 1) -> ConvShape:
     pad = kernel // 2
-    return ConvShape(inputs, outputs, (kernel,) * 2, (stride,) * 2, (pad,) * 2, (1, 1), groups, size, size)
+    geometry = Geometry(inputs, outputs, (kernel,) * 2, (stride,) * 2, (pad,) * 2, (1, 1), groups)
+    return ConvShape(geometry, size, size)
 
 
 @pytest.mark.parametrize(("shape", "gflop", "mib", "intensity", "compute", "memory", "ceilings"), LAYERS)

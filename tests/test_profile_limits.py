@@ -17,6 +17,7 @@ import prunebench_kernels.sparsify as sparse_network
 import pytest
 import torch
 from profile_values import layer, made_up_profile
+from prunebench_kernels.layouts import Geometry
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
@@ -44,7 +45,7 @@ from prunebench.report.svg import svg
 from prunebench.results.store import write_tensors
 
 CPU = torch.device("cpu")
-SHAPE = ConvShape(16, 16, (3, 3), (1, 1), (1, 1), (1, 1), 1, 4, 4)
+SHAPE = ConvShape(Geometry(16, 16, padding=(1, 1)), 4, 4)
 TINY = ("--model", "convnet-small", "--image", "8", "--batch", "2", "--repeats", "1", "--device", "cpu")
 
 
@@ -194,7 +195,7 @@ def test_layers_and_networks_that_cannot_fit_are_left_out(monkeypatch: pytest.Mo
     profiler._end = 10.0
     assert profiler._fits(9.0)
     profiler._seconds = {"a": 4.0, "b": 7.0}
-    profiler._measure_networks(networks(), "block", 0.5)  # estimated at 11 seconds
+    profiler._take(run.WHOLE, ("block", 0.5), lambda: pytest.fail("measured"))  # estimated at 11 seconds
     assert profiler.left_out == ["block at sparsity 0.5: whole network"]
     assert profiler.networks == []
 

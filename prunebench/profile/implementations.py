@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from prunebench_kernels.layouts import Geometry
 from torch import Tensor
 from torch.nn import functional
 
-from prunebench.profile.layers import ConvLayer, ConvShape
+from prunebench.profile.layers import ConvLayer
 from prunebench.profile.results import COMPILED, EAGER, NO_TIME, NOT_COMPILED, SHRUNK, ImplementationTiming
 from prunebench.profile.stopwatch import Stopwatch, interleaved
 
@@ -30,27 +31,28 @@ class LayerInputs:
     x: Tensor
     weight: Tensor
     bias: Tensor
-    shape: ConvShape
+    geometry: Geometry
 
 
 def make_inputs(
     layer: ConvLayer, mask: Tensor, batch: int, device: torch.device, dtype: torch.dtype
 ) -> LayerInputs:
     """Random input and bias (the same for every mask), channels_last, and the masked weight."""
-    generator = torch.Generator().manual_seed(0)
-    shape = layer.shape
-    x = torch.randn(batch, shape.in_channels, shape.height, shape.width, generator=generator)
-    bias = torch.randn(shape.out_channels, generator=generator)
+    generator, shape = torch.Generator().manual_seed(0), layer.shape
+    x = torch.randn(batch, shape.geometry.in_channels, shape.height, shape.width, generator=generator)
+    bias = torch.randn(shape.geometry.out_channels, generator=generator)
     x = x.to(device, dtype).contiguous(memory_format=torch.channels_last)
     weight = (layer.weight * mask).to(device, dtype).contiguous(memory_format=torch.channels_last)
-    return LayerInputs(x, weight, bias.to(device, dtype), shape)
+    return LayerInputs(x, weight, bias.to(device, dtype), shape.geometry)
 
 
-def dense_layer(shape: ConvShape) -> Layer:
+def dense_layer(geometry: Geometry) -> Layer:
     """Convolution, bias (where BatchNorm was folded) and ReLU."""
 
     def layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        y = functional.conv2d(x, weight, bias, shape.stride, shape.padding, shape.dilation, shape.groups)
+        y = functional.conv2d(
+            x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
+        )
         return y.relu_()  # in place, as the sparse layouts have it
 
     return layer
@@ -60,13 +62,13 @@ class CompiledLayers:
     """`torch.compile` of each layer once; masks do not change what is compiled."""
 
     def __init__(self) -> None:
-        self._layers: dict[tuple[ConvShape, torch.dtype], Layer | str] = {}
+        self._layers: dict[tuple[Geometry, torch.Size, torch.dtype], Layer | str] = {}
 
     def layer(self, inputs: LayerInputs) -> Layer | str:
         """The compiled layer, or why there is none."""
-        key = inputs.shape, inputs.x.dtype
+        key = inputs.geometry, inputs.x.shape, inputs.x.dtype
         if key not in self._layers:
-            call = dense_layer(inputs.shape)
+            call = dense_layer(inputs.geometry)
             self._layers[key] = compiled_call(call, inputs.x, inputs.weight, inputs.bias)
         return self._layers[key]
 
@@ -105,7 +107,7 @@ def benchmark(
     What has not begun at the monotonic time `until` is not measured; the dense baseline always is.
     """
     entries = [*_baselines(inputs, compiled, until), *_layouts(inputs, backend), *_shrunk(inputs)]
-    want = dense_layer(inputs.shape)(inputs.x, inputs.weight, inputs.bias)
+    want = dense_layer(inputs.geometry)(inputs.x, inputs.weight, inputs.bias)
     checked = []
     for timing, call in entries:
         if time.monotonic() >= until and timing.name != EAGER:
@@ -132,7 +134,7 @@ Entry = tuple[ImplementationTiming, Call | None]
 
 
 def _baselines(inputs: LayerInputs, compiled: CompiledLayers | None, until: float) -> Iterator[Entry]:
-    eager = dense_layer(inputs.shape)
+    eager = dense_layer(inputs.geometry)
     yield ImplementationTiming(EAGER), lambda: eager(inputs.x, inputs.weight, inputs.bias)
     if compiled is None or time.monotonic() >= until:
         yield ImplementationTiming(COMPILED, not_measured=NO_TIME if compiled else NOT_COMPILED), None
@@ -150,7 +152,7 @@ def _layouts(inputs: LayerInputs, backend: str) -> Iterator[Entry]:
     from prunebench_kernels.layouts import arrange, format_of, pack
     from prunebench_kernels.sparse_conv import candidates, sparse_conv2d
 
-    geometry, chosen = geometry_of(inputs.shape), None if backend == "auto" else backend
+    geometry, chosen = inputs.geometry, None if backend == "auto" else backend
     arranged: dict[str, Tensor] = {}
     for layout, settings in candidates(inputs.weight, geometry, tuple(inputs.x.shape), inputs.x.device):
         timing = ImplementationTiming(label(layout, settings), settings=dict(settings))
@@ -175,13 +177,13 @@ def _shrunk(inputs: LayerInputs) -> Iterator[Entry]:
 
     What its neighbours save or pay for that shows in the whole network only.
     """
-    if inputs.shape.groups > 1:
+    if inputs.geometry.groups > 1:
         return
     rows, columns = live_channels(inputs.weight)
     alive = len(rows), len(columns)
     if 0 in alive or alive == tuple(inputs.weight.shape[:2]):
         return
-    eager, last = dense_layer(inputs.shape), torch.channels_last
+    eager, last = dense_layer(inputs.geometry), torch.channels_last
     x = inputs.x[:, columns].contiguous(memory_format=last)
     weight = inputs.weight[rows][:, columns].contiguous(memory_format=last)
     bias = inputs.bias[rows]
@@ -215,17 +217,6 @@ def fill_up(alive: Tensor, multiple: int) -> Tensor:
 def label(layout: str, settings: Mapping[str, int]) -> str:
     """A layout's name; blocks with their size (output x input channels)."""
     return f"block {settings['block_out']}x{settings['block_in']}" if layout == "block" else layout
-
-
-def geometry_of(shape: ConvShape) -> Any:
-    """The kernels' description of the convolution."""
-    from prunebench_kernels.layouts import Geometry
-
-    convolution = torch.nn.Conv2d(
-        shape.in_channels, shape.out_channels, shape.kernel, shape.stride, shape.padding, shape.dilation,
-        shape.groups, bias=False, device="meta",
-    )  # fmt: skip
-    return Geometry.of(convolution)
 
 
 def _check(

@@ -9,8 +9,9 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping
+from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from prunebench.profile.plots import roofline_plot, speed_up_plots
 from prunebench.profile.results import (
@@ -19,7 +20,6 @@ from prunebench.profile.results import (
     EAGER,
     NOT_MEASURED,
     PATTERNS,
-    BreakEven,
     Ceilings,
     ImplementationTiming,
     LatencyPercentiles,
@@ -75,10 +75,6 @@ def milliseconds(latency: LatencyPercentiles) -> str:
     return f"{median} [{low}, {high}]"
 
 
-def median_order(latency: LatencyPercentiles) -> float:
-    return latency.p50
-
-
 HOT_MS = "milliseconds with a hot cache: median [20th, 80th percentile]"
 ZEROS = Column[Any](
     "zeros", "Zeros", "share of zeros that the masks have", value=lambda row: row.achieved,
@@ -88,7 +84,7 @@ ASKED = Column[Any](
     "sparsity", "Sparsity", "sparsity asked for", value=lambda row: row,
     format=lambda row: fmt.sparsity(row.sparsity), order=lambda row: row.sparsity,
 )  # fmt: skip
-PATTERN = text_column("pattern", "Pattern", value=lambda row: row.pattern)
+PATTERN = text_column("pattern", "Pattern", value=attrgetter("pattern"))
 REASON = text_column("reason", "Not measured because", value=lambda row: row.not_measured, short="Reason")
 
 
@@ -101,11 +97,11 @@ def layers_table(profile: Profile) -> Table[LayerResult]:
         ASKED,
         ZEROS,
         Column[LayerResult]("dense", "torch ms", HOT_MS, value=lambda row: row.latency(EAGER), format=milliseconds,
-                            order=median_order),
+                            order=attrgetter("p50")),
         Column[LayerResult]("compiled", f"{COMPILED} ms", "median", short="compiled",
                             value=lambda row: _median(row.timing(COMPILED)), format=fmt.significant),
         text_column("layout", "Fastest sparse", "sparse layout with the least median, hot cache",
-                    value=lambda row: _fastest_name(row)),
+                    value=_fastest_name),
         Column[LayerResult]("sparse", "ms", "its median, hot cache", value=lambda row: _median(row.fastest()),
                             format=fmt.significant),
         Column[LayerResult]("hot", "Hot", "speed-up over torch, hot cache", value=lambda row: row.best_speed_up(),
@@ -155,7 +151,7 @@ def networks_table(profile: Profile) -> Table[NetworkResult]:
         ASKED,
         ZEROS,
         Column[NetworkResult]("latency", "ms", HOT_MS, value=lambda row: row.latency_ms, format=milliseconds,
-                              order=median_order),
+                              order=attrgetter("p50")),
         Column[NetworkResult]("speed_up", "Speed-up", "over the fastest dense network", value=speed_up),
         Column[NetworkResult]("weights", "Weights MB", "with indices, 10^6 bytes", value=lambda row: row.weights_mb,
                               format=fmt.significant),
@@ -176,46 +172,28 @@ def layout_counts(network: NetworkResult) -> str | None:
     return ", ".join(f"{layout} {taken.count(layout)}" for layout in dict.fromkeys(taken)) or None
 
 
-class BreakEvenRow(NamedTuple):
-    """Break-even sparsities of a family of layouts on a layer."""
-
-    layer: str
-    pattern: str
-    family: str
-    hot: BreakEven
-    cold: BreakEven
-
-
-def break_even_rows(profile: Profile) -> Iterator[BreakEvenRow]:
-    """Every family of layouts on every layer, where several sparsities were measured."""
+def break_even_rows(profile: Profile) -> Iterator[dict[str, Any]]:
+    """Hot and cold break-even of every family of layouts on every layer with several measured sparsities."""
     for pattern in profile.patterns:
         for layer in profile.layer_names:
             found = [r for r in profile.layers if (r.layer, r.pattern) == (layer, pattern) and r.timings]
-            if len(found) < 2:
-                continue
             for family in dict.fromkeys(family for result in found for family in result.families()):
-                hot, cold = (break_even(speed_up_points(found, family, cache)) for cache in ("hot", "cold"))
-                yield BreakEvenRow(layer, pattern, family, hot, cold)
+                if len(found) > 1:
+                    yield {
+                        "layer": layer, "pattern": pattern, "layout": family,
+                        **{cache: break_even(speed_up_points(found, family, cache)) for cache in ("hot", "cold")},
+                    }  # fmt: skip
 
 
-def break_even_table(profile: Profile) -> Table[BreakEvenRow]:
+def break_even_table(profile: Profile) -> Table[dict[str, Any]]:
     """Break-even sparsities; `none` where no measured sparsity reached it."""
-
-    def order(even: BreakEven) -> float | None:
-        return even.sparsity
-
-    def words(even: BreakEven) -> str:
-        return even.words
-
-    columns = (
-        text_column("layer", "Layer", value=lambda row: row.layer, lead=True),
-        PATTERN,
-        text_column("layout", "Layout", value=lambda row: row.family),
-        Column[BreakEvenRow]("hot", "Break-even hot", value=lambda row: row.hot, format=words, order=order),
-        Column[BreakEvenRow](
-            "cold", "Break-even cold", value=lambda row: row.cold, format=words, order=order
-        ),
-    )
+    names = ("layer", "pattern", "layout")
+    columns = [text_column(name, name.capitalize(), value=itemgetter(name)) for name in names]
+    columns += [
+        Column(cache, f"Break-even {cache}", value=itemgetter(cache), format=attrgetter("words"),
+               order=attrgetter("sparsity"))
+        for cache in ("hot", "cold")
+    ]  # fmt: skip
     title = "Break-even: the sparsity from which a layout is no slower than dense torch"
     return simple_table(columns, break_even_rows(profile), title)
 
@@ -277,16 +255,14 @@ def _beats_the_roof(result: LayerResult) -> bool:
     return bool(result.roof and dense and dense.p50 < result.roof.dense_ms)
 
 
-TABLE_NOTES = {
-    "break-even": "The sparsity from which a layout is no slower than dense torch.",
-    "networks": "Dense and sparse timed in turns, on a GPU with the host's launches; speed-up over the fastest dense "
-    "one of the same turns. Zeros are those of all convolutions. Weights with their indices, activations and "
-    "workspaces at their peak, in 10^6 bytes.",
-    "layers": "Convolution, bias (a folded BatchNorm) and ReLU; the input in the memory format that each layout "
-    "prefers. Medians with a hot cache, on a GPU without the host's launches. Hot and cold: speed-up of the fastest "
-    "sparse layout over torch. Roof: the dense bound. Ceiling: the dense bound over that of skipping zero blocks, "
-    "and over that of free zeros; a layer that runs dense below the roof can gain more, and one without dead "
-    "channels neither reads nor writes them.",
+NOTES = {
+    "Break-even": "The sparsity from which a layout is no slower than dense torch.",
+    "Whole network": "Dense and sparse timed in turns, on a GPU with the host's launches. Zeros are those of all "
+    "convolutions; activations at their peak, with workspaces.",
+    "Layers": "Convolution, bias (a folded BatchNorm) and ReLU; the input in the memory format that each layout "
+    "prefers. On a GPU without the host's launches. Ceilings: the dense bound beneath the roofline over that of "
+    "skipping zero blocks, and over that of free zeros; a layer that runs dense below the roof can gain more, and one "
+    "without dead channels neither reads nor writes them.",
 }
 
 
@@ -306,11 +282,7 @@ def page(profile: Profile) -> str:
         notes=notes,
         roofline=svg(roofline, hints=True) if roofline else None,
         patterns=[(pattern, *_panels(speed_up_plots(profile, pattern))) for pattern in profile.patterns],
-        tables=[
-            ("Break-even", TABLE_NOTES["break-even"], break_even_table(profile)),
-            ("Whole network", TABLE_NOTES["networks"], networks_table(profile)),
-            ("Layers", TABLE_NOTES["layers"], layers_table(profile)),
-        ],
+        tables=zip(NOTES, NOTES.values(), (break_even_table(profile), networks_table(profile), layers_table(profile))),
         facts={**profile.environment, **profile.code, "started": profile.started_utc, "seconds": profile.seconds,
                "command": profile.command, "settings": json.dumps(values, default=str)},
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,15 +56,11 @@ class RooflineBound:
 
 def work_of(shape: ConvShape, batch: int, value_bytes: int) -> ConvWork:
     """FLOP = 2 M O K with M = N OH OW and K = I/G KH KW; bytes: input positions that are read, output, weight."""
-    rows, columns = shape.output_size
-    reduction = shape.in_channels // shape.groups * math.prod(shape.kernel)
-    outputs = batch * rows * columns * shape.out_channels
-    inputs = batch * shape.touched_inputs * shape.in_channels
-    return ConvWork(
-        2.0 * outputs * reduction,
-        float(value_bytes * (inputs + outputs)),
-        float(value_bytes * shape.out_channels * reduction),
-    )
+    weights = math.prod(shape.geometry.weight_shape)
+    positions = batch * math.prod(shape.output_size)
+    inputs = batch * shape.touched_inputs * shape.geometry.in_channels
+    activations = inputs + positions * shape.geometry.out_channels
+    return ConvWork(2.0 * positions * weights, float(value_bytes * activations), float(value_bytes * weights))
 
 
 def bound(work: ConvWork, ceilings: Ceilings, density: float = 1.0) -> RooflineBound:
@@ -126,50 +123,41 @@ class CeilingMeter:
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._stopwatch = Stopwatch(device)
-        self._gpu = device.type == "cuda"
-        self._bytes = max(4 * cache_bytes(device), (512 << 20) if self._gpu else (64 << 20))
-        self._source, self._target = (
-            torch.ones(self._bytes, dtype=torch.uint8, device=device) for _ in range(2)
-        )
-        self._side = GPU_MATRIX if self._gpu else CPU_MATRIX
-        self._factors = [torch.randn(self._side, self._side, device=device).to(dtype) for _ in range(2)]
-        batch, channels, side = GPU_CONVOLUTION if self._gpu else CPU_CONVOLUTION
+        gpu, cache = device.type == "cuda", cache_bytes(device)
+        size = max(4 * cache, (512 << 20) if gpu else (64 << 20))
+        side = GPU_MATRIX if gpu else CPU_MATRIX
+        batch, channels, rows = GPU_CONVOLUTION if gpu else CPU_CONVOLUTION
         last = torch.channels_last
-        self._image, self._kernel = (
+        source, target = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
+        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        image, kernel = (
             torch.randn(*shape, device=device).to(dtype, memory_format=last)
-            for shape in ((batch, channels, side, side), (channels, channels, 3, 3))
+            for shape in ((batch, channels, rows, rows), (channels, channels, 3, 3))
         )
-        self._convolution_flop = 18.0 * batch * side**2 * channels**2
-        cache, flushed = cache_bytes(device) / 1e6, self._stopwatch.flushed_bytes / 1e6
-        self.ceilings = Ceilings(0.0, 0.0, cache_mb=cache, flushed_mb=flushed)
-        self._seconds = 0.0
+        self._work: dict[str, tuple[Callable[[], object], float]] = {
+            "copy_gb_per_s": (lambda: target.copy_(source), 2.0 * size),
+            "matmul_gflop_per_s": (lambda: left @ right, 2.0 * side**3),
+            "convolution_gflop_per_s": (
+                lambda: torch.nn.functional.conv2d(image, kernel, padding=1), 18.0 * batch * rows**2 * channels**2,
+            ),
+        }  # fmt: skip
+        self._stopwatch, self._gpu, self._seconds = Stopwatch(device), gpu, 0.0
+        flushed = self._stopwatch.flushed_bytes / 1e6
+        self.ceilings = Ceilings(0.0, 0.0, cache_mb=cache / 1e6, flushed_mb=flushed)
 
     @torch.inference_mode()
     def try_again(self, trials: int = TRIALS) -> None:
         """A few more trials; the best count."""
         if self._seconds > SLOW:
             return
-        begun = time.monotonic()
-        left, right = self._factors
-        copied = fastest(lambda: self._target.copy_(self._source), self._stopwatch, trials)
-        before = torch.get_float32_matmul_precision()
+        begun, before = time.monotonic(), torch.get_float32_matmul_precision()
         if self._gpu and torch.backends.cudnn.allow_tf32:
             torch.set_float32_matmul_precision("high")
         try:
-            multiplied = fastest(lambda: left @ right, self._stopwatch, trials)
+            for name, (call, amount) in self._work.items():
+                rate = 1e-9 * amount / fastest(call, self._stopwatch, trials)
+                best = max(rate, getattr(self.ceilings, name))
+                self.ceilings = replace(self.ceilings, **{name: best})
         finally:
             torch.set_float32_matmul_precision(before)
-        convolved = fastest(
-            lambda: torch.nn.functional.conv2d(self._image, self._kernel, padding=1), self._stopwatch, trials
-        )
-        best = self.ceilings
-        self.ceilings = replace(
-            best,
-            copy_gb_per_s=max(best.copy_gb_per_s, 2e-9 * self._bytes / copied),
-            matmul_gflop_per_s=max(best.matmul_gflop_per_s, 2e-9 * self._side**3 / multiplied),
-            convolution_gflop_per_s=max(
-                best.convolution_gflop_per_s, 1e-9 * self._convolution_flop / convolved
-            ),
-        )
         self._seconds = time.monotonic() - begun

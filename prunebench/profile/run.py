@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -235,57 +236,57 @@ class Profiler:
             model, self._example(), self._stopwatch,
             backend=settings.backend, compiled=bool(settings.compiled),
         )  # fmt: skip
-        for pattern, sparsity in settings.points():
+        for point in settings.points():
             if self._fits(0.0):
                 self._meter.try_again()
-            self._measure_layers(convolutions, pattern, sparsity)
-            self._measure_networks(networks, pattern, sparsity)
+            for layer in convolutions:
+                self._take(layer.name, point, partial(self._measure_layer, layer, *point))
+            self._take(WHOLE, point, partial(self._measure_networks, networks, *point))
 
-    def _measure_layers(self, convolutions: list[ConvLayer], pattern: str, sparsity: float | None) -> None:
-        """Each layer that should fit by the time that it took last."""
-        for layer in convolutions:
-            label = f"{point_name(pattern, sparsity)}: {layer.name}"
-            if not self._fits(self._seconds.get(layer.name, 0.0)):
-                self.left_out.append(label)
-                continue
-            self.tell(label)
-            begun = time.monotonic()
-            self.layers.append(self._measure_layer(layer, pattern, sparsity))
-            self._seconds[layer.name] = time.monotonic() - begun
+    def _take(self, name: str, point: tuple[str, float | None], measure: Callable[[], float | None]) -> None:
+        """Measure one thing if it should fit by the time that it took last; `measure` gives what to take off that.
 
-    def _measure_networks(self, networks: NetworkBenchmark, pattern: str, sparsity: float | None) -> None:
-        """The networks, if they should fit by the time that they took last, at first by that of the layers."""
-        label = f"{point_name(pattern, sparsity)}: {WHOLE}"
-        if not self._fits(self._seconds.get(WHOLE, sum(self._seconds.values()))):
+        Networks that were not measured yet are expected to take as long as all layers did.
+        """
+        label = f"{point_name(*point)}: {name}"
+        if not self._fits(self._seconds.get(name, sum(self._seconds.values()) if name == WHOLE else 0.0)):
             self.left_out.append(label)
             return
         self.tell(label)
-        begun, compiling = time.monotonic(), networks.compile_seconds
+        begun = time.monotonic()
+        once = measure() or 0.0
+        self._seconds[name] = time.monotonic() - begun - once
+
+    def _measure_networks(self, networks: NetworkBenchmark, pattern: str, sparsity: float | None) -> float:
+        """All variants of the network; gives the seconds of compiling, which is done once."""
+        before = networks.compile_seconds
         measured, self._choices[pattern, sparsity] = networks.measure(
             pattern, sparsity, self.settings.repeats or 1, self._end
         )
         self.networks += measured
-        compiling = networks.compile_seconds - compiling
-        self._seconds[WHOLE] = time.monotonic() - begun - compiling
+        return networks.compile_seconds - before
 
-    def _measure_layer(self, layer: ConvLayer, pattern: str, sparsity: float | None) -> LayerResult:
+    def _measure_layer(self, layer: ConvLayer, pattern: str, sparsity: float | None) -> None:
+        """All implementations of a layer."""
         settings = self.settings
-        assert settings.batch is not None
         entry = LayerResult(layer.name, layer.names, layer.shape.words, pattern, sparsity, None)
         mask = make_mask(layer.weight, pattern, sparsity)
         if isinstance(mask, str):
-            return replace(entry, not_measured=mask)
-        self._masks[len(self.layers)] = layer, block_density(mask), float(mask.double().mean())
-        entry = replace(entry, achieved=1 - float(mask.double().mean()))
+            self.layers.append(replace(entry, not_measured=mask))
+            return
+        density = float(mask.double().mean())
+        entry = replace(entry, achieved=1 - density)
         try:
-            inputs = make_inputs(layer, mask, settings.batch, self.device, self.dtype)
+            inputs = make_inputs(layer, mask, settings.batch or 1, self.device, self.dtype)
             timings = benchmark(
                 inputs, self._compiled, self._stopwatch,
                 backend=settings.backend, repeats=settings.repeats or 1, until=self._end,
             )  # fmt: skip
+            entry = replace(entry, timings=timings)
         except (RuntimeError, MemoryError) as error:  # e.g. out of memory: the other layers go on
-            return replace(entry, not_measured=one_line(error))
-        return replace(entry, timings=timings)
+            entry = replace(entry, not_measured=one_line(error))
+        self._masks[len(self.layers)] = layer, block_density(mask), density
+        self.layers.append(entry)
 
     def _completed(self) -> list[LayerResult]:
         """The layers with their roofs and what `auto` takes in the whole network."""
