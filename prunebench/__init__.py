@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prunebench.methods.criteria import criterion
     from prunebench.methods.experiment import Experiment, Pruned
 
+__version__ = "0.1.0"
 _HOMES = {
     "run": "prunebench.api",
     "load_results": "prunebench.api",
@@ -27,7 +28,7 @@ _HOMES = {
     "Pruned": "prunebench.methods.experiment",
 }
 
-__all__ = ["Experiment", "Pruned", "criterion", "load_results", "method", "run"]
+__all__ = ["Experiment", "Pruned", "__version__", "criterion", "load_results", "method", "run"]
 
 
 def __getattr__(name: str) -> Any:

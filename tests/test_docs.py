@@ -13,8 +13,8 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-import click
 import pytest
 import typer
 
@@ -37,7 +37,9 @@ def blocks(language: str) -> Iterator[tuple[str, str, str]]:
 
 
 def titled(name: str) -> str:
-    (text,) = [text for language in ("python", "toml") for _, title, text in blocks(language) if title == name]
+    (text,) = [
+        text for language in ("python", "toml") for _, title, text in blocks(language) if title == name
+    ]
     return text
 
 
@@ -65,8 +67,7 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 def test_commands_exist_with_their_options() -> None:
-    group = typer.main.get_command(app)
-    assert isinstance(group, click.Group)
+    group: Any = typer.main.get_command(app)
     assert len(commands()) > 20
     for page, (verb, *words) in commands():
         assert verb in group.commands, f"{page}: no verb {verb}"
@@ -79,8 +80,7 @@ def test_commands_exist_with_their_options() -> None:
 
 
 def test_the_table_of_commands_is_complete() -> None:
-    group = typer.main.get_command(app)
-    assert isinstance(group, click.Group)
+    group: Any = typer.main.get_command(app)
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     shown = re.findall(r"^\| `prunebench (\S+?)[ `]", page, flags=re.MULTILINE)
     assert sorted(shown) == sorted(name for name, command in group.commands.items() if not command.hidden)
@@ -91,7 +91,7 @@ def test_files_that_pages_name_exist() -> None:
         text = page.read_text(encoding="utf-8")
         for path in re.findall(r"`((?:prunebench|kernels|bench|tests|docs|leaderboard)/[\w./-]+)`", text):
             own = Path(path).name in {title for _, title, _ in blocks("python")}
-            assert own or (ROOT / path).exists(), f"{page.name}: {path} is not there"
+            assert own or "NAME" in path or (ROOT / path).exists(), f"{page.name}: {path} is not there"
 
 
 def test_examples_import_what_exists() -> None:

@@ -12,7 +12,6 @@ from prunebench.cli.sharing import artifacts_app, results_app
 
 app = typer.Typer(
     name="prunebench",
-    help="What a pruned vision model costs its minorities, and what it really gains in speed.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,6 +28,23 @@ DataOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--data-root", envvar="PRUNEBENCH_DATA", help="Where data sets lie."),
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from prunebench import __version__
+
+        typer.echo(f"prunebench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What a pruned vision model costs its minorities, and what it really gains in speed."""
 
 
 @app.command()
