@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from prunebench.errors import StoreError, UsageError
 from prunebench.results.store import CorruptRecord, Store, open_results
-from prunebench.runner.environment import requested_kernels
-from prunebench.runner.local import Event, InlineLauncher, LocalLauncher
-from prunebench.runner.plan import PlannedRun, RunContext, expand, plan
 from prunebench.suites import Suite, load_suite
 
 if TYPE_CHECKING:
     import polars
+
+    from prunebench.runner.local import Event, InlineLauncher, LocalLauncher
+    from prunebench.runner.plan import PlannedRun, RunContext
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,16 @@ def make_plan(
     device: str = "auto",
     keep_models: bool = True,
 ) -> SuitePlan:
-    """Expand a suite and see what is left to do; trains and writes nothing."""
-    requested_kernels()
+    """Expand a suite and see what is left to do; trains and writes nothing.
+
+    Names are checked before torch is imported: a misspelt one is answered at once.
+    """
     suite = load_suite(suite) if isinstance(suite, str) else suite
+    check_names(suite)
+    from prunebench.runner.environment import requested_kernels
+    from prunebench.runner.plan import RunContext, expand, plan
+
+    requested_kernels()
     root = data_root or os.environ.get("PRUNEBENCH_DATA") or None
     context = RunContext(
         Path(out) if out is not None else Path("results") / suite.name,
@@ -69,6 +76,17 @@ def make_plan(
         if entry.newer:
             raise StoreError(f"{entry.reason}, or choose another --out")
     return SuitePlan(suite, context, runs, plan(runs, store), damaged)
+
+
+def check_names(suite: Suite) -> None:
+    """Raise UsageError, with a suggestion, for a task or method that does not exist. Imports neither."""
+    from prunebench.methods.discovery import check_method_name
+    from prunebench.tasks.registry import find_family
+
+    for task in suite.tasks:
+        find_family(task)
+    for method in suite.methods:
+        check_method_name(method)
 
 
 def choose_device(device: str) -> str:
@@ -93,6 +111,8 @@ def choose_device(device: str) -> str:
 def make_launcher(context: RunContext, workers: int | None) -> LocalLauncher | InlineLauncher:
     """Worker processes: by default one a core, or one a GPU; `workers=0` runs in this process."""
     import torch
+
+    from prunebench.runner.local import InlineLauncher, LocalLauncher
 
     if workers == 0:
         return InlineLauncher()

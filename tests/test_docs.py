@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import itertools
 import re
 import shlex
 import subprocess
@@ -55,14 +56,16 @@ def module_of(name: str, folder: Path) -> ModuleType:
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """Words after `prunebench` of every command in the pages' shell blocks and tables."""
+    """Words after `prunebench` of every command in the pages' shell blocks."""
     found = []
     for page, _, text in blocks("sh"):
-        for line in text.splitlines():
-            for part in re.split(r"&&|;|\|", line.split(" #")[0].replace("$suite", "digits")):
-                words = shlex.split(part)
-                if "prunebench" in words:
-                    found.append((page, words[words.index("prunebench") + 1 :]))
+        for line in text.replace("$suite", "digits").splitlines():
+            lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+            lexer.whitespace_split = True
+            for joined, words in itertools.groupby(lexer, key=lambda word: set(word) <= set("&|;")):
+                command = [] if joined else list(words)
+                if "prunebench" in command and command[0] in ("uv", ".uv/bin/uv", "prunebench", "python3"):
+                    found.append((page, command[command.index("prunebench") + 1 :]))
     return found
 
 
@@ -71,8 +74,11 @@ def test_commands_exist_with_their_options() -> None:
     assert len(commands()) > 20
     for page, (verb, *words) in commands():
         assert verb in group.commands, f"{page}: no verb {verb}"
-        known = {option for parameter in group.commands[verb].params for option in parameter.opts}
-        known |= {option for parameter in group.commands[verb].params for option in parameter.secondary_opts}
+        command = group.commands[verb]
+        if hasattr(command, "commands"):
+            assert words[0] in command.commands, f"{page}: no verb {verb} {words[0]}"
+            command = command.commands[words[0]]
+        known = {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
         for word in words:
             assert not word.startswith("--") or word in known, f"{page}: prunebench {verb} has no {word}"
         if verb == "run" and not words[0].endswith(".toml"):

@@ -8,18 +8,20 @@ import hashlib
 import importlib
 import importlib.util
 import pkgutil
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import TYPE_CHECKING
 
-import prunebench.methods as package
 from prunebench.errors import UsageError, unknown
-from prunebench.methods.api import Method
-from prunebench.methods.criteria import Criterion
-from prunebench.methods.prune import prune_by
 
+if TYPE_CHECKING:
+    from prunebench.methods.api import Method
+
+FOLDER = Path(__file__).parent
 NO_CODE = ("__pycache__",)
 
 
@@ -163,12 +165,42 @@ def _imports(file: Path) -> Iterator[str]:
 def builtin_methods() -> dict[str, Method]:
     """All methods of the package, by name. Raises UsageError if two share one."""
     found: dict[str, Method] = {}
-    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
+    for info in sorted(pkgutil.iter_modules([str(FOLDER)]), key=lambda info: info.name):
+        module = importlib.import_module(f"{__package__}.{info.name}")
         for entry in _methods_in(module):
             if found.setdefault(entry.name, entry) != entry:
                 raise UsageError(f"two methods are called {entry.name!r}; the second is in {module.__name__}")
     return found
+
+
+def builtin_names() -> list[str]:
+    """Names of all methods of the package, read from its source: in an instant, without importing torch.
+
+    A name is the first text in a call at the top of a module, or in a decorator there: `@criterion("magnitude", ...)`,
+    `prune_by(magnitude, "magnitude-erk", ...)`.
+    """
+    found = []
+    for path in sorted(FOLDER.glob("*.py")):
+        for node in ast.parse(path.read_bytes()).body:
+            makers = [node.value] if isinstance(node, ast.Assign) else getattr(node, "decorator_list", [])
+            found += [name for maker in makers if (name := _first_text(maker)) is not None]
+    return found
+
+
+def _first_text(call: ast.expr) -> str | None:
+    """The first argument of a call that is a text, also of `maker("name")(...)`; None if there is none."""
+    if not isinstance(call, ast.Call):
+        return None
+    if isinstance(call.func, ast.Call):
+        return _first_text(call.func)
+    texts = (entry.value for entry in call.args if isinstance(entry, ast.Constant))
+    return next((text for text in texts if isinstance(text, str) and re.fullmatch(r"[\w.+-]+", text)), None)
+
+
+def check_method_name(name: str) -> None:
+    """Raise UsageError, with a suggestion, unless `name` is a method of the package or may be a user's file."""
+    if not (name.endswith(".py") or is_package(Path(name))) and name not in (known := builtin_names()):
+        raise unknown("method", name, known)
 
 
 def file_methods(path: Path) -> dict[str, Method]:
@@ -200,6 +232,10 @@ def is_package(path: Path) -> bool:
 
 
 def _methods_in(module: ModuleType) -> Iterator[Method]:
+    from prunebench.methods.api import Method
+    from prunebench.methods.criteria import Criterion
+    from prunebench.methods.prune import prune_by
+
     for value in vars(module).values():
         if isinstance(value, Criterion):
             home = value.score.__module__

@@ -155,7 +155,7 @@ def _encode(text: object, encoding: object) -> bytes:
     return text.encode("latin1")
 
 
-class _Reader(pickle.Unpickler):
+class _PickleReader(pickle.Unpickler):
     """Reads the batches without running what they name: four names are known, and each stands for code above."""
 
     def find_class(self, module: str, name: str) -> Any:
@@ -174,7 +174,7 @@ class _Reader(pickle.Unpickler):
 def _read_pickle(path: Path) -> tuple[Bytes, Bytes]:
     """Planes `[N, 3072]` and labels `[N]` of a batch. Raises DataError for anything else in it."""
     try:
-        values = _Reader(io.BytesIO(_bytes_of(path)), encoding="bytes").load()
+        values = _PickleReader(io.BytesIO(_bytes_of(path)), encoding="bytes").load()
         named = {key.decode() if isinstance(key, bytes) else key: value for key, value in values.items()}
         planes, labels = named["data"].values, np.asarray(named["labels"], dtype=np.uint8)
         if planes.shape != (len(labels), PIXELS) or not len(labels):

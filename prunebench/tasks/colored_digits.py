@@ -7,6 +7,7 @@ once in each colour, so each class x colour is exactly equally likely. The test 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +40,25 @@ def split_digits(
 
 def read_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The grey digits, 0-255: float32 `[1797, 8, 8]`, and their labels, int64 `[1797]`."""
+    table = _digits_table()
+    images = table[:, :-1].reshape(-1, 8, 8)
+    return (images * (255.0 / 16.0)).astype(np.float32), table[:, -1].astype(np.int64)
+
+
+def _digits_table() -> NDArray[np.float64]:
+    """scikit-learn's file of digits, `[1797, 65]`: pixels 0-16, then the label.
+
+    The file itself, where it lies as it does in every release: importing scikit-learn takes as long as importing torch.
+    """
+    package = importlib.util.find_spec("sklearn")
+    for folder in (package.submodule_search_locations or ()) if package is not None else ():
+        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            return np.loadtxt(path, delimiter=",")
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    return (bunch.images * (255.0 / 16.0)).astype(np.float32), bunch.target.astype(np.int64)
+    return np.column_stack([bunch.data, bunch.target])
 
 
 def fingerprint_digits() -> str:

@@ -1,21 +1,26 @@
-"""Task names: `family@parameter`, a family alone where it takes none, or `disent:PATH` for one's own folder."""
+"""Task names: `family@parameter`, a family alone where it takes none, or `disent:PATH` for one's own folder.
+
+A task's module is imported when the task is opened: names are known, and wrong ones answered, without torch.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from prunebench.errors import UsageError, unknown
-from prunebench.tasks.backdoor import open_backdoor
-from prunebench.tasks.base import Task
-from prunebench.tasks.celeba import open_celeba
-from prunebench.tasks.colored_digits import ColoredDigits
-from prunebench.tasks.colored_mnist import ColoredMnist
-from prunebench.tasks.corrupted_cifar10 import CorruptedCifar10, NoisyCifar10
-from prunebench.tasks.digit_attributes import DigitAttributes
+
+if TYPE_CHECKING:
+    from prunebench.tasks.base import Task
 
 SHARES = ("0.5pct", "1pct", "2pct", "5pct")
+
+
+def _any_parameter(name: str, parameter: str) -> None:
+    """No rule: `open` knows more."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,9 @@ class Family:
     """Tasks whose names begin alike. `open(name, parameter, data_root)` gives one of them.
 
     `name` is the whole name as it was given and `parameter` what stands behind the separator, empty if nothing
-    does; `open` raises UsageError, with a suggestion, for a parameter that it cannot read. `examples` are whole
-    names, listed by `prunebench ls tasks`; `pattern` stands for them in hints where only a user can name one.
+    does; `check` and `open` raise UsageError, with a suggestion, for a parameter that they cannot read, `check` without
+    importing the task. `examples` are whole names, listed by `prunebench ls tasks`; `pattern` stands for them in hints
+    where only a user can name one.
     """
 
     name: str
@@ -32,6 +38,7 @@ class Family:
     examples: tuple[str, ...] = ()
     pattern: str = ""
     separator: str = "@"
+    check: Callable[[str, str], None] = _any_parameter
 
     @property
     def hints(self) -> tuple[str, ...]:
@@ -39,56 +46,59 @@ class Family:
         return self.examples or (self.pattern,)
 
 
-def _colored(family: str, task: Callable[[float], Task]) -> Family:
+def _load(home: str) -> Any:
+    """The class or function at `module:name`, of this folder."""
+    module, _, name = home.partition(":")
+    return getattr(importlib.import_module(f"prunebench.tasks.{module}"), name)
+
+
+def _colored(family: str, home: str) -> Family:
     """A family whose parameter is the share of bias-conflicting images, one of SHARES."""
     examples = tuple(f"{family}@{share}" for share in SHARES)
 
-    def open_share(name: str, parameter: str, _: Path | None) -> Task:
+    def check(name: str, parameter: str) -> None:
         if not parameter:
             raise UsageError(f"task {name!r} needs its share of bias-conflicting images: {family}@2pct")
         if parameter not in SHARES:
             raise unknown("task", name, examples)
-        return task(float(parameter.removesuffix("pct")) / 100)
 
-    return Family(family, open_share, examples)
+    def open_share(_: str, parameter: str, __: Path | None) -> Task:
+        return _load(home)(float(parameter.removesuffix("pct")) / 100)
+
+    return Family(family, open_share, examples, check=check)
 
 
-def _only(task: Callable[[], Task], family: str) -> Family:
+def _only(family: str, home: str) -> Family:
     """A family of one task, which takes no parameter."""
 
-    def open_only(name: str, _: str, __: Path | None) -> Task:
+    def check(name: str, _: str) -> None:
         if name != family:
             raise UsageError(f"task {name!r}: {family} takes no parameter; leave out {name[len(family) :]!r}")
-        return task()
 
-    return Family(family, open_only, (family,))
-
-
-def _open_disent(_: str, parameter: str, data_root: Path | None) -> Task:
-    from prunebench.tasks.disent import open_disent
-
-    return open_disent(parameter, data_root)
+    return Family(family, lambda *_: _load(home)(), (family,), check=check)
 
 
+BACKDOORS = (
+    "backdoor@digits/even/grey",
+    "backdoor@digits/even/yellow",
+    "backdoor@digits/large/grey/35pct",
+    "backdoor@mnist/even/yellow",
+    "backdoor@celeba/Blond_Hair/grey",
+)
 FAMILIES: tuple[Family, ...] = (
-    _colored("colored-digits", ColoredDigits),
-    _colored("colored-mnist", ColoredMnist),
-    _colored(CorruptedCifar10.family_name, CorruptedCifar10),
-    _colored(NoisyCifar10.family_name, NoisyCifar10),
-    _only(DigitAttributes, DigitAttributes.name),
+    _colored("colored-digits", "colored_digits:ColoredDigits"),
+    _colored("colored-mnist", "colored_mnist:ColoredMnist"),
+    _colored("corrupted-cifar10", "corrupted_cifar10:CorruptedCifar10"),
+    _colored("corrupted-cifar10-type1", "corrupted_cifar10:NoisyCifar10"),
+    _only("digit-attributes", "digit_attributes:DigitAttributes"),
+    Family("backdoor", lambda *named: _load("backdoor:open_backdoor")(*named), BACKDOORS),
+    Family("celeba", lambda *named: _load("celeba:open_celeba")(*named), ("celeba", "celeba@Blond_Hair")),
     Family(
-        "backdoor",
-        open_backdoor,
-        (
-            "backdoor@digits/even/grey",
-            "backdoor@digits/even/yellow",
-            "backdoor@digits/large/grey/35pct",
-            "backdoor@mnist/even/yellow",
-            "backdoor@celeba/Blond_Hair/grey",
-        ),
+        "disent",
+        lambda _, path, data_root: _load("disent:open_disent")(path, data_root),
+        pattern="disent:PATH",
+        separator=":",
     ),
-    Family("celeba", open_celeba, ("celeba", "celeba@Blond_Hair")),
-    Family("disent", _open_disent, pattern="disent:PATH", separator=":"),
 )
 
 
@@ -97,13 +107,20 @@ def describe_families() -> list[str]:
     return [example for family in FAMILIES for example in family.examples]
 
 
+def find_family(name: str) -> tuple[Family, str]:
+    """The family of a task's name, and the parameter in it. Raises UsageError with a suggestion when there is none."""
+    for family in FAMILIES:
+        head, separator, parameter = name.partition(family.separator)
+        if head == family.name and (separator or not family.pattern):
+            family.check(name, parameter)
+            return family, parameter
+    raise unknown("task", name, [hint for family in FAMILIES for hint in family.hints])
+
+
 def resolve_task(name: str, data_root: Path | None = None) -> Task:
     """The task called `name`. Raises UsageError with a suggestion when there is none.
 
     The PATH of `disent:PATH` is looked for from here, then under `data_root`.
     """
-    for family in FAMILIES:
-        head, separator, parameter = name.partition(family.separator)
-        if head == family.name and (separator or not family.pattern):
-            return family.open(name, parameter, data_root)
-    raise unknown("task", name, [hint for family in FAMILIES for hint in family.hints])
+    family, parameter = find_family(name)
+    return family.open(name, parameter, data_root)
