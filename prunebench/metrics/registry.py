@@ -14,6 +14,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, Literal
 
@@ -42,6 +43,8 @@ NEEDS: Mapping[str, str] = MappingProxyType(
 )
 """What a metric's parameters may be called, and what they get (`evaluated.EvaluatedSplit` serves them)."""
 
+FOLDER = Path(__file__).parent / "recorded"
+"""Whose modules hold the metrics; they are found there, not listed."""
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -145,11 +148,9 @@ def metrics() -> tuple[Metric, ...]:
     Raises:
         UsageError: where two share a name.
     """
-    import prunebench.metrics.recorded as folder
-
     found: dict[str, Metric] = {}
-    for info in sorted(pkgutil.iter_modules(folder.__path__), key=lambda info: info.name):
-        module = importlib.import_module(f"{folder.__name__}.{info.name}")
+    for info in sorted(pkgutil.iter_modules([str(FOLDER)]), key=lambda info: info.name):
+        module = importlib.import_module(f"{__package__}.{FOLDER.name}.{info.name}")
         for entry in metrics_in(module):
             if entry.name in found:
                 raise UsageError(f"two metrics are called {entry.name!r}; the second is in {module.__name__}")
