@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import json
 import math
 import random
@@ -17,38 +17,51 @@ import pytest
 from board_records import CELL, MACHINE, RECIPE, cost, failed, full_records, metrics, run
 
 from prunebench.errors import StoreError
-from prunebench.leaderboard import build_board, write_board
-from prunebench.leaderboard.board import Section
-from prunebench.leaderboard.curves import LABEL_GAP, Label, curves_svg, spread_labels, value_range
-from prunebench.leaderboard.figures import method_styles, position, section_figures
-from prunebench.leaderboard.layout import accuracy_sheet, cost_sheet, mining_sheet, speed_summary
-from prunebench.leaderboard.markdown import board_markdown, escape
-from prunebench.leaderboard.rows import Row
-from prunebench.leaderboard.site import as_script_json, page_html
-from prunebench.leaderboard.terminal import terminal_table
-from prunebench.leaderboard.words import MISSING, in_percent, number
+from prunebench.leaderboard import build_board, columns, write_board
+from prunebench.leaderboard.build import MANIFEST, board_markdown, page_html
+from prunebench.leaderboard.columns import (
+    BoardLine,
+    accuracy_table,
+    board_table,
+    board_terminal,
+    cost_table,
+    mining_table,
+    speed_summary,
+)
+from prunebench.leaderboard.plots import curve_plot, method_styles, track_grid, track_plots
+from prunebench.leaderboard.readme import board_excerpt, shown_rows, update_readme
+from prunebench.leaderboard.values import MethodRow, Track
+from prunebench.metrics.registry import metric_named
+from prunebench.metrics.registry import metrics as metrics_of_registry
+from prunebench.report.format import MISSING, sparsity_place
+from prunebench.report.markdown import escape
+from prunebench.report.plot import REFERENCE, limits
+from prunebench.report.plotly import plotly_figure
+from prunebench.report.svg import svg
+from prunebench.report.table import Table
 from prunebench.results.frame import results_frame
 from prunebench.results.record import Mining, RunRecord
-from prunebench.stats.intervals import Interval
 
 NASTY = '</script><script>alert("x")</script><img src=x onerror=y()> | `code` **bold** [a](javascript:b)\n# c'
 
 
-def only_section(records: list[RunRecord]) -> Section:
-    (section,) = build_board(records).sections
-    return section
+def only_track(records: list[RunRecord]) -> Track:
+    (track,) = build_board(records).tracks
+    return track
 
 
-def row_of(section: Section, method: str, sparsity: float | None) -> Row:
-    (row,) = (row for row in section.rows if (row.method, row.sparsity) == (method, sparsity))
+def row_of(track: Track, method: str, sparsity: float | None) -> MethodRow:
+    (row,) = (row for row in track.rows if (row.method, row.sparsity) == (method, sparsity))
     return row
 
 
-def texts(section: Section, sheet: Callable[[Section], Any], method: str, sparsity: str) -> dict[str, str]:
-    """The cells of one row by column."""
-    made = sheet(section)
-    (cells,) = (row for row in made.rows if (row[0].text, row[1].text) == (sparsity, method))
-    return {column.title: cell.text for column, cell in zip(made.columns, cells, strict=True)}
+def texts(
+    track: Track, table: Callable[[Track], Table[BoardLine]], method: str, sparsity: str
+) -> dict[str, str]:
+    """The cells of one row by the keys of their columns."""
+    made = table(track)
+    (line,) = (line for line in made.rows if (line.row.tag, line.row.method) == (sparsity, method))
+    return dict(zip(made.keys, (cell.text for cell in made.cells(line)), strict=True))
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -103,37 +116,37 @@ def test_the_frame_does_not_depend_on_the_order_of_records() -> None:
 
 def test_means_with_intervals_by_hand() -> None:
     """0.40, 0.45, 0.50: mean 0.45, s = 0.05, half-width 4.302653 * 0.05 / sqrt(3) = 0.1242."""
-    section = only_section([run("alpha", 0.5, seed, 0.40 + 0.05 * seed) for seed in range(3)])
-    row = row_of(section, "alpha", 0.5)
+    track = only_track([run("alpha", 0.5, seed, 0.40 + 0.05 * seed) for seed in range(3)])
+    row = row_of(track, "alpha", 0.5)
     assert row.metric("conflicting").mean == pytest.approx(0.45)
     assert row.metric("conflicting").half_width == pytest.approx(0.124207, abs=1e-6)
-    cells = texts(section, accuracy_sheet, "alpha", "0.5")
-    assert cells["Conflicting"] == "45.0 ± 12.4"
-    assert cells["Aligned"] == "90.0 ± 0.0"
-    assert cells["Seeds"] == "3/3"
+    cells = texts(track, accuracy_table, "alpha", "0.5")
+    assert cells["conflicting"] == "45.0 ± 12.4"
+    assert cells["aligned"] == "90.0 ± 0.0"
+    assert cells["seeds"] == "3/3"
 
 
 def test_one_seed_has_a_mean_without_half_width_and_no_rank() -> None:
-    section = only_section([run("alpha", 0.5, 0, 0.4), run("beta", 0.5, 0, 0.3)])
-    cells = texts(section, accuracy_sheet, "alpha", "0.5")
-    assert cells["Conflicting"] == "40.0 ± \u2013"
-    assert cells["Rank (conflicting)"] == MISSING
+    track = only_track([run("alpha", 0.5, 0, 0.4), run("beta", 0.5, 0, 0.3)])
+    cells = texts(track, accuracy_table, "alpha", "0.5")
+    assert cells["conflicting"] == "40.0 ± \u2013"
+    assert cells["conflicting_rank"] == MISSING
 
 
-@pytest.mark.parametrize("sheet", [accuracy_sheet, cost_sheet])
+@pytest.mark.parametrize("table", [accuracy_table, cost_table])
 @pytest.mark.parametrize(("method", "seeds"), [("gamma", "2/3"), ("delta", "2/3")])
 def test_a_missing_or_failed_seed_leaves_no_mean(
-    sheet: Callable[[Section], Any], method: str, seeds: str
+    table: Callable[[Track], Table[BoardLine]], method: str, seeds: str
 ) -> None:
-    cells = texts(only_section(full_records()), sheet, method, "0.9")
-    known = {"Sparsity", "Method", "Supervision", "Seeds"}
-    assert cells["Seeds"] == seeds
+    cells = texts(only_track(full_records()), table, method, "0.9")
+    known = {"sparsity", "method", "supervision", "seeds"}
+    assert cells["seeds"] == seeds
     assert {text for title, text in cells.items() if title not in known} == {MISSING}
 
 
 def test_reasons_stand_below_the_table() -> None:
-    section = only_section(full_records())
-    assert section.problems == (
+    track = only_track(full_records())
+    assert track.problems == (
         "delta at sparsity 0.9, seed 1: failed: MaskError: layer head.weight is empty",
         "gamma at sparsity 0.9, seed 2: no record",
     )
@@ -141,22 +154,22 @@ def test_reasons_stand_below_the_table() -> None:
 
 def test_equal_reasons_are_told_once_and_long_ones_are_cut() -> None:
     records = [failed("alpha", 0.5, seed, "out of memory\n  at step 3" + "!" * 400) for seed in range(2)]
-    (line,) = only_section([*records, run("alpha", 0.5, 2)]).problems
+    (line,) = only_track([*records, run("alpha", 0.5, 2)]).problems
     assert line.startswith("alpha at sparsity 0.5, seeds 0, 1: failed: out of memory at step 3!!!")
     assert line.endswith("...")
 
 
 def test_a_sparsity_without_any_record_of_a_method_is_named() -> None:
-    section = only_section([run("alpha", 0.5, 0), run("alpha", 0.9, 0), run("beta", 0.5, 0)])
-    assert section.problems == ("beta: no record at sparsity 0.9",)
+    track = only_track([run("alpha", 0.5, 0), run("alpha", 0.9, 0), run("beta", 0.5, 0)])
+    assert track.problems == ("beta: no record at sparsity 0.9",)
 
 
 def test_an_undefined_metric_of_one_seed_makes_an_undefined_mean() -> None:
     records = [run("alpha", 0.5, seed) for seed in range(2)]
     records.append(run("alpha", 0.5, 2, metrics=metrics(0.4) | {"conflicting": None}))
-    cells = texts(only_section(records), accuracy_sheet, "alpha", "0.5")
-    assert cells["Conflicting"] == MISSING
-    assert cells["Unbiased"] == "65.0 ± 0.0"
+    cells = texts(only_track(records), accuracy_table, "alpha", "0.5")
+    assert cells["conflicting"] == MISSING
+    assert cells["unbiased"] == "65.0 ± 0.0"
 
 
 def test_an_ok_record_counts_before_a_failed_one_of_the_same_run() -> None:
@@ -165,28 +178,28 @@ def test_an_ok_record_counts_before_a_failed_one_of_the_same_run() -> None:
     for records in ([good, bad, later], [later, bad, good]):
         board = build_board(records)
         assert (board.runs, board.ok, board.duplicates) == (1, 1, 2)
-        assert board.sections[0].rows[0].metric("conflicting").mean == 0.2
+        assert board.tracks[0].rows[0].metric("conflicting").mean == 0.2
 
 
 # Ranks
 
 
 def test_ties_share_a_rank_within_a_sparsity() -> None:
-    section = only_section(full_records())
-    ranks = {row.method: str(row.ranks["unbiased"]) for row in section.pruned if row.sparsity == 0.5}
+    track = only_track(full_records())
+    ranks = {row.method: str(row.ranks["unbiased"]) for row in track.pruned if row.sparsity == 0.5}
     assert ranks == {"alpha": "1=", "beta": "1=", "gamma": "3=", "delta": "3="}
-    assert texts(section, accuracy_sheet, "alpha", "0.5")["Rank (conflicting)"] == "1="
+    assert texts(track, accuracy_table, "alpha", "0.5")["conflicting_rank"] == "1="
 
 
 def test_incomplete_dense_and_native_rows_are_not_ranked() -> None:
-    section = only_section(full_records())
-    ranked = {(row.method, row.sparsity) for row in section.rows if row.ranks.get("unbiased")}
+    track = only_track(full_records())
+    ranked = {(row.method, row.sparsity) for row in track.rows if row.ranks.get("unbiased")}
     assert {(method, 0.9) for method in ("alpha", "beta")} < ranked
     assert not {("gamma", 0.9), ("delta", 0.9), ("dense", 0.0), ("native", None)} & ranked
 
 
 def test_rows_are_in_order_of_sparsity_then_accuracy_with_dense_first() -> None:
-    rows = [(row.method, row.sparsity) for row in only_section(full_records()).rows]
+    rows = [(row.method, row.sparsity) for row in only_track(full_records()).rows]
     assert rows[0] == ("dense", 0.0)
     assert rows[-1] == ("native", None)
     assert [method for method, sparsity in rows if sparsity == 0.9] == ["alpha", "beta", "delta", "gamma"]
@@ -204,20 +217,20 @@ def test_rows_are_in_order_of_sparsity_then_accuracy_with_dense_first() -> None:
         ({"recipe": replace(RECIPE, steps=999)}, "steps 999"),
     ],
 )
-def test_runs_that_differ_in_what_is_trained_get_their_own_section(cell: dict[str, Any], words: str) -> None:
+def test_runs_that_differ_in_what_is_trained_get_their_own_track(cell: dict[str, Any], words: str) -> None:
     board = build_board([run("alpha", 0.5, 0, 0.2), run("alpha", 0.5, 0, 0.8, cell=cell)])
-    assert [section.task for section in board.sections] == ["digits@2pct", "digits@2pct"]
-    assert sorted(s.rows[0].metric("conflicting").mean for s in board.sections) == [0.2, 0.8]
-    assert {section.slug for section in board.sections} == {"digits-2pct", "digits-2pct-2"}
-    (titled,) = (section for section in board.sections if words in section.title)
+    assert [track.task for track in board.tracks] == ["digits@2pct", "digits@2pct"]
+    assert sorted(s.rows[0].metric("conflicting").mean for s in board.tracks) == [0.2, 0.8]
+    assert {track.slug for track in board.tracks} == {"digits-2pct", "digits-2pct-2"}
+    (titled,) = (track for track in board.tracks if words in track.title)
     assert titled.differs == words
-    assert f"Not averaged with the other sections of digits@2pct: here {words}." in board_markdown(board)
+    assert f"Not averaged with the other tracks of digits@2pct: here {words}." in board_markdown(board)
 
 
-def test_titles_of_sections_say_as_little_as_tells_them_apart() -> None:
+def test_titles_of_tracks_say_as_little_as_tells_them_apart() -> None:
     cells = [{}, {"model": "resnet"}, {"model": "resnet", "recipe": replace(RECIPE, steps=999)}]
     board = build_board([run("alpha", 0.5, 0, cell=cell) for cell in cells])
-    assert {section.title for section in board.sections} == {
+    assert {track.title for track in board.tracks} == {
         "digits@2pct (model convnet)",
         "digits@2pct (model resnet, steps 400)",
         "digits@2pct (model resnet, steps 999)",
@@ -226,8 +239,8 @@ def test_titles_of_sections_say_as_little_as_tells_them_apart() -> None:
 
 def test_settings_and_versions_of_a_method_are_rows_of_their_own() -> None:
     changes = [{"params": (("a", 1), ("b", 2))}, {"params": (("a", 3), ("b", 2))}, {"method_version": "2"}]
-    section = only_section([run("alpha", 0.5, 0, cell=cell) for cell in changes])
-    assert {row.method for row in section.rows} == {
+    track = only_track([run("alpha", 0.5, 0, cell=cell) for cell in changes])
+    assert {row.method for row in track.rows} == {
         "alpha (a=1, b=2, version=1)",
         "alpha (a=3, b=2, version=1)",
         "alpha (version=2)",
@@ -237,7 +250,7 @@ def test_settings_and_versions_of_a_method_are_rows_of_their_own() -> None:
 def test_differing_splits_and_precisions_are_told() -> None:
     records = [run("alpha", 0.5, 0), run("beta", 0.5, 0, splits_hash="other")]
     records.append(run("gamma", 0.5, 0, environment=MACHINE | {"precision": "bf16"}))
-    notes = only_section(records).notes
+    notes = only_track(records).notes
     assert any("different precisions: bf16, fp32" in note for note in notes)
     assert any("seed 0 saw different splits" in note for note in notes)
 
@@ -248,15 +261,15 @@ def test_differing_splits_and_precisions_are_told() -> None:
 def test_latency_is_a_median_and_speed_up_a_mean_of_ratios() -> None:
     """Dense 1, 2, 9 ms and pruned 1, 1, 3 ms: medians 2 and 1, ratios 1, 2, 3 with mean 2 ± 2.48."""
     times = [(1.0, 1.0), (2.0, 1.0), (9.0, 3.0)]
-    section = only_section([run("alpha", 0.9, s, cost=cost(0.9, *pair)) for s, pair in enumerate(times)])
-    cells = texts(section, cost_sheet, "alpha", "0.9")
-    assert (cells["Latency dense, ms"], cells["Latency pruned, ms"]) == ("2.00", "1.00")
-    assert cells["Measured speed-up"] == "2.00 ± 2.48\u00d7"
-    assert cells["Theoretical speed-up"] == "10.00\u00d7"
-    assert (cells["Non-zero parameters"], cells["Share"]) == ("100", "10.0")
-    assert (cells["MACs dense, M"], cells["MACs non-zero, M"]) == ("4.00", "0.400")
-    assert cells["Training"] == "1.50\u00d7"
-    summary = speed_summary(section)
+    track = only_track([run("alpha", 0.9, s, cost=cost(0.9, *pair)) for s, pair in enumerate(times)])
+    cells = texts(track, cost_table, "alpha", "0.9")
+    assert (cells["dense_ms"], cells["pruned_ms"]) == ("2.00", "1.00")
+    assert cells["speed_up"] == "2.00 ± 2.48\u00d7"
+    assert cells["theoretical_speed_up"] == "10.00\u00d7"
+    assert (cells["nonzero_parameters"], cells["nonzero_share"]) == ("100", "10.0")
+    assert (cells["macs"], cells["nonzero_macs"]) == ("4.00", "0.400")
+    assert cells["training"] == "1.50\u00d7"
+    summary = speed_summary(track)
     assert summary is not None
     assert "10.0\u00d7 as fast; measured, it is 2.00\u00d7 as fast" in summary
 
@@ -265,25 +278,29 @@ def test_machines_are_never_mixed() -> None:
     gpu = MACHINE | {"device": "cuda", "gpu": "Accelerator"}
     records = [run("alpha", 0.9, seed, cost=cost(0.9, 1.0, 1.0)) for seed in range(2)]
     records.append(run("alpha", 0.9, 2, environment=gpu, cost=cost(0.9, 40.0, 10.0)))
-    section = only_section([*records, failed("beta", 0.9, 0, "no")])
-    sheet = cost_sheet(section)
-    machines = {
-        row[-1].text: [cell.text for cell in row][7:10] for row in sheet.rows if row[1].text == "alpha"
-    }
-    assert machines == {
-        "Processor One, 2 threads, batch of 64, dense kernels with zeros (2)": [
+    track = only_track([*records, failed("beta", 0.9, 0, "no")])
+    table = cost_table(track)
+    shown = table.choose("machine", "speed_up", "dense_ms", "pruned_ms")
+    rows = [[cell.text for cell in shown.cells(line)] for line in shown.rows if line.row.method == "alpha"]
+    assert rows == [
+        [
+            "Processor One, 2 threads, batch of 64, dense kernels with zeros (2)",
             "1.00 ± 0.00\u00d7",
             "1.00",
             "1.00",
         ],
-        "Accelerator with Processor One, batch of 64, dense kernels with zeros (1)": [
+        [
+            "Accelerator with Processor One, batch of 64, dense kernels with zeros (1)",
             "4.00 ± \u2013\u00d7",
             "40.00",
             "10.00",
         ],
-    }
-    assert any("different machines" in note for note in section.notes)
-    assert row_of(section, "alpha", 0.9).metric("conflicting").n == 3
+    ]
+    # Where all setups of a row stand in one line, each has its own number there.
+    both = texts(track, board_table, "alpha", "0.9")
+    assert both["speed_up"] == "1.00 ± 0.00\u00d7, 4.00 ± \u2013\u00d7"
+    assert any("different machines" in note for note in track.notes)
+    assert row_of(track, "alpha", 0.9).metric("conflicting").n == 3
 
 
 def test_threads_batch_and_kind_of_inference_are_part_of_the_machine() -> None:
@@ -291,28 +308,27 @@ def test_threads_batch_and_kind_of_inference_are_part_of_the_machine() -> None:
     packed = replace(cost(0.9, 1.0, 1.0), latency_path="sparsify: auto")
     fallback = replace(cost(0.9, 1.0, 1.0), latency_path="dense kernels with zeros (a reason)")
     slower = run("beta", 0.9, 0, environment=MACHINE | {"threads": 1})
-    section = only_section(
+    track = only_track(
         [run("alpha", 0.9, 0), slower, run("gamma", 0.9, 0, cost=single), run("gamma", 0.9, 1, cost=packed),
          run("gamma", 0.9, 2, cost=fallback)]
     )  # fmt: skip
-    labels = [machine.label for machine in section.machines]
+    labels = [machine.label for machine in track.machines]
     assert len(labels) == 4
     assert "Processor One, 2 threads, batch of 64, sparse inference" in labels
 
 
 def test_mining_is_shown_for_methods_that_mine() -> None:
-    sheet = mining_sheet(only_section(full_records()))
-    assert sheet is not None
-    (row,) = sheet.rows
-    assert [cell.text for cell in row] == ["native", "native", "60.0 ± 0.0", "75.0 ± 0.0"]
-    assert mining_sheet(only_section([run("alpha", 0.5, 0)])) is None
+    table = mining_table(only_track(full_records()))
+    assert table is not None
+    assert table.texts() == [["native", "native", "60.0 ± 0.0", "75.0 ± 0.0"]]
+    assert mining_table(only_track([run("alpha", 0.5, 0)])) is None
 
 
 def test_undefined_mining_precision_is_a_dash() -> None:
     nothing = Mining(mined=0, conflicting=40, precision=None, recall=0.0)
-    sheet = mining_sheet(only_section([run("alpha", 0.5, 0, mining=nothing)]))
-    assert sheet is not None
-    assert sheet.rows[0][2].text == MISSING
+    table = mining_table(only_track([run("alpha", 0.5, 0, mining=nothing)]))
+    assert table is not None
+    assert table.texts()[0][2] == MISSING
 
 
 def test_board_facts() -> None:
@@ -336,8 +352,55 @@ def test_uncommitted_code_is_told() -> None:
 
 
 def test_groups_are_averaged_over_seeds() -> None:
-    row = row_of(only_section([run("alpha", 0.5, 0, 0.2), run("alpha", 0.5, 1, 0.4)]), "alpha", 0.5)
+    row = row_of(only_track([run("alpha", 0.5, 0, 0.2), run("alpha", 0.5, 1, 0.4)]), "alpha", 0.5)
     assert row.groups == ((0.9, pytest.approx(0.3)), (pytest.approx(0.3), 0.9))
+
+
+# What the registry says
+
+
+def test_a_metric_of_the_registry_is_a_column_everywhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One definition: it heads a column of the tables, of the README's excerpt and of the page, with its words."""
+    toy = replace(
+        metric_named("bias_gap"),
+        name="toy",
+        title="Toy metric",
+        short="Toy",
+        help="Of no use",
+        unit="",
+        decimals=2,
+    )
+    monkeypatch.setattr(columns, "metrics", lambda: (*metrics_of_registry(), toy))
+    records = [run("magnitude", 0.9, seed, metrics=metrics(0.4) | {"toy": 0.25 * seed}) for seed in range(3)]
+    board = write_board(records, tmp_path)
+    assert texts(board.tracks[0], accuracy_table, "magnitude", "0.9")["toy"] == "0.25 ± 0.62"
+    readme = tmp_path / "readme.md"
+    readme.write_text("<!-- board:begin -->\n<!-- board:end -->\n")
+    update_readme(board, readme)
+    for text in (readme.read_text(), (tmp_path / "README.md").read_text()):
+        assert "| Toy |" in text
+        assert "| 0.25 ± 0.62 |" in text
+    page = (tmp_path / "site" / "index.html").read_text()
+    assert 'title="Toy metric: of no use"' in page
+    assert "0.25 ± 0.62" in page
+    assert results_frame(records)["toy"].to_list() == [0.0, 0.25, 0.5]
+    # A track whose records lack it has no column of dashes.
+    assert "toy" not in accuracy_table(only_track(full_records())).keys
+
+
+def test_the_readmes_table_is_short_and_holds_the_baseline() -> None:
+    values = {f"method-{i}": 0.1 + i / 20 for i in range(12)} | {"magnitude": 0.05, "dense": 0.3}
+    records = [
+        run(name, 0.0 if name == "dense" else 0.9, s, v) for name, v in values.items() for s in range(2)
+    ]
+    rows, left = shown_rows(only_track(records))
+    assert [row.method for row in rows] == ["dense", *(f"method-{i}" for i in range(11, 5, -1)), "magnitude"]
+    assert left == 6
+    assert "the best by unbiased accuracy and the baseline, 6 more on the board" in board_excerpt(
+        build_board(records), "f"
+    )
 
 
 # Files
@@ -352,6 +415,7 @@ def test_the_board_is_byte_identical_whatever_the_order(tmp_path: Path) -> None:
     first = files_of(tmp_path / "first")
     assert first == files_of(tmp_path / "second") == files_of(tmp_path / "third")
     assert sorted(first) == [
+        "MANIFEST.sha256",
         "README.md",
         "figures/digits-2pct.svg",
         "figures/other.svg",
@@ -371,6 +435,14 @@ def test_files_are_text_that_ends_with_a_newline_and_knows_no_place(tmp_path: Pa
             assert b"https://" not in data, f"{name} points to the network"
 
 
+def test_the_manifest_is_what_sha256sum_checks(tmp_path: Path) -> None:
+    write_board(full_records(), tmp_path)
+    listed = dict(line.split("  ")[::-1] for line in (tmp_path / MANIFEST).read_text().splitlines())
+    files = files_of(tmp_path)
+    assert set(listed) == set(files) - {MANIFEST, "site/plotly.min.js"}
+    assert all(hashlib.sha256(files[name]).hexdigest() == digest for name, digest in listed.items())
+
+
 def test_the_page_names_plotly_beside_it_and_stays_small(tmp_path: Path) -> None:
     write_board(full_records(), tmp_path)
     page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
@@ -381,16 +453,16 @@ def test_the_page_names_plotly_beside_it_and_stays_small(tmp_path: Path) -> None
 
 def test_an_empty_board_is_valid_and_says_so(tmp_path: Path) -> None:
     board = write_board([], tmp_path)
-    assert board.sections == ()
+    assert board.tracks == ()
     for name in ("README.md", "site/index.html"):
         assert "There are no records yet" in (tmp_path / name).read_text(encoding="utf-8")
     assert "<script src" not in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
-    assert terminal_table(board) == []
+    assert board_terminal(board) == []
 
 
 def test_a_board_of_failures_only_has_no_figures(tmp_path: Path) -> None:
     board = write_board([failed("alpha", 0.5, 0, "no"), failed("dense", 0.0, 0, "no")], tmp_path)
-    assert not board.sections[0].finished
+    assert not board.tracks[0].finished
     assert not (tmp_path / "figures").exists()
     assert "alpha at sparsity 0.5, seed 0: failed: no" in (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "![" not in (tmp_path / "README.md").read_text(encoding="utf-8")
@@ -419,7 +491,10 @@ def test_markdown_says_what_its_numbers_mean() -> None:
     assert "95 % t-interval" in text
     assert "two-sided paired t-test over the shared seeds at p < 0.05, not corrected" in text
     assert "delta at sparsity 0.9, seed 1: failed" in text
-    assert "![Unbiased and conflicting accuracy over sparsity, digits@2pct](figures/digits-2pct.svg)" in text
+    assert re.search(
+        r"!\[Unbiased accuracy and .* over sparsity, digits@2pct\]\(figures/digits-2pct.svg\)", text
+    )
+    assert f"Unbiased: m{metric_named('unbiased').help[1:]}." in text
 
 
 def test_markdown_cannot_be_injected() -> None:
@@ -441,84 +516,61 @@ def test_the_page_cannot_be_injected() -> None:
     assert page.count("</script>") == 3
     assert "<img" not in page
     assert "&lt;img src=x onerror=y()&gt;" in page
-    data = json.loads(page.split('id="board">')[1].split("</script>")[0])
-    ((_, section),) = data.items()
-    trace = section["figures"]["unbiased"]["data"][0]
-    assert trace["meta"] == NASTY
+    data = json.loads(page.split('id="page-data">')[1].split("</script>")[0])
+    ((_, track),) = data.items()
+    trace = next(trace for trace in track["figures"]["unbiased"]["data"] if trace["meta"] == NASTY)
     assert "<" not in trace["name"]
-
-
-def test_script_json_keeps_its_values() -> None:
-    text = str(as_script_json({"a": "</script>&\u2028", "b": [1.5, None]}))
-    assert not set("<>&\u2028") & set(text)
-    assert json.loads(text) == {"a": "</script>&\u2028", "b": [1.5, None]}
 
 
 def test_figures_are_valid_plotly() -> None:
     from plotly.graph_objects import Figure
 
     board = build_board(full_records())
-    figures = section_figures(board.sections[0], method_styles(board))
-    assert [figure.key for figure in figures] == ["unbiased", "conflicting", "bias_gap", "entropy", "speed"]
-    for figure in figures:
-        Figure(figure.plot)
+    plots = track_plots(board.tracks[0], method_styles(board))
+    assert [plot.key for plot in plots] == ["unbiased", "conflicting", "bias_gap", "entropy", "speed"]
+    for plot in plots:
+        Figure(plotly_figure(plot))
 
 
 def test_a_line_breaks_where_a_mean_is_missing() -> None:
     board = build_board(full_records())
-    (figure, *_) = section_figures(board.sections[0], method_styles(board))
-    by_name = {trace["meta"]: trace for trace in figure.plot["data"]}
+    figure = plotly_figure(curve_plot(board.tracks[0], method_styles(board), metric_named("unbiased")))
+    by_name = {trace["meta"]: trace for trace in figure["data"]}
     assert by_name["gamma"]["y"][1] is None
     assert None not in by_name["alpha"]["y"]
-    assert by_name["native"]["x"] == [pytest.approx(position(0.25), abs=1e-4)]
-    assert by_name["reference"]["y"][0] == by_name["reference"]["y"][1] == pytest.approx(70.5)
+    assert by_name["native"]["x"] == [pytest.approx(sparsity_place(0.25), abs=1e-4)]
+    assert by_name["native"]["marker"]["symbol"] == "star"
+    assert by_name["reference"]["y"] == [pytest.approx(70.5)] * 2
 
 
-def test_colours_are_the_same_in_every_section() -> None:
+def test_colours_are_the_same_in_every_track() -> None:
     board = build_board([*full_records(), run("beta", 0.5, 0, cell={"task": "other"})])
     styles = method_styles(board)
-    for section in board.sections:
-        for figure in section_figures(section, styles):
-            colours = {trace["line"]["color"] for trace in figure.plot["data"] if trace["meta"] == "beta"}
+    for track in board.tracks:
+        for plot in track_plots(track, styles):
+            colours = {series.style.colour for series in plot.series if series.name == "beta"}
             assert colours == {styles["beta"].colour}
-
-
-def test_many_methods_look_different() -> None:
-    board = build_board([run(f"method-{i}", 0.5, 0) for i in range(28)])
-    assert len(set(method_styles(board).values())) == 28
 
 
 def test_the_svg_is_well_formed_and_on_white() -> None:
     board = build_board([*full_records(), run("<b>&", 0.5, 0)])
-    svg = curves_svg(board.sections[0], method_styles(board))
-    root = ElementTree.fromstring(svg)
+    text = svg(track_grid(board.tracks[0], method_styles(board)))
+    root = ElementTree.fromstring(text)
     shapes = [element.tag.split("}")[1] for element in root]
-    assert shapes[:2] == ["title", "rect"]
-    assert root[1].attrib["fill"] == "#ffffff"
-    assert "nan" not in svg
-    assert "Mean over 3 seeds" in svg
+    assert shapes[:3] == ["title", "desc", "rect"]
+    assert root[2].attrib["fill"] == "#ffffff"
+    assert "nan" not in text
+    assert "Mean over 3 seeds" in text
+    assert text.count(">alpha</text>") == 2
 
 
-def test_labels_do_not_overlap() -> None:
-    wanted = [100.0, 101.0, 99.0, 400.0, 413.0]
-    labels = [Label(str(i), "#000000", "", y, 0.0, y) for i, y in enumerate(wanted)]
-    heights = [label.y for label in spread_labels(labels)]
-    assert all(after - before >= LABEL_GAP for before, after in itertools.pairwise(heights))
-    assert [label.text for label in spread_labels(labels)] == ["2", "0", "1", "3", "4"]
-
-
-@pytest.mark.parametrize(
-    ("intervals", "wanted"),
-    [
-        ([], (0, 100, 20)),
-        ([Interval(0.5, 0.1, 3)], (40, 60, 5)),
-        ([Interval(0.99, 0.2, 3), Interval(0.02, 0.2, 3)], (0, 100, 20)),
-        ([Interval(0.503, math.nan, 1)], (44, 56, 2)),
-        ([Interval(1.0, 0.0, 3)], (90, 100, 2)),
-    ],
-)
-def test_axis_ranges(intervals: list[Interval], wanted: tuple[float, float, float]) -> None:
-    assert value_range(intervals) == wanted
+def test_axes_stay_within_what_an_accuracy_can_be() -> None:
+    track = only_track([run("alpha", 0.5, seed, value) for seed, value in enumerate((0.0, 1.0))])
+    plot = curve_plot(track, {"alpha": REFERENCE}, metric_named("conflicting"))
+    assert limits([plot], "y") == (0, 100)
+    narrow = only_track([run("alpha", 0.5, seed, 0.4 + seed / 1000) for seed in range(2)])
+    low, high = limits([curve_plot(narrow, {"alpha": REFERENCE}, metric_named("conflicting"))], "y")
+    assert high - low >= 10, "small differences look small"
 
 
 def test_terminal_tables() -> None:
@@ -527,30 +579,13 @@ def test_terminal_tables() -> None:
     board = build_board(full_records())
     console = Console(width=120)
     with console.capture() as capture:
-        for table in terminal_table(board):
+        for table in board_terminal(board):
             console.print(table)
     text = capture.get()
     assert "digits@2pct" in text
     assert "2/3" in text
     assert "Native" not in text
     assert "native" in text
-
-
-# Numbers
-
-
-@pytest.mark.parametrize(
-    ("value", "decimals", "text"),
-    [(1.25, 1, "1.2"), (-0.04, 1, "0.0"), (-1.5, 1, "\u22121.5"), (math.nan, 2, "\u2014")],
-)
-def test_numbers(value: float, decimals: int, text: str) -> None:
-    assert number(value, decimals) == text
-
-
-def test_percents() -> None:
-    assert in_percent(Interval(0.123456, 0.01, 3)) == "12.3 ± 1.0"
-    assert in_percent(Interval(-0.05, math.nan, 1)) == "\u22125.0 ± \u2013"
-    assert in_percent(Interval(math.nan, math.nan, 0)) == MISSING
 
 
 def test_the_factory_makes_the_cell_it_says() -> None:

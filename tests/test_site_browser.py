@@ -109,11 +109,11 @@ def test_text_columns_sort_by_name(page: sync_api.Page) -> None:
 
 def test_a_chosen_sparsity_leaves_its_rows_and_dense(page: sync_api.Page) -> None:
     section = page.locator("section.task").first
-    section.locator(".filter [data-sparsity='0.9']").click()
+    section.locator(".filter [data-tag='0.9']").click()
     assert sorted(methods_in(page)) == ["alpha", "beta", "delta", "gamma"]
     assert methods_in(page, body=0) == ["dense"]
     assert methods_in(page, body=2) == []
-    section.locator(".filter [data-sparsity='']").click()
+    section.locator(".filter [data-tag='']").click()
     assert len(methods_in(page)) == 8
 
 
@@ -121,7 +121,7 @@ def test_the_legend_hides_a_method_in_all_figures_of_its_task(page: sync_api.Pag
     section = page.locator("section.task").first
     plots = section.locator(".plot")
     before = [plots.nth(i).locator(".scatterlayer .trace").count() for i in range(5)]
-    section.locator(".legend [data-method='beta']").click()
+    section.locator(".legend [data-key='beta']").click()
     after = [plots.nth(i).locator(".scatterlayer .trace").count() for i in range(5)]
     assert after == [count - 1 for count in before]
     section.locator(".legend [data-all='true']").click()

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from prunebench.cli.console import speak_plainly
 from prunebench.cli.main import app
 from prunebench.errors import DataError, UsageError
-from prunebench.leaderboard.board import build_board
+from prunebench.leaderboard import build_board
 from prunebench.pruning.masks import check_feasible
 from prunebench.results.spec import number_text
 from prunebench.suites import load_suite
@@ -186,7 +186,7 @@ def test_one_extra_seed_leaves_the_other_rows_alone() -> None:
     before = build_board(full_records())
     extra = [run("dense", 0.0, 99, 0.5), run("alpha", 0.9, 99, 0.4)]
     after = build_board([*full_records(), *extra])
-    (one,), (other,) = before.sections, after.sections
+    (one,), (other,) = before.tracks, after.tracks
     assert other.rows == one.rows
     assert other.seeds == (0, 1, 2)
     assert other.problems == one.problems
@@ -198,9 +198,9 @@ def test_one_extra_seed_leaves_the_other_rows_alone() -> None:
 def test_a_seed_that_most_rows_have_is_planned() -> None:
     records = [run(method, 0.9, seed, 0.4) for method in ("alpha", "beta", "gamma") for seed in range(3)]
     missing = [record for record in records if (record.spec["method"], record.spec["seed"]) != ("alpha", 2)]
-    (section,) = build_board(missing).sections
-    assert section.seeds == (0, 1, 2)
-    assert [row.method for row in section.rows if not row.complete] == ["alpha"]
+    (track,) = build_board(missing).tracks
+    assert track.seeds == (0, 1, 2)
+    assert [row.method for row in track.rows if not row.complete] == ["alpha"]
 
 
 # Folders of images

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from prunebench.cli.main import app
 from prunebench.errors import StoreError
-from prunebench.leaderboard.rows import machine_of
+from prunebench.leaderboard.aggregate import machine_of
 from prunebench.results.store import Store
 from prunebench.runner.retime import retime
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from prunebench.analysis.looks import page_name
 from prunebench.analysis.values import TaskAnalysis
 from prunebench.errors import StoreError, UsageError
-from prunebench.leaderboard.links import AnalysisLink
+from prunebench.leaderboard import AnalysisLink
 from prunebench.results.store import write_atomically
 
 

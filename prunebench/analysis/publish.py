@@ -10,7 +10,8 @@ from prunebench.analysis.pages import links_of, write_pages
 from prunebench.analysis.stored import stored_analyses
 from prunebench.analysis.values import TaskAnalysis
 from prunebench.errors import PruneBenchError
-from prunebench.leaderboard import Board, write_board
+from prunebench.leaderboard import Leaderboard, write_board
+from prunebench.leaderboard.build import extend_manifest
 from prunebench.results.record import RunRecord
 
 
@@ -18,7 +19,7 @@ from prunebench.results.record import RunRecord
 class Published:
     """The board that was written, and the analyses that it links to."""
 
-    board: Board
+    board: Leaderboard
     analyses: list[TaskAnalysis]
 
 
@@ -66,5 +67,8 @@ def _write(
 ) -> Published:
     board = write_board(records, out, links_of(analyses))
     if analyses:
-        write_pages(analyses, grids, out, board_methods=board.labels, redraw=redraw)
+        pages = write_pages(analyses, grids, out, board_methods=board.labels, redraw=redraw)
+        # The bytes of figures by matplotlib depend on the machine.
+        drawn = out / "analysis" / "figures"
+        extend_manifest(out, [path for path in pages if path.parent != drawn])
     return Published(board, analyses)

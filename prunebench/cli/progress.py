@@ -131,14 +131,14 @@ def run_with_progress(plan: SuitePlan, workers: int | None) -> int:
 
 def _report(plan: SuitePlan, outcome: Outcome, seconds: float) -> int:
     from prunebench.leaderboard import build_board
-    from prunebench.leaderboard.terminal import terminal_table
+    from prunebench.leaderboard.columns import board_terminal
     from prunebench.results.store import Store
 
     records = Store(outcome.out).records()[0]
     if outcome.problem is not None:
         errors.print(f"the board links to no analysis: {outcome.problem}", style="red", soft_wrap=True)
     planned = {run.spec.run_id for run in plan.runs}
-    for table in terminal_table(build_board(record for record in records if record.run_id in planned)):
+    for table in board_terminal(build_board(record for record in records if record.run_id in planned)):
         console.print(table)
     site = (outcome.out / "leaderboard" / "site" / "index.html").resolve()
     console.print(
@@ -173,7 +173,7 @@ def write_leaderboard(
     """
     from prunebench.analysis.markdown import claims_excerpt
     from prunebench.analysis.publish import publish
-    from prunebench.leaderboard.excerpt import update_readme
+    from prunebench.leaderboard.readme import update_readme
     from prunebench.results.store import open_results
     from prunebench.submission import sound_records
 

@@ -24,11 +24,8 @@ ACCURACY_WORDS = (
 )
 ATTRIBUTE_WORDS = (
     "The task predicts several attributes of an image; the groups above are of its target attribute. Here are "
-    "means over all attributes, and for bias amplification over all pairs of an attribute and an identity "
-    "attribute where it is defined: the share of the predicted positives that is in the identity group where "
-    "the attribute is more frequent in training, minus that share of the true positives (Iofinova et al., 2023). "
-    "Calibrated: with thresholds that give every attribute its frequency on the validation split. Mean over "
-    "seeds ± half-width of its 95 % t-interval."
+    "means over all attributes, mean over seeds ± half-width of its 95 % t-interval; shares in %, bias amplification "
+    "and calibration error in percentage points."
 )
 COST_WORDS = (
     "Means over seeds. MACs are multiply-accumulates of one image; non-zero MACs are what is left if "
@@ -40,6 +37,10 @@ MINING_WORDS = (
     "Methods that look for bias-conflicting training images without being told: the share of mined images "
     "that truly conflict (precision) and of conflicting ones that were mined (recall), in %, mean over "
     "seeds ± half-width of its 95 % t-interval."
+)
+SITE_WORDS = (
+    "Interactive figures and sortable tables: `prunebench leaderboard` writes `site/index.html`, which opens from disk "
+    "and needs no network."
 )
 SUPERVISION_WORDS = (
     "Supervision is what a method may see of the bias labels: none, those of the validation split "
@@ -55,10 +56,8 @@ HOW_TO_READ = (
         "few that break the rule are bias-conflicting: the minorities.",
     ),
     (
-        "Accuracies",
-        "Unbiased is the mean over all groups, aligned and conflicting over theirs, every group counting "
-        "the same however small. Worst group is the lowest accuracy of any group in a run. Bias gap is "
-        "aligned minus conflicting: 0 for a model that does not use the bias.",
+        "Metrics",
+        "",
     ),
     (
         "Mean ± half-width",

@@ -48,6 +48,10 @@ def _words(text: str) -> str:
     return "<br>".join(html.escape(line) for line in text.splitlines())
 
 
+def _name(text: str) -> str:
+    return html.escape(" ".join(text.split()))
+
+
 def _series(series: Series) -> dict[str, Any]:
     colour, marks = series.style.colour, series.marks
     symbol = SYMBOLS.get(series.style.symbol, series.style.symbol)
@@ -55,7 +59,7 @@ def _series(series: Series) -> dict[str, Any]:
     trace: dict[str, Any] = {
         "type": "scatter",
         "mode": mode,
-        "name": _words(series.name),
+        "name": _name(series.name),
         "meta": series.key or series.name,
         "x": [float(mark.x) for mark in marks],
         "y": [float(mark.y) if mark.drawn and mark.y is not None else None for mark in marks],
@@ -97,7 +101,7 @@ def _rule(rule: Rule, ends: Mapping[str, tuple[float, float]]) -> dict[str, Any]
     return {
         "type": "scatter",
         "mode": "lines",
-        "name": _words(rule.name),
+        "name": _name(rule.name),
         "meta": REFERENCE_KEY,
         rule.axis: [float(rule.value)] * 2,
         other: list(ends[other]),
@@ -113,7 +117,7 @@ def _band(band: Band, ends: Mapping[str, tuple[float, float]]) -> dict[str, Any]
     return {
         "type": "scatter",
         "mode": "lines",
-        "name": _words(band.name),
+        "name": _name(band.name),
         "meta": REFERENCE_KEY,
         band.axis: [band.low, band.low, band.high, band.high],
         other: [*ends[other], *ends[other][::-1]],
@@ -127,7 +131,7 @@ def _band(band: Band, ends: Mapping[str, tuple[float, float]]) -> dict[str, Any]
 def _bars(group: Bars) -> dict[str, Any]:
     return {
         "type": "bar",
-        "name": _words(group.name),
+        "name": _name(group.name),
         "meta": group.name,
         "x": [float(x) for x, _, _ in group.bars],
         "base": [float(bottom) for _, bottom, _ in group.bars],
@@ -185,7 +189,7 @@ def _heat_map(heat: HeatMap) -> dict[str, Any]:
     known = any(value is not None and math.isfinite(value) for row in heat.values for value in row)
     trace = {
         "type": "heatmap",
-        "name": _words(heat.title),
+        "name": _name(heat.title),
         "z": heat.values,
         "x": list(range(len(heat.columns))),
         "y": list(range(len(heat.rows))),

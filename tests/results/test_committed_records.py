@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from prunebench.leaderboard import build_board
-from prunebench.leaderboard.board import Board, Section
-from prunebench.leaderboard.rows import Row
+from prunebench.leaderboard.values import Leaderboard, MethodRow, Track
 from prunebench.methods.discovery import builtin_methods
 from prunebench.results.convert import export_results, import_results
 from prunebench.results.record import RunRecord
@@ -33,17 +32,17 @@ def records() -> list[RunRecord]:
 
 
 @pytest.fixture(scope="module")
-def board(records: list[RunRecord]) -> Board:
+def board(records: list[RunRecord]) -> Leaderboard:
     return build_board(records)
 
 
-def section_of(board: Board, task: str) -> Section:
-    (section,) = [section for section in board.sections if section.task == task]
-    return section
+def track_of(board: Leaderboard, task: str) -> Track:
+    (track,) = [track for track in board.tracks if track.task == task]
+    return track
 
 
-def row_of(section: Section, method: str, sparsity: float | None) -> Row:
-    (row,) = [row for row in section.rows if (row.method, row.sparsity) == (method, sparsity)]
+def row_of(track: Track, method: str, sparsity: float | None) -> MethodRow:
+    (row,) = [row for row in track.rows if (row.method, row.sparsity) == (method, sparsity)]
     return row
 
 
@@ -89,30 +88,30 @@ def test_runs_of_built_in_methods_keep_their_names(records: list[RunRecord]) -> 
 
 
 @pytest.mark.parametrize("task", JUDGED)
-def test_a_method_on_the_board_has_every_sparsity_and_seed(board: Board, task: str) -> None:
+def test_a_method_on_the_board_has_every_sparsity_and_seed(board: Leaderboard, task: str) -> None:
     sparsities, seeds = JUDGED[task]
-    section = section_of(board, task)
-    methods = {row.method for row in section.rows}
+    track = track_of(board, task)
+    methods = {row.method for row in track.rows}
     assert methods >= {"dense", "magnitude", "dcwp"}
     for name in methods - {"dense"}:
-        native = {row.sparsity for row in section.rows if row.method == name} == {None}
+        native = {row.sparsity for row in track.rows if row.method == name} == {None}
         for sparsity in (None,) if native else sparsities:
-            row = row_of(section, name, sparsity)
+            row = row_of(track, name, sparsity)
             assert row.complete, (task, name, sparsity)
             assert len(row.seeds) == seeds
-    assert row_of(section, "dense", 0.0).complete
+    assert row_of(track, "dense", 0.0).complete
 
 
 # What they say
 
 
 @pytest.mark.parametrize("task", JUDGED)
-def test_dense_training_is_visibly_biased(board: Board, task: str) -> None:
-    dense = row_of(section_of(board, task), "dense", 0.0)
+def test_dense_training_is_visibly_biased(board: Leaderboard, task: str) -> None:
+    dense = row_of(track_of(board, task), "dense", 0.0)
     assert dense.metric("aligned").mean - dense.metric("conflicting").mean >= 0.3
 
 
-def test_dcwp_beats_magnitude_on_the_minorities_of_colored_mnist(board: Board) -> None:
-    section = section_of(board, "colored-mnist@1pct")
-    cured, plain = (row_of(section, name, 0.9).metric("conflicting") for name in ("dcwp", "magnitude"))
+def test_dcwp_beats_magnitude_on_the_minorities_of_colored_mnist(board: Leaderboard) -> None:
+    track = track_of(board, "colored-mnist@1pct")
+    cured, plain = (row_of(track, name, 0.9).metric("conflicting") for name in ("dcwp", "magnitude"))
     assert cured.mean - cured.half_width > plain.mean + plain.half_width

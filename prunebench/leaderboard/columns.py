@@ -1,0 +1,296 @@
+"""Columns of the leaderboard, each defined once; tables, README and terminal choose among them by key."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from prunebench.leaderboard.aggregate import RANKED
+from prunebench.leaderboard.values import Leaderboard, MeasuredSpeed, MethodRow, RowCost, Track
+from prunebench.metrics.registry import Metric, metrics
+from prunebench.report import format as fmt
+from prunebench.report.table import (
+    Column,
+    Table,
+    bar_share,
+    grouped_rows,
+    natural_order,
+    simple_table,
+    text_column,
+)
+from prunebench.report.terminal import terminal_table
+from prunebench.stats.intervals import Interval
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+NATIVE = "Native sparsity: chosen by the method"
+TERMINAL = (
+    "sparsity", "method", "unbiased", "conflicting", "worst_group", "bias_gap",
+    "nonzero_macs_share", "speed_up", "seeds",
+)  # fmt: skip
+TERMINAL_CAPTION = (
+    "Zeros: sparsity asked for. Accuracy in %, mean over seeds ± half-width of its 95 % t-interval; worst group and "
+    "bias gap: means. MACs: non-zero share, %. Speed: dense / pruned latency, measured. "
+    f"{fmt.MISSING}: a seed is missing."
+)
+
+
+@dataclass(frozen=True)
+class BoardLine:
+    """A line of a table: a row with the speeds that it shows, all of its setups' or one's."""
+
+    row: MethodRow
+    speeds: tuple[MeasuredSpeed, ...]
+
+
+def of_row(value: Callable[[MethodRow], Any]) -> Callable[[BoardLine], Any]:
+    """A value of a line's row."""
+    return lambda line: value(line.row)
+
+
+def of_cost(value: Callable[[RowCost], float]) -> Callable[[BoardLine], float | None]:
+    """A value of a row's cost; None where it has none or it is undefined."""
+
+    def found(line: BoardLine) -> float | None:
+        number = value(line.row.cost) if line.row.cost is not None else math.nan
+        return number if math.isfinite(number) else None
+
+    return found
+
+
+def of_speeds(value: Callable[[MeasuredSpeed], Any]) -> Callable[[BoardLine], Any]:
+    """The values of a line's speeds; None without any."""
+    return lambda line: tuple(map(value, line.speeds)) or None
+
+
+def joined(write: Callable[[Any], str]) -> Callable[[Sequence[Any]], str]:
+    """How several values are written: with commas."""
+    return lambda values: ", ".join(map(write, values))
+
+
+def metric_column(metric: Metric) -> Column[BoardLine]:
+    """The column of a metric: its mean with the half-width over seeds, in its unit."""
+    words = {"points": "percentage points"}.get(metric.unit, metric.unit)
+    bar = metric.unit == "%" and metric.better == "higher"
+    return Column(
+        metric.name,
+        metric.short,
+        f"{metric.title}{words and f', {words}'}: {metric.help[:1].lower()}{metric.help[1:]}",
+        value=of_row(lambda row: row.metric(metric.name)),
+        format=lambda interval: fmt.with_half_width(interval, metric.decimals, metric.scale),
+        share=bar_share if bar else None,
+    )
+
+
+def rank_column(metric: Metric) -> Column[BoardLine]:
+    """The rank of a method by a metric."""
+    return Column(
+        f"{metric.name}_rank",
+        f"Rank ({metric.short.lower()})",
+        "Within this sparsity; = marks a tie",
+        value=of_row(lambda row: row.ranks.get(metric.name)),
+        order=lambda rank: rank.place,
+    )
+
+
+def board_metrics() -> list[Metric]:
+    """The metrics that the board shows, in the registry's order."""
+    return [metric for metric in metrics() if metric.board]
+
+
+def of_attributes(metric: Metric) -> bool:
+    """Whether a metric is a mean over the attributes of a multi-label task."""
+    return "attributes" in metric.needs
+
+
+def metric_words(*, attributes: bool) -> str:
+    """What the columns of metrics mean, a sentence each."""
+    shown = (metric for metric in board_metrics() if of_attributes(metric) == attributes)
+    return " ".join(
+        f"{metric.short}: {metric.help[:1].lower()}{metric.help[1:].rstrip('.')}." for metric in shown
+    )
+
+
+def first(values: Sequence[float | Interval]) -> float | str | None:
+    """What a line sorts by: the first of its values."""
+    return natural_order(values[0])
+
+
+def milliseconds(value: float) -> str:
+    """Two decimals."""
+    return fmt.number(value, 2)
+
+
+def speed_up(interval: Interval) -> str:
+    """`1.25 ± 0.02×`."""
+    return fmt.times(fmt.with_half_width(interval, 2, 1))
+
+
+LEADING = (
+    Column("sparsity", "Sparsity", "Share of zeros asked for", value=of_row(lambda row: row.tag),
+           order=lambda tag: float(tag) if tag[0].isdigit() else {"dense": 0.0}.get(tag), short="Zeros"),
+    text_column("method", "Method", value=of_row(lambda row: row.method), lead=True),
+    text_column("supervision", "Supervision", "Bias labels that the method may see",
+                value=of_row(lambda row: row.supervision)),
+    Column("achieved", "Achieved", "Share of zeros counted after fine-tuning, mean over seeds",
+           value=of_row(lambda row: row.achieved.mean), format=lambda value: fmt.number(value, 4)),
+)  # fmt: skip
+COSTS = (
+    Column("nonzero_parameters", "Non-zero parameters", "All parameters of the network that are not zero",
+           value=of_cost(lambda cost: cost.nonzero_parameters), format=fmt.count),
+    Column("nonzero_share", "Share", "Of all parameters, %", format=fmt.percent,
+           value=of_cost(lambda cost: cost.nonzero_parameters / cost.parameters if cost.parameters else math.nan)),
+    Column("macs", "MACs dense, M", "Multiply-accumulates of one image, millions",
+           value=of_cost(lambda cost: cost.macs), format=fmt.millions),
+    Column("nonzero_macs", "MACs non-zero, M", "Those with a non-zero weight, millions",
+           value=of_cost(lambda cost: cost.nonzero_macs), format=fmt.millions),
+    Column("nonzero_macs_share", "MACs non-zero, %", "Of all multiply-accumulates", short="MACs",
+           value=of_cost(lambda cost: 1 / cost.theoretical_speed_up), format=fmt.percent),
+    Column("theoretical_speed_up", "Theoretical speed-up", "MACs dense / non-zero: if every zero were skipped",
+           value=of_cost(lambda cost: cost.theoretical_speed_up), format=fmt.times),
+    Column("speed_up", "Measured speed-up", "Latency dense / pruned, within one run", short="Speed",
+           value=of_speeds(lambda speed: speed.speed_up), format=joined(speed_up), order=first),
+    Column("dense_ms", "Latency dense, ms", "Median over runs of the median",
+           value=of_speeds(lambda speed: speed.dense_ms), format=joined(milliseconds), order=first),
+    Column("pruned_ms", "Latency pruned, ms", "Median over runs of the median",
+           value=of_speeds(lambda speed: speed.pruned_ms), format=joined(milliseconds), order=first),
+    Column("training", "Training", "Steps as a multiple of those of the dense model",
+           value=of_cost(lambda cost: cost.training), format=fmt.times),
+    text_column("machine", "Machine (runs)", "Where these latencies were taken, in how many runs",
+                value=of_speeds(lambda speed: f"{speed.machine.label} ({speed.runs})"), format=", ".join,
+                order=lambda names: names[0].lower()),
+)  # fmt: skip
+MINING = (
+    Column("mining_precision", "Precision", "Of the mined images, those that conflict, %",
+           value=of_row(lambda row: row.mining_precision), format=fmt.with_half_width),
+    Column("mining_recall", "Recall", "Of the conflicting images, those that were mined, %",
+           value=of_row(lambda row: row.mining_recall), format=fmt.with_half_width),
+)  # fmt: skip
+SEEDS = Column(
+    "seeds", "Seeds", "Finished / planned", value=of_row(lambda row: row),
+    format=lambda row: f"{len(row.seeds)}/{len(row.planned)}", order=lambda row: float(len(row.seeds)),
+)  # fmt: skip
+
+
+def board_table(track: Track, *, by_setup: bool = False) -> Table[BoardLine]:
+    """All columns of a track, and a line a row; `by_setup`: a line for each setup that a row was timed in."""
+    found = []
+    for metric in board_metrics():
+        found += [metric_column(metric), *([rank_column(metric)] if metric.name in RANKED else [])]
+
+    def lines(rows: Sequence[MethodRow]) -> list[BoardLine]:
+        speeds = [(row, row.cost.speeds if row.cost is not None else ()) for row in rows]
+        if not by_setup:
+            return [BoardLine(row, own) for row, own in speeds]
+        return [BoardLine(row, own[i : i + 1]) for row, own in speeds for i in range(max(len(own), 1))]
+
+    groups = ((None, lines(track.dense)), (None, lines(track.pruned)), (NATIVE, lines(track.native)))
+    columns = (*LEADING, *found, *COSTS, *MINING, SEEDS)
+    return Table(columns, grouped_rows(groups), track.title, tag=lambda line: line.row.tag)
+
+
+def shown_metrics(track: Track, *, attributes: bool) -> list[str]:
+    """The keys of a track's metrics with their ranks: those of its groups, or those over several attributes."""
+    keys = []
+    for metric in board_metrics():
+        if of_attributes(metric) == attributes and (metric.name in track.metrics or not track.finished):
+            keys += [metric.name, *([f"{metric.name}_rank"] if metric.name in RANKED else [])]
+    return keys
+
+
+def accuracy_table(track: Track) -> Table[BoardLine]:
+    """Accuracies and ranks of a track, by sparsity and method."""
+    keys = shown_metrics(track, attributes=False)
+    return board_table(track).choose(*(column.key for column in LEADING), *keys, "seeds")
+
+
+def attributes_table(track: Track) -> Table[BoardLine] | None:
+    """Means over the attributes of a multi-label task; None for a task of classes."""
+    keys = shown_metrics(track, attributes=True)
+    known = any(math.isfinite(row.metric(key).mean) for row in track.rows for key in keys)
+    return board_table(track).choose("sparsity", "method", *keys, "seeds") if known else None
+
+
+def cost_table(track: Track) -> Table[BoardLine]:
+    """Sizes, latencies and training costs of a track; a line a setup where there are several."""
+    several = len(track.machines) > 1
+    keys = [column.key for column in COSTS if column.key not in ("nonzero_macs_share", "machine")]
+    table = board_table(track, by_setup=several)
+    return table.choose("sparsity", "method", *keys, "seeds", *(["machine"] if several else []))
+
+
+def mining_table(track: Track) -> Table[BoardLine] | None:
+    """Precision and recall of the mined training images; None where no method mines."""
+    table = board_table(track).choose("sparsity", "method", "mining_precision", "mining_recall")
+    table = table.where(lambda line: line.row.mining_precision is not None)
+    return table if table.rows else None
+
+
+def summary_table(track: Track, rows: Sequence[MethodRow]) -> Table[BoardLine]:
+    """What stands in the project's README: some rows with the registry's metrics for it, speed-ups and training."""
+    shown = shown_metrics(track, attributes=False)
+    keys = [metric.name for metric in board_metrics() if metric.readme and metric.name in shown]
+    table = board_table(track).choose(
+        "method", "sparsity", "supervision", *keys, "theoretical_speed_up", "speed_up", "training"
+    )
+    lines = [line for line in table.rows if line.row in rows]
+    return replace(table, groups=grouped_rows([(None, lines)]))
+
+
+def methods_table(board: Leaderboard) -> Table[tuple[str, str, str]]:
+    """Methods with their supervision and source."""
+    titles = ("Method", "Supervision", "Source")
+    columns = [
+        text_column(title.lower(), title, value=lambda facts, place=place: facts[place])
+        for place, title in enumerate(titles)
+    ]
+    return simple_table(columns, board.methods, "Methods")
+
+
+def origin_tables(board: Leaderboard) -> tuple[Table[tuple[str, int]], Table[tuple[str, int]]]:
+    """Machines with versions, and commits, each with the number of finished runs."""
+
+    def table(title: str, entries: Sequence[tuple[str, int]]) -> Table[tuple[str, int]]:
+        runs: Column[tuple[str, int]] = Column("runs", "Finished runs", value=lambda entry: entry[1])
+        return simple_table((text_column("name", title, value=lambda entry: entry[0]), runs), entries, title)
+
+    return table("Machine and versions", board.environments), table("Code", board.commits)
+
+
+def speed_summary(track: Track) -> str | None:
+    """One sentence on what zeros could have saved and what they did; None without finished pruned rows."""
+    costs = [row.cost for row in (*track.pruned, *track.native) if row.cost is not None]
+    ratios = [speed.speed_up.mean for cost in costs for speed in cost.speeds]
+    ideal = [cost.theoretical_speed_up for cost in costs]
+    if not ratios or not all(map(math.isfinite, [*ratios, *ideal])):
+        return None
+    return (
+        f"Over {fmt.plural(len(costs), 'pruned row')}, skipping every zero would make the network {_span(ideal, 1)} as "
+        f"fast; measured, it is {_span(ratios, 2)} as fast."
+    )
+
+
+def _span(values: Sequence[float], decimals: int) -> str:
+    low, high = (fmt.times(end, decimals) for end in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def board_terminal(board: Leaderboard) -> list[RichTable]:
+    """One narrow table a track, for rich to print; of some numbers the means alone."""
+    found = []
+    for track in board.tracks:
+        table = board_table(track).choose(*TERMINAL)
+        columns = tuple(_narrow(column) for column in table.columns)
+        found.append(terminal_table(replace(table, columns=columns), TERMINAL_CAPTION))
+    return found
+
+
+def _narrow(column: Column[BoardLine]) -> Column[BoardLine]:
+    if column.key in ("worst_group", "bias_gap"):
+        return replace(column, format=lambda interval: fmt.percent(interval.mean))
+    if column.key == "speed_up":
+        return replace(column, format=joined(lambda interval: fmt.times(interval.mean)))
+    return column

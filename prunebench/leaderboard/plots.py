@@ -1,0 +1,165 @@
+"""Plots of the leaderboard: metrics over sparsity, speed-ups, and accuracies by group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from prunebench.leaderboard.values import Leaderboard, MethodRow, Track
+from prunebench.metrics.registry import Metric, metric_named
+from prunebench.report import format as fmt
+from prunebench.report.plot import (
+    REFERENCE,
+    Axis,
+    Mark,
+    Plot,
+    PlotGrid,
+    Rule,
+    Series,
+    Style,
+    dodged,
+    sparsity_axis,
+    styles_of,
+)
+from prunebench.report.plotly import rounded
+
+CURVES = ("unbiased", "conflicting", "bias_gap", "entropy")
+"""The metrics that are drawn over sparsity."""
+STILL = ("unbiased", "conflicting")
+"""Those of them in the figure of a page without scripts."""
+DODGE = 0.12
+"""Decades of density over which the methods at one sparsity are spread, so that bars can be told apart."""
+SMALLEST_SPAN = {"%": 10.0, "points": 5.0}
+"""What an axis spans at least, so that small differences look small."""
+
+
+def method_styles(board: Leaderboard) -> dict[str, Style]:
+    """A fixed look for each method of the board."""
+    return styles_of(board.labels)
+
+
+def track_plots(track: Track, styles: Mapping[str, Style]) -> list[Plot]:
+    """The plots of a track that have anything to draw."""
+    plots = [curve_plot(track, styles, metric_named(name)) for name in CURVES]
+    return [plot for plot in (*plots, speed_plot(track, styles)) if not plot.empty]
+
+
+def track_grid(track: Track, styles: Mapping[str, Style]) -> PlotGrid:
+    """The still figure of a track, with the names of methods at the ends of their lines."""
+    plots = [
+        replace(curve_plot(track, styles, metric_named(name)), height=330.0, end_labels=True, caption="")
+        for name in STILL
+    ]
+    words = f"Mean over {fmt.plural(len(track.seeds), 'seed')}; bars: 95 % t-interval. Dashed grey: the dense model."
+    stars = ", ".join(row.method for row in track.native if row.complete)
+    foot = (words, f"Stars: {stars}, at the sparsity that the method chose.") if stars else (words,)
+    return PlotGrid(
+        track.task,
+        tuple(plots),
+        subtitle=track.title.removeprefix(track.task).strip(" ()"),
+        legend=False,
+        foot=foot,
+        description=still_title(track),
+    )
+
+
+def still_title(track: Track) -> str:
+    """The words that stand for the still figure of a track."""
+    names = [metric_named(name).title for name in STILL]
+    return f"{' and '.join([names[0], *(name.lower() for name in names[1:])])} over sparsity, {track.title}"
+
+
+def curve_plot(track: Track, styles: Mapping[str, Style], shown: Metric) -> Plot:
+    """A metric over sparsity: a line a method, a star for native sparsity, dense as a horizontal line."""
+    scale = shown.scale
+
+    def mark(place: float, row: MethodRow | None) -> Mark:
+        if row is None:
+            return Mark(place, None)
+        found = row.metric(shown.name)
+        reading = fmt.with_half_width(found, shown.decimals, scale)
+        return _interval_mark(place, found.mean, found.half_width, f"{_place_words(row)}\n{reading}", scale)
+
+    lines = []
+    for method in sorted({row.method for row in track.pruned}):
+        rows = {row.sparsity: row for row in track.pruned if row.method == method}
+        marks = (mark(fmt.sparsity_place(asked), rows.get(asked)) for asked in track.sparsities)
+        lines.append(Series(method, tuple(marks), styles[method]))
+    native = [row for row in track.native if row.complete]
+    stars = (
+        Series(row.method, (mark(fmt.sparsity_place(row.achieved.mean), row),),
+               replace(styles[row.method], symbol="star"), line=False, size=4.0, end_label=False)
+        for row in native
+    )  # fmt: skip
+    dense = [(row, row.metric(shown.name)) for row in track.dense]
+    rules = (
+        Rule(scale * found.mean, row.method, REFERENCE, hint=fmt.with_half_width(found, shown.decimals, scale))
+        for row, found in dense if math.isfinite(found.mean)
+    )  # fmt: skip
+    bounds = (0.0, 100.0) if shown.unit == "%" else (-math.inf, math.inf)
+    return Plot(
+        shown.title,
+        sparsity_axis(track.sparsities, (row.achieved.mean for row in native), DODGE),
+        Axis(shown.title_with_unit, least=SMALLEST_SPAN.get(shown.unit, 0.0), bounds=bounds),
+        series=(*dodged(lines, DODGE), *stars),
+        rules=tuple(rules),
+        caption=f"{shown.help}. Dashed: the dense model.",
+        key=shown.name,
+    )
+
+
+def speed_plot(track: Track, styles: Mapping[str, Style]) -> Plot:
+    """Measured against theoretical speed-up, both axes logarithmic, with the diagonal of free zeros."""
+    marks: dict[str, list[Mark]] = {}
+    for row in (*track.pruned, *track.native):
+        for speed in row.cost.speeds if row.cost is not None else ():
+            ideal = row.cost.theoretical_speed_up if row.cost is not None else math.nan
+            measured = fmt.times(fmt.with_half_width(speed.speed_up, 2, 1))
+            lines = (
+                _place_words(row),
+                f"measured {measured}, theoretical {fmt.times(ideal, 1)}",
+                speed.machine.label,
+            )
+            mark = _interval_mark(ideal, speed.speed_up.mean, speed.speed_up.half_width, "\n".join(lines))
+            if mark.drawn:
+                marks.setdefault(row.method, []).append(mark)
+    series = [Series(method, tuple(marks[method]), styles[method], line=False) for method in sorted(marks)]
+    if series:
+        limit = 1.2 * max(max(mark.x, mark.y or 0) for found in marks.values() for mark in found)
+        ends = Mark(1, 1), Mark(limit, limit)
+        series.append(Series("zeros for free", ends, REFERENCE, key="reference"))
+    return Plot(
+        "Theoretical and measured speed-up",
+        Axis(f"Theoretical speed-up (MACs dense / non-zero), {fmt.TIMES}", log=True),
+        Axis(f"Measured speed-up, {fmt.TIMES}", log=True),
+        series=tuple(series),
+        caption="A point a method and sparsity. Dashed: where zeros would be free. At 1 nothing was gained.",
+        key="speed",
+    )
+
+
+def _interval_mark(x: float, mean: float, half_width: float, hint: str, scale: float = 1) -> Mark:
+    if not math.isfinite(half_width):
+        return Mark(x, scale * mean, hint=hint)
+    return Mark(x, scale * mean, scale * (mean - half_width), scale * (mean + half_width), hint)
+
+
+def _place_words(row: MethodRow) -> str:
+    return f"sparsity {fmt.sparsity(row.sparsity, row.achieved.mean, dense=row.dense)}"
+
+
+def group_maps(track: Track) -> dict[str, Any]:
+    """Accuracy (%) by label and bias of every finished row, aligned groups, and which map to show first."""
+    rows = [row for row in track.rows if row.groups]
+    maps = [
+        {
+            "name": row.tag if row.dense else f"{row.method}, {_place_words(row)}",
+            "z": [[None if value is None else 100 * value for value in line] for line in row.groups],
+        }
+        for row in rows
+    ]
+    pruned = [index for index, row in enumerate(rows) if not row.dense]
+    start = pruned[len(pruned) // 2] if pruned else 0
+    return {**rounded({"maps": maps}), "aligned": track.aligned, "start": start}

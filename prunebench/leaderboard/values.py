@@ -1,0 +1,167 @@
+"""Values of the leaderboard: rows of methods in tracks that may be compared, with what they cost and rest on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prunebench.report.format import plural, sparsity
+from prunebench.stats.intervals import UNDEFINED, Interval
+from prunebench.stats.tests import Rank
+
+
+@dataclass(frozen=True, order=True)
+class TimingSetup:
+    """Where and how latencies were taken. Rows that differ in any of it are never put into one number."""
+
+    device: str
+    processor: str
+    threads: int
+    batch: int
+    path: str
+
+    @property
+    def name(self) -> str:
+        """The processor, with its threads where they matter."""
+        if self.device == "cuda" or not self.threads:
+            return self.processor
+        return f"{self.processor}, {plural(self.threads, 'thread')}"
+
+    @property
+    def label(self) -> str:
+        """The processor, the batch and the kind of inference."""
+        return f"{self.name}, batch of {self.batch}, {self.path}"
+
+
+@dataclass(frozen=True)
+class MeasuredSpeed:
+    """Latency in one setup: medians over runs of the median (ms), and the mean of their dense / pruned."""
+
+    machine: TimingSetup
+    runs: int
+    dense_ms: float
+    pruned_ms: float
+    speed_up: Interval
+
+
+@dataclass(frozen=True)
+class RowCost:
+    """Means over seeds; `training` is a multiple of the dense model's training steps."""
+
+    parameters: float
+    nonzero_parameters: float
+    macs: float
+    nonzero_macs: float
+    training: float
+    speeds: tuple[MeasuredSpeed, ...]
+
+    @property
+    def theoretical_speed_up(self) -> float:
+        """MACs dense / non-zero; nan where none is left."""
+        return self.macs / self.nonzero_macs if self.nonzero_macs else math.nan
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """A method at a sparsity (None: the method chose it). Without all planned seeds there are no means."""
+
+    method: str
+    supervision: str
+    sparsity: float | None
+    dense: bool
+    seeds: tuple[int, ...]
+    planned: tuple[int, ...]
+    achieved: Interval = UNDEFINED
+    metrics: Mapping[str, Interval] = field(default_factory=dict)
+    ranks: Mapping[str, Rank | None] = field(default_factory=dict)
+    cost: RowCost | None = None
+    mining_precision: Interval | None = None
+    mining_recall: Interval | None = None
+    groups: tuple[tuple[float | None, ...], ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned seed finished."""
+        return self.seeds == self.planned
+
+    @property
+    def tag(self) -> str:
+        """`dense`, `0.9` or `native`."""
+        return sparsity(self.sparsity, dense=self.dense)
+
+    def metric(self, name: str) -> Interval:
+        """Mean and interval of a metric; undefined where the row is not complete."""
+        return self.metrics.get(name, UNDEFINED)
+
+
+@dataclass(frozen=True)
+class Track:
+    """Rows that may be compared: one task version, data, model and recipe."""
+
+    slug: str
+    title: str
+    differs: str | None
+    task: str
+    task_version: int
+    data_fingerprint: str
+    model: str
+    recipe: tuple[tuple[str, Any], ...]
+    seeds: tuple[int, ...]
+    machines: tuple[TimingSetup, ...]
+    rows: tuple[MethodRow, ...]
+    aligned: tuple[tuple[bool, ...], ...]
+    """Whether a group is bias-aligned, by label and bias."""
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def dense(self) -> tuple[MethodRow, ...]:
+        """The rows of unpruned networks."""
+        return tuple(row for row in self.rows if row.dense)
+
+    @property
+    def pruned(self) -> tuple[MethodRow, ...]:
+        """The rows at a sparsity that was asked for."""
+        return tuple(row for row in self.rows if not row.dense and row.sparsity is not None)
+
+    @property
+    def native(self) -> tuple[MethodRow, ...]:
+        """The rows at a sparsity that the method chose."""
+        return tuple(row for row in self.rows if not row.dense and row.sparsity is None)
+
+    @property
+    def finished(self) -> bool:
+        """Whether any row has means."""
+        return any(row.complete for row in self.rows)
+
+    @property
+    def sparsities(self) -> tuple[float, ...]:
+        """The sparsities that were asked for."""
+        return tuple(sorted({row.sparsity for row in self.pruned if row.sparsity is not None}))
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        """The metrics that any row has, defined or not."""
+        return frozenset(name for row in self.rows for name in row.metrics)
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """All tracks and what they rest on. `environments` and `commits` come with their number of runs."""
+
+    tracks: tuple[Track, ...]
+    runs: int
+    ok: int
+    duplicates: int
+    seeds: tuple[int, ...]
+    methods: tuple[tuple[str, str, str], ...]
+    """Name, supervision, source."""
+    environments: tuple[tuple[str, int], ...]
+    commits: tuple[tuple[str, int], ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The pruned methods of all tracks, each once, by name."""
+        return tuple(sorted({row.method for track in self.tracks for row in track.rows if not row.dense}))
