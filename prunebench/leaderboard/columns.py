@@ -78,7 +78,7 @@ def metric_column(metric: Metric) -> Column[BoardLine]:
     return Column(
         metric.name,
         metric.short,
-        f"{metric.title}{words and f', {words}'}: {metric.help[:1].lower()}{metric.help[1:]}",
+        f"{metric.title}{words and f', {words}'}: {lowered(metric.help)}",
         value=of_row(lambda row: row.metric(metric.name)),
         format=lambda interval: fmt.with_half_width(interval, metric.decimals, metric.scale),
         share=bar_share if bar else None,
@@ -106,12 +106,15 @@ def of_attributes(metric: Metric) -> bool:
     return "attributes" in metric.needs
 
 
+def lowered(text: str) -> str:
+    """A sentence as it goes on after a colon; what is no word in lower case (R2) stays."""
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+
+
 def metric_words(*, attributes: bool) -> str:
     """What the columns of metrics mean, a sentence each."""
     shown = (metric for metric in board_metrics() if of_attributes(metric) == attributes)
-    return " ".join(
-        f"{metric.short}: {metric.help[:1].lower()}{metric.help[1:].rstrip('.')}." for metric in shown
-    )
+    return " ".join(f"{metric.short}: {lowered(metric.help).rstrip('.')}." for metric in shown)
 
 
 def first(values: Sequence[float | Interval]) -> float | str | None:
