@@ -11,8 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from prunebench.errors import MetricError
-from prunebench.metrics.calibration import calibrated_thresholds
-from prunebench.metrics.offsets import class_offsets
+from prunebench.metrics.calibration import calibrated_thresholds, class_offsets
 
 
 def drawn(seed: int, samples: int, classes: int) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from prunebench.comparison.conclusions import conclude
 from prunebench.comparison.pairing import Pair, choose_pairs
 from prunebench.comparison.tests import Comparison, SampleTest, compare_pairs, compare_seeds
 from prunebench.errors import DataError, MetricError, StoreError, UsageError
-from prunebench.metrics.flips import holm
+from prunebench.metrics.populations import holm
 from prunebench.results.record import RunRecord
 from prunebench.results.spec import RunSpec
 from prunebench.results.store import Store

@@ -30,8 +30,8 @@ SIGNATURES = {
     "rare_value_underprediction": ["prediction", "label", "train_label"],
     "area_under_curve": ["logits", "label"],
     "compression_identified_exemplars": ["dense_prediction", "sparse_prediction"],
-    "susceptibility": ["dense_logits"],
-    "evaluate_susceptibility": ["score", "happened"],
+    "margin_uncertainty": ["dense_logits"],
+    "evaluate_predictability": ["score", "event"],
     "bias_variance": ["probabilities", "label"],
 }
 
@@ -177,8 +177,8 @@ VALID: dict[str, dict[str, Any]] = {
         "label": CLASS,
         "group": G,
     },
-    "susceptibility": {"dense_logits": Z},
-    "evaluate_susceptibility": {"score": Z[:, 0], "happened": G},
+    "margin_uncertainty": {"dense_logits": Z},
+    "evaluate_predictability": {"score": Z[:, 0], "event": G},
     "rank_correlation": {"first": Z[:, 0], "second": Z[:, 1]},
     "bias_variance": {"probabilities": CHANCE, "label": CLASS},
     "bias_risk": {
@@ -190,7 +190,7 @@ VALID: dict[str, dict[str, Any]] = {
     },
 }
 LOGITS = ("logits", "val_logits", "dense_logits", "score", "probabilities")
-BINARY = ("happened", "identity", "train_identity")
+BINARY = ("event", "identity", "train_identity")
 WHOLE = ("bias", "group", "dense_prediction", "sparse_prediction", "labels")
 NO_ROWS = ("train_label", "train_identity", "train_task", "train_attribute")
 """Training arrays: as many samples as each other, not as the test ones."""
@@ -269,7 +269,7 @@ UNDEFINED: dict[str, Callable[[], Any]] = {
         metrics.compression_identified_exemplars(CLASS[None], POPULATION).control_share
     ),
     "a group without samples": lambda: metrics.recall_change(POPULATION, POPULATION, CLASS, 2 * G).p_value[1],
-    "nothing happened": lambda: metrics.evaluate_susceptibility(Z[:, 0], 0 * G).area_under_curve,
+    "nothing happened": lambda: metrics.evaluate_predictability(Z[:, 0], 0 * G).area_under_curve,
     "two pairs": lambda: metrics.rank_correlation(Z[:2, 0], Z[:2, 1]).rho,
     "a side that is constant": lambda: metrics.rank_correlation(Z[:, 0], 0 * G).rho,
     "a risk of four samples": lambda: metrics.bias_risk(Z, Y, G, train_label=Y, train_identity=G)[0],
@@ -290,3 +290,8 @@ def test_a_single_seed_is_no_population(call: Callable[..., Any]) -> None:
     one = [POPULATION[:1], POPULATION, CLASS] if call is metrics.recall_change else [CHANCE[:1], CLASS]
     with pytest.raises(MetricError, match="want at least two"):
         call(*one)
+
+
+def test_former_names_are_the_same_functions() -> None:
+    assert metrics.susceptibility is metrics.margin_uncertainty
+    assert metrics.evaluate_susceptibility is metrics.evaluate_predictability

@@ -19,11 +19,11 @@ from prunebench.metrics import (
     bias_risks,
     bias_variance,
     entropy,
-    evaluate_susceptibility,
+    evaluate_predictability,
     margin,
+    margin_uncertainty,
     one_hot,
     rank_correlation,
-    susceptibility,
     uncertain_share,
 )
 
@@ -174,7 +174,7 @@ def test_entropy_and_margin_by_hand() -> None:
 def test_a_binary_output_reads_the_same_as_one_or_two_logits() -> None:
     binary = torch.randn(50, generator=torch.Generator().manual_seed(0)).double()
     two = torch.stack([torch.zeros_like(binary), binary], dim=1)
-    for metric in (entropy, margin, susceptibility):
+    for metric in (entropy, margin, margin_uncertainty):
         torch.testing.assert_close(metric(binary), metric(two))
         assert torch.equal(metric(binary.unsqueeze(1)), metric(binary))
         assert torch.equal(torch.as_tensor(metric(binary.numpy())), metric(binary))
@@ -182,14 +182,14 @@ def test_a_binary_output_reads_the_same_as_one_or_two_logits() -> None:
 
 def test_susceptibility_of_attributes_is_their_mean() -> None:
     logits = 3 * torch.randn(40, 6, generator=torch.Generator().manual_seed(1)).double()
-    found = susceptibility(logits, multi_label=True)
+    found = margin_uncertainty(logits, multi_label=True)
     expected = (1 - 2 * (torch.sigmoid(logits) - 0.5).abs()).mean(1)
     torch.testing.assert_close(found, expected)
-    assert not torch.allclose(found, susceptibility(logits))
+    assert not torch.allclose(found, margin_uncertainty(logits))
     with pytest.raises(MetricError, match=r"^dense_logits: want 2 dimensions"):
-        susceptibility(logits[:, 0], multi_label=True)
+        margin_uncertainty(logits[:, 0], multi_label=True)
     with pytest.raises(MetricError, match=r"^dense_logits: contains"):
-        susceptibility(logits / 0)
+        margin_uncertainty(logits / 0)
 
 
 @pytest.mark.parametrize("band", [0.1, 0.4, 0.49])
@@ -202,10 +202,10 @@ def test_uncertain_share_of_many_models(band: float) -> None:
 
 def test_recall_of_four_samples_by_hand() -> None:
     """The 5 % are one place: the highest score, which happened, of two that did. AUROC: 3 of 4 pairs."""
-    result = evaluate_susceptibility([0.9, 0.2, 0.5, 0.1], [1, 1, 0, 0])
+    result = evaluate_predictability([0.9, 0.2, 0.5, 0.1], [1, 1, 0, 0])
     assert (result.recall_at_5_percent, result.area_under_curve) == (0.5, 0.75)
     assert result.average_precision == pytest.approx((1 + 2 / 3) / 2)
-    assert (result.happened, result.samples) == (2, 4)
+    assert (result.events, result.samples) == (2, 4)
 
 
 def test_a_correlation_names_what_no_interval_can_come_from() -> None:

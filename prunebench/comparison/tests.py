@@ -20,7 +20,7 @@ from torch import Tensor
 
 from prunebench.comparison.pairing import Pair
 from prunebench.errors import DataError, StoreError, UsageError
-from prunebench.metrics.flips import holm
+from prunebench.metrics.populations import holm
 from prunebench.metrics.registry import Metric, metrics
 from prunebench.runner.ground_truth import GroundTruth
 from prunebench.runner.rescore import Draw, has_logits, load_ground_truth, read_logits

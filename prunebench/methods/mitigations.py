@@ -18,8 +18,7 @@ from prunebench.methods.api import Method, Procedure
 from prunebench.methods.experiment import Experiment, Pruned, state_of
 from prunebench.methods.magnitude import gmp_pt, magnitude
 from prunebench.methods.prune import prune_by
-from prunebench.metrics.calibration import calibrated_thresholds
-from prunebench.metrics.offsets import class_offsets
+from prunebench.metrics.calibration import calibrated_thresholds, class_offsets
 
 IOFINOVA = "Iofinova et al., 2023 (Bias in pruned vision models, countermeasures)"
 VERSION = 1

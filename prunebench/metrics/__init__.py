@@ -22,30 +22,32 @@ if TYPE_CHECKING:
     from prunebench.metrics.calibration import (
         area_under_curve,
         calibrated_thresholds,
+        class_offsets,
         expected_calibration_error,
         rare_value_underprediction,
     )
     from prunebench.metrics.classes import one_hot, one_vs_rest
-    from prunebench.metrics.criteria import (
-        BiasVariance,
-        Foretelling,
-        RankCorrelation,
-        bias_variance,
-        evaluate_susceptibility,
-        rank_correlation,
-        susceptibility,
-    )
     from prunebench.metrics.dependence import interdependence, mean_absolute_correlation, output_correlation
     from prunebench.metrics.evaluated import summarize_runs
-    from prunebench.metrics.flips import (
+    from prunebench.metrics.groups import GroupTable, group_accuracy, group_tables
+    from prunebench.metrics.populations import (
+        BiasVariance,
         Exemplars,
         RecallChange,
+        bias_variance,
         compression_identified_exemplars,
         holm,
         recall_change,
     )
-    from prunebench.metrics.groups import GroupTable, group_accuracy, group_tables
-    from prunebench.metrics.risk import bias_risk, bias_risks
+    from prunebench.metrics.predictability import (
+        Predictability,
+        RankCorrelation,
+        bias_risk,
+        bias_risks,
+        evaluate_predictability,
+        margin_uncertainty,
+        rank_correlation,
+    )
     from prunebench.metrics.uncertainty import entropy, margin, uncertain_share, uncertainty_summaries
 
 _MODULES = (
@@ -53,14 +55,14 @@ _MODULES = (
     "bias",
     "calibration",
     "classes",
-    "criteria",
     "dependence",
     "evaluated",
-    "flips",
     "groups",
-    "risk",
+    "populations",
+    "predictability",
     "uncertainty",
 )
+_FORMER = {"evaluate_susceptibility": "evaluate_predictability", "susceptibility": "margin_uncertainty"}
 
 __all__ = [
     "AttributeTable",
@@ -68,8 +70,8 @@ __all__ = [
     "BiasVariance",
     "DirectionalBiasAmplification",
     "Exemplars",
-    "Foretelling",
     "GroupTable",
+    "Predictability",
     "RankCorrelation",
     "RecallChange",
     "area_under_curve",
@@ -79,16 +81,18 @@ __all__ = [
     "bias_risks",
     "bias_variance",
     "calibrated_thresholds",
+    "class_offsets",
     "compression_identified_exemplars",
     "directional_bias_amplification",
     "entropy",
-    "evaluate_susceptibility",
+    "evaluate_predictability",
     "expected_calibration_error",
     "group_accuracy",
     "group_tables",
     "holm",
     "interdependence",
     "margin",
+    "margin_uncertainty",
     "mean_absolute_correlation",
     "one_hot",
     "one_vs_rest",
@@ -97,13 +101,13 @@ __all__ = [
     "rare_value_underprediction",
     "recall_change",
     "summarize_runs",
-    "susceptibility",
     "uncertain_share",
     "uncertainty_summaries",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    name = _FORMER.get(name, name)
     if name in __all__:  # not at import: torch takes seconds, and names and titles need none
         for module in _MODULES:
             found = vars(importlib.import_module(f"{__name__}.{module}"))

@@ -13,16 +13,20 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from prunebench.errors import MetricError
-from prunebench.metrics import flips
-from prunebench.metrics.criteria import (
+from prunebench.metrics import populations
+from prunebench.metrics.populations import (
     bias_variance,
+    compression_identified_exemplars,
+    holm,
+    recall_change,
+)
+from prunebench.metrics.predictability import (
     bootstrap_area,
-    evaluate_susceptibility,
+    evaluate_predictability,
+    margin_uncertainty,
     rank_correlation,
     spearman,
-    susceptibility,
 )
-from prunebench.metrics.flips import compression_identified_exemplars, holm, recall_change
 
 
 def test_exemplars_by_hand() -> None:
@@ -32,15 +36,15 @@ def test_exemplars_by_hand() -> None:
     result = compression_identified_exemplars(dense, sparse)
     assert result.modal.tolist() == [False, True, False, False]
     assert result.share == 0.25
-    assert result.taxicab.tolist() == pytest.approx([2 / 3, 1.5, 1.0, 1.0])
+    assert result.l1_distance.tolist() == pytest.approx([2 / 3, 1.5, 1.0, 1.0])
     assert result.population == 1
 
 
 def test_the_control_of_identical_dense_models_is_zero_and_of_random_ones_is_not() -> None:
     same = np.tile(np.arange(50) % 5, (6, 1))
     quiet = compression_identified_exemplars(same, (same + 1) % 5)
-    assert (quiet.control_share, quiet.control_taxicab) == (0, 0)
-    assert (quiet.matched_share, quiet.matched_taxicab) == (1, 2)
+    assert (quiet.control_share, quiet.control_l1_distance) == (0, 0)
+    assert (quiet.matched_share, quiet.matched_l1_distance) == (1, 2)
     noise = np.random.default_rng(0).integers(0, 5, (12, 2000))
     loud = compression_identified_exemplars(noise[:6], noise[6:])
     assert loud.share > 0.5  # seed noise alone looks like exemplars...
@@ -54,14 +58,14 @@ def test_pruning_that_changes_nothing_adds_nothing_to_what_seeds_change(models: 
     result = compression_identified_exemplars(noise, noise)
     assert result.share == 0
     assert result.matched_share == result.control_share > 0.3
-    assert result.matched_taxicab == result.control_taxicab > 0
+    assert result.matched_l1_distance == result.control_l1_distance > 0
 
 
 def test_one_dense_model_has_no_control() -> None:
     result = compression_identified_exemplars(np.zeros((1, 3), dtype=int), np.ones((2, 3), dtype=int))
     assert result.share == 1
     assert math.isnan(result.control_share)
-    assert math.isnan(result.matched_taxicab)
+    assert math.isnan(result.matched_l1_distance)
 
 
 def test_exemplars_name_wrong_arguments() -> None:
@@ -75,14 +79,14 @@ def test_exemplars_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(3)
     dense, sparse = generator.integers(0, 5, (4, 50)), generator.integers(0, 5, (3, 50))
     whole = compression_identified_exemplars(dense, sparse)
-    monkeypatch.setattr(flips, "COUNTS_AT_A_TIME", 35)
+    monkeypatch.setattr(populations, "COUNTS_AT_A_TIME", 35)
     pieces = compression_identified_exemplars(dense, sparse)
     assert np.array_equal(pieces.modal, whole.modal)
-    assert np.array_equal(pieces.taxicab, whole.taxicab)
+    assert np.array_equal(pieces.l1_distance, whole.l1_distance)
     assert pieces.control_share == whole.control_share
     shares = [(values[..., None] == np.arange(5)).mean(0) for values in (dense, sparse)]
     assert whole.modal.tolist() == (shares[0].argmax(1) != shares[1].argmax(1)).tolist()
-    np.testing.assert_allclose(whole.taxicab, np.abs(shares[0] - shares[1]).sum(1), atol=1e-15)
+    np.testing.assert_allclose(whole.l1_distance, np.abs(shares[0] - shares[1]).sum(1), atol=1e-15)
 
 
 @given(seed=st.integers(0, 10_000))
@@ -92,7 +96,7 @@ def test_relabelling_classes_changes_no_distance(seed: int) -> None:
     new = generator.permutation(4)
     before = compression_identified_exemplars(dense, sparse)
     after = compression_identified_exemplars(new[dense], new[sparse])
-    torch.testing.assert_close(before.taxicab, after.taxicab)
+    torch.testing.assert_close(before.l1_distance, after.l1_distance)
 
 
 def test_recall_change_against_scipy() -> None:
@@ -175,24 +179,25 @@ def test_holm_by_hand() -> None:
 
 def test_susceptibility_by_hand_and_binary() -> None:
     logits = torch.log(torch.tensor([[0.7, 0.2, 0.1], [1 / 3, 1 / 3, 1 / 3]], dtype=torch.float64))
-    assert susceptibility(logits).tolist() == pytest.approx([0.5, 1.0])
+    assert margin_uncertainty(logits).tolist() == pytest.approx([0.5, 1.0])
     binary = torch.tensor([0.0, 3.0, -3.0], dtype=torch.float64)
     two = torch.stack([torch.zeros(3, dtype=torch.float64), binary], dim=1)
-    torch.testing.assert_close(susceptibility(binary), susceptibility(two))
+    torch.testing.assert_close(margin_uncertainty(binary), margin_uncertainty(two))
 
 
 def test_foretelling_against_scikit_learn() -> None:
     generator = np.random.default_rng(2)
     score = generator.random(400)
     happened = (generator.random(400) < score / 2).astype(int)
-    result = evaluate_susceptibility(score, happened)
+    result = evaluate_predictability(score, happened)
+    assert result.event_rate == happened.mean()
     assert result.area_under_curve == pytest.approx(roc_auc_score(happened, score))
     assert result.average_precision == pytest.approx(average_precision_score(happened, score))
     top = np.argsort(-score)[:20]
     assert result.recall_at_5_percent == pytest.approx(happened[top].sum() / happened.sum())
-    nothing = evaluate_susceptibility(score, np.zeros(400, dtype=int))
+    nothing = evaluate_predictability(score, np.zeros(400, dtype=int))
     assert math.isnan(nothing.area_under_curve)
-    flat = evaluate_susceptibility(np.ones(400), happened)
+    flat = evaluate_predictability(np.ones(400), happened)
     assert flat.recall_at_5_percent == pytest.approx(0.05)
 
 

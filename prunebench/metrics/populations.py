@@ -1,0 +1,241 @@
+"""Populations of models, dense and sparse: samples and groups that pruning changes, against what seeds alone change."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from prunebench.errors import MetricError
+from prunebench.metrics.arrays import Array, as_classes, as_finite, as_given, check_table, compact, read_array
+
+SPLITS = 50
+"""At most so many draws of equal populations are averaged."""
+COUNTS_AT_A_TIME = 1 << 22
+"""Samples times classes of a table of counts: 32 MiB."""
+
+MANY_CLASSES = 4096
+"""Of more, those that occur are counted: labels may be ids."""
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """Compression-identified exemplars: `modal` bool `[N]`, `l1_distance` float64 `[N]` in 0..2.
+
+    `matched_share` and `matched_l1_distance` compare h dense with h sparse models, `control_share` and
+    `control_l1_distance` h dense with h other dense models (h = min(R // 2, S), mean over splits): what pruning adds
+    is matched minus control. Populations of one size are taken for the same seeds in the same order, and the sparse
+    models then are of other seeds than the dense ones, as in the control: a model and its own pruned copy agree more
+    than two seeds do. All four are nan with a single dense model.
+    """
+
+    modal: Tensor
+    l1_distance: Tensor
+    population: int
+    matched_share: float
+    matched_l1_distance: float
+    control_share: float
+    control_l1_distance: float
+
+    @property
+    def taxicab(self) -> Tensor:
+        """The former name of `l1_distance`."""
+        return self.l1_distance
+
+    @property
+    def matched_taxicab(self) -> float:
+        """The former name of `matched_l1_distance`."""
+        return self.matched_l1_distance
+
+    @property
+    def control_taxicab(self) -> float:
+        """The former name of `control_l1_distance`."""
+        return self.control_l1_distance
+
+    @property
+    def share(self) -> float:
+        """Share of samples whose modal label changed."""
+        return float(torch.as_tensor(self.modal).double().mean())
+
+
+@as_given
+def compression_identified_exemplars(dense_prediction: Array, sparse_prediction: Array) -> Exemplars:
+    """Samples that a population of sparse models treats differently from a population of dense ones.
+
+    dense_prediction: class indices `[R, N]`, sparse_prediction: `[S, N]`. modal: the most frequent label differs
+    (ties go to the lowest class). l1_distance: the L1 distance between the two label distributions.
+    Raises MetricError on shapes that disagree or negative classes. Source: Hooker et al., 2019 (modal), and 2020
+    (l1_distance); the control is this project's.
+    """
+    dense = as_classes("dense_prediction", dense_prediction, ndim=2)
+    sparse = as_classes("sparse_prediction", sparse_prediction, ndim=2)
+    if dense.shape[1] != sparse.shape[1]:
+        raise MetricError(
+            f"sparse_prediction: has {sparse.shape[1]} samples, dense_prediction {dense.shape[1]}"
+        )
+    modal, l1_distance = _compare(dense, sparse)
+    half = min(len(dense) // 2, len(sparse))
+    if half == 0:
+        return Exemplars(modal, l1_distance, 0, *[math.nan] * 4)
+    matched: list[tuple[float, float]] = []
+    control: list[tuple[float, float]] = []
+    for first, rest in _halves(len(dense), half):
+        unrelated = sparse[rest] if len(sparse) == len(dense) else sparse
+        for others, pool in ((matched, unrelated), (control, dense[rest])):
+            flipped, distance = _compare(dense[first], pool[:half])
+            others.append((float(flipped.double().mean()), float(distance.mean())))
+    (matched_share, matched_l1_distance), (control_share, control_l1_distance) = (
+        np.mean(values, axis=0).tolist() for values in (matched, control)
+    )
+    return Exemplars(
+        modal, l1_distance, half, matched_share, matched_l1_distance, control_share, control_l1_distance
+    )
+
+
+def _compare(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Modal flips and l1_distance distances of two populations of class indices `[R, N]`, some samples at a time."""
+    classes = int(max(first.max(), second.max())) + 1
+    if classes > MANY_CLASSES:
+        first, second = compact(first, second)
+        classes = int(max(first.max(), second.max())) + 1
+    samples = max(COUNTS_AT_A_TIME // classes, 1)
+    flipped, distance = [], []
+    for pair in zip(first.split(samples, dim=1), second.split(samples, dim=1)):
+        one, two = (_label_shares(part, classes) for part in pair)
+        flipped.append(one.argmax(1) != two.argmax(1))
+        distance.append((one - two).abs_().sum(1))
+    return torch.cat(flipped), torch.cat(distance)
+
+
+def _label_shares(prediction: Tensor, classes: int) -> Tensor:
+    """Share of the models `[R, N]` that predict each class, `[N, C]`; equal counts are equal numbers."""
+    one = torch.ones((), dtype=torch.float64).expand(prediction.T.shape)
+    counts = torch.zeros(prediction.shape[1], classes, dtype=torch.float64)
+    return counts.scatter_add_(1, prediction.T, one).div_(len(prediction))
+
+
+def _halves(total: int, half: int) -> list[tuple[list[int], list[int]]]:
+    """Ways to take `half` of `total` models and to leave the rest: all of them, or a fixed sample of 50."""
+    if math.comb(total, half) <= SPLITS:
+        chosen = [list(pick) for pick in itertools.combinations(range(total), half)]
+    else:
+        generator = random.Random(0)
+        chosen = [sorted(generator.sample(range(total), half)) for _ in range(SPLITS)]
+    return [(pick, [model for model in range(total) if model not in pick]) for pick in chosen]
+
+
+@dataclass(frozen=True)
+class RecallChange:
+    """By group, float64 `[G]`: mean sparse minus mean dense recall, Welch's p, and Holm's corrected p."""
+
+    change: Tensor
+    p_value: Tensor
+    corrected_p: Tensor
+
+
+@as_given
+def recall_change(
+    dense_prediction: Array,
+    sparse_prediction: Array,
+    label: Array,
+    group: Array | None = None,
+    *,
+    relative: bool = True,
+) -> RecallChange:
+    """Whether pruning costs some classes (or groups) more than others.
+
+    dense_prediction `[R, N]`, sparse_prediction `[S, N]`, label `[N]`; group `[N]`, by default the label. Recall
+    of a group is its share of correct samples in one model; `relative` subtracts that model's accuracy over
+    all samples first (Hooker et al., 2019). Welch's t-test over models, corrected for the number of groups by
+    Holm's method. Groups without samples are nan. Raises MetricError with fewer than two models on a side.
+    """
+    truth = as_classes("label", label, ndim=1)
+    members = truth if group is None else as_classes("group", group, ndim=1)
+    check_table("label" if group is None else "group", members, int(members.max()) + 1)
+    membership = functional.one_hot(members).double()
+    recalls = []
+    for name, prediction in (
+        ("dense_prediction", dense_prediction),
+        ("sparse_prediction", sparse_prediction),
+    ):
+        values = as_classes(name, prediction, ndim=2)
+        if len(values) < 2:
+            raise MetricError(f"{name}: want at least two models to test, got {len(values)}")
+        for other, array in (("label", truth), ("group", members)):
+            if len(array) != values.shape[1]:
+                raise MetricError(f"{other}: has {len(array)} samples, {name} {values.shape[1]}")
+        hits = (values == truth).double()
+        recall = hits @ membership / torch.where(membership.sum(0) > 0, membership.sum(0), math.nan)
+        recall = recall - hits.mean(1, keepdim=True) if relative else recall
+        recalls.append(recall.round(decimals=12))  # equal differences of shares are then equal numbers
+    dense, sparse = recalls
+    p_value = _welch(sparse, dense)
+    return RecallChange(sparse.mean(0) - dense.mean(0), p_value, holm(p_value))
+
+
+def _welch(first: Tensor, second: Tensor) -> Tensor:
+    """Two-sided p `[G]` of `[R, G]` and `[S, G]`; where neither side varies, 0 if the means differ, else 1."""
+    from scipy.special import stdtr
+
+    moved = [values - values[0] for values in (first, second)]  # exactly 0 where a side does not vary
+    mean = [values[0] + d.mean(0) for values, d in zip((first, second), moved)]
+    error = [d.var(0) / len(d) for d in moved]
+    total = error[0] + error[1]
+    freedom = total**2 / sum(e**2 / (len(d) - 1) for e, d in zip(error, moved))
+    statistic = (mean[0] - mean[1]).abs() / total.sqrt()
+    p_value = 2 * torch.from_numpy(stdtr(freedom.numpy(), -statistic.numpy()))
+    return torch.where(total == 0, (mean[0] == mean[1]).double(), p_value)
+
+
+@as_given
+def holm(p_values: Array) -> Tensor:
+    """Holm's step-down correction of p-values `[G]`; nan stays nan and is not counted."""
+    p_values = read_array("p_values", p_values).double()
+    corrected = torch.full_like(p_values, math.nan)
+    defined = torch.nonzero(~torch.isnan(p_values)).flatten()
+    order = defined[torch.argsort(p_values[defined])]
+    largest = 0.0
+    for place, index in enumerate(order.tolist()):
+        largest = max(largest, min(1.0, float(p_values[index]) * (len(order) - place)))
+        corrected[index] = largest
+    return corrected
+
+
+@dataclass(frozen=True)
+class BiasVariance:
+    """Decomposition of the mean squared (Brier) loss over seeds: loss = bias_squared + variance."""
+
+    loss: float
+    bias_squared: float
+    variance: float
+
+
+def bias_variance(probabilities: Array, label: Array) -> BiasVariance:
+    """How much of the loss every seed shares (bias) and how much differs between seeds (variance).
+
+    probabilities: `[R, N, C]`, label: class indices `[N]`. With p-bar the mean over R seeds and e the one-hot label:
+    bias^2 = mean_n sum_c (p-bar - e)^2, variance = mean_n mean_r sum_c (p - p-bar)^2, loss = their sum exactly.
+    Raises MetricError with a single seed, shapes that disagree, labels outside 0..C-1, and values outside 0..1
+    (logits are no probabilities). Source: Yang et al., ICML 2020 (the squared-loss decomposition).
+    """
+    values = as_finite("probabilities", probabilities, ndim=3)
+    truth = as_classes("label", label, ndim=1)
+    if len(values) < 2:
+        raise MetricError("probabilities: want at least two seeds, got 1")
+    if ((values < 0) | (values > 1 + 1e-6)).any():
+        raise MetricError("probabilities: found values outside 0..1; want the softmax of the logits")
+    if len(truth) != values.shape[1]:
+        raise MetricError(f"label: has {len(truth)} samples, probabilities {values.shape[1]}")
+    if int(truth.max()) >= values.shape[2]:
+        raise MetricError(f"label: values outside 0..{values.shape[2] - 1}")
+    target = torch.nn.functional.one_hot(truth, values.shape[2]).double()
+    mean = values.mean(0)
+    bias = float(((mean - target) ** 2).sum(1).mean())
+    variance = float(((values - mean) ** 2).sum(2).mean())
+    return BiasVariance(bias + variance, bias, variance)
