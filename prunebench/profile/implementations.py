@@ -106,15 +106,18 @@ def benchmark(
 
     What has not begun at the monotonic time `until` is not measured; the dense baseline always is.
     """
-    entries = [*_baselines(inputs, compiled, until), *_layouts(inputs, backend), *_shrunk(inputs)]
     want = dense_layer(inputs.geometry)(inputs.x, inputs.weight, inputs.bias)
-    checked = []
-    for timing, call in entries:
-        if time.monotonic() >= until and timing.name != EAGER:
-            checked.append((replace(timing, not_measured=timing.not_measured or NO_TIME), call))
-        else:
-            checked.append((_check(timing, call, want, inputs), call))
-    calls = {timing.name: call for timing, call in checked if call and timing.not_measured is None}
+    checked, calls = [], {}
+    for timing, call in (*_baselines(inputs, compiled, until), *_layouts(inputs, backend), *_shrunk(inputs)):
+        if call is not None and time.monotonic() >= until and timing.name != EAGER:
+            timing = replace(timing, not_measured=NO_TIME)
+        elif call is not None:
+            wanted = want[:, live_channels(inputs.weight)[0]] if timing.name == SHRUNK else want
+            off, reason = checked_call(call, wanted, TOLERANCE[want.dtype])
+            timing = replace(timing, error=off, not_measured=reason)
+            if reason is None:
+                calls[timing.name] = call
+        checked.append(timing)
     hot, cold = (
         interleaved(calls, stopwatch, repeats=repeats, cold=cold, until=until) for cold in (False, True)
     )
@@ -125,7 +128,7 @@ def benchmark(
             cold_ms=cold.get(timing.name),
             not_measured=timing.not_measured or (None if timing.name in cold else NO_TIME),
         )
-        for timing, _ in checked
+        for timing in checked
     )
 
 
@@ -219,29 +222,15 @@ def label(layout: str, settings: Mapping[str, int]) -> str:
     return f"block {settings['block_out']}x{settings['block_in']}" if layout == "block" else layout
 
 
-def _check(
-    timing: ImplementationTiming, call: Call | None, want: Tensor, inputs: LayerInputs
-) -> ImplementationTiming:
-    if call is None:
-        return timing
-    if timing.name == SHRUNK:
-        want = want[:, live_channels(inputs.weight)[0]]
+@torch.inference_mode()
+def checked_call(call: Call, want: Tensor, tolerance: float) -> tuple[float | None, str | None]:
+    """How far a call's result is off, over the largest wanted value; and why it is not to be timed, or None."""
     try:
         got = call()
-    except Exception as error:  # shown in the table; the other implementations are still measured
-        return replace(timing, not_measured=one_line(error))
+    except Exception as error:  # shown in the table; the others are still measured
+        return None, one_line(error)
     if got.shape != want.shape:
-        return replace(timing, not_measured=f"wrong shape {tuple(got.shape)}")
-    off = deviation(got, want)
-    return replace(timing, error=off, not_measured=wrong_result(off, TOLERANCE[want.dtype]))
-
-
-def deviation(got: Tensor, want: Tensor) -> float:
-    """The largest deviation of a result, over the largest wanted value; nan if one is."""
+        return None, f"wrong shape {tuple(got.shape)}"
     largest = want.float().abs().max().clamp(min=1e-30)
-    return float((got.float() - want.float()).abs().max() / largest)
-
-
-def wrong_result(error: float, tolerance: float) -> str | None:
-    """Why a result that is so far off is not timed; None if it is near enough."""
-    return None if error <= tolerance else f"wrong result: off by {error:.2g} of the largest value"
+    off = float((got.float() - want.float()).abs().max() / largest)
+    return off, None if off <= tolerance else f"wrong result: off by {off:.2g} of the largest value"

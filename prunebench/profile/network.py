@@ -8,12 +8,13 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunebench.profile.implementations import compiled_call, deviation, label, one_line, wrong_result
+from prunebench.profile.implementations import Call, checked_call, compiled_call, label, one_line
 from prunebench.profile.layers import make_mask, short_name
 from prunebench.profile.results import (
     AUTO,
@@ -69,20 +70,21 @@ class NetworkBenchmark:
             want = masked(self.example)
         choices: dict[str, LayoutChoice] = {}
         results: list[NetworkResult] = []
-        calls = {}
+        calls: dict[str, Call] = {}
         for name, build in self._variants(masked, choices).items():
             entry = NetworkResult(name, pattern, sparsity, achieved=zeros)
             if results and time.monotonic() >= until:
                 results.append(replace(entry, not_measured=NO_TIME))
                 continue
             try:
-                entry, calls[name] = self._prepare(entry, build(), want)
-            except Exception as error:  # one variant that cannot run must not hide the others
-                entry = replace(entry, not_measured=one_line(error))
-            if entry.not_measured is None and name == AUTO:
-                entry = replace(entry, layouts={key: choice.layout for key, choice in choices.items()})
+                entry, call = self._prepare(entry, build(), want)
+            except Exception as error:  # one variant that cannot be built must not hide the others
+                entry, call = replace(entry, not_measured=one_line(error)), None
+            if call is not None:
+                calls[name] = call
+                layouts = {key: choice.layout for key, choice in choices.items()} if name == AUTO else {}
+                entry = replace(entry, layouts=layouts)
             results.append(entry)
-        calls = {entry.name: calls[entry.name] for entry in results if entry.not_measured is None}
         timed = interleaved(calls, self.stopwatch, repeats=repeats, cold=False, launches=True, until=until)
         return [
             replace(
@@ -93,36 +95,28 @@ class NetworkBenchmark:
             for entry in results
         ], choices
 
-    def _prepare(
-        self, entry: NetworkResult, module: Any, want: Tensor
-    ) -> tuple[NetworkResult, Callable[[], Tensor]]:
-        """The entry with error and memory, and the call to time; with a reason where it is not to be timed."""
-
-        def call() -> Tensor:
-            return module(self.example)  # type: ignore[no-any-return]
-
+    def _prepare(self, entry: NetworkResult, module: Any, want: Tensor) -> tuple[NetworkResult, Call | None]:
+        """The entry with error and memory, and what to time; or with the reason why there is nothing to time."""
         if isinstance(module, str):
-            return replace(entry, not_measured=module), call
-        with torch.inference_mode():
-            error = deviation(call(), want)
-        entry = replace(entry, error=error, not_measured=wrong_result(error, TOLERANCE[want.dtype]))
-        if entry.not_measured is None:
-            peak = peak_activations(call, self.example.device) / 1e6
-            entry = replace(entry, weights_mb=weight_bytes(module) / 1e6, peak_activations_mb=peak)
-        return entry, call
+            return replace(entry, not_measured=module), None
+        call = partial(module, self.example)
+        off, reason = checked_call(call, want, TOLERANCE[want.dtype])
+        if reason is not None:
+            return replace(entry, error=off, not_measured=reason), None
+        peak = peak_activations(call, self.example.device) / 1e6
+        return replace(
+            entry, error=off, weights_mb=weight_bytes(module) / 1e6, peak_activations_mb=peak
+        ), call
 
     def _variants(self, masked: nn.Module, choices: dict[str, LayoutChoice]) -> dict[str, Callable[[], Any]]:
+        from prunebench_kernels.sparsify import fold_dense
+
         return {
             EAGER: lambda: masked,
-            FOLDED: lambda: self._fold(masked),
+            FOLDED: lambda: fold_dense(masked, self.example),
             COMPILED_NETWORK: lambda: self._compile(masked),
             AUTO: lambda: self._sparsify(masked, choices),
         }
-
-    def _fold(self, masked: nn.Module) -> nn.Module:
-        from prunebench_kernels.sparsify import fold_dense
-
-        return fold_dense(masked, self.example)
 
     @torch.no_grad()
     def _compile(self, masked: nn.Module) -> Any:

@@ -47,6 +47,7 @@ HOT, COLD = "hot cache", "cold cache"
 DENSE_LINE = f"1{fmt.TIMES}: {EAGER} channels_last, dense"
 BREAK_EVEN, TAKEN = "break-even, hot cache", "taken by auto"
 BLOCK_CEILING = f"ceiling: zero {BLOCK[0]} x {BLOCK[1]} blocks skipped"
+INTERVALS = "Vertical lines: p20 to p80, hot cache"
 FREE_CEILING = "ceiling: every zero free"
 WIDTH, HEADROOM, NEAR = 300.0, 3.0, 5e-4
 """Pixels of a panel; how far above the speed-ups ceilings are shown; sparsities that are written as the same."""
@@ -122,8 +123,7 @@ def speed_up_plots(profile: Profile, pattern: str) -> PlotGrid | None:
     else:
         layers = dict.fromkeys(result.layer for result in found)
         plots = [_over_sparsity([result for result in found if result.layer == layer]) for layer in layers]
-    subtitle = "Vertical lines: p20 to p80, hot cache"
-    return PlotGrid(f"Speed-up over sparsity: {pattern} zeros", tuple(plots), min(2, len(plots)), subtitle)
+    return PlotGrid(f"Speed-up over sparsity: {pattern} zeros", tuple(plots), min(2, len(plots)), INTERVALS)
 
 
 def _over_sparsity(found: Sequence[LayerResult]) -> Plot:
@@ -174,15 +174,18 @@ def _written_sparsity(result: LayerResult) -> float:
 
 def _panel(found: Sequence[LayerResult], places: Mapping[int, float], x: Axis, *, joined: bool) -> Plot:
     """Ceilings, hot speed-ups of every family and what `auto` takes; ceilings far above the speed-ups are cut."""
-    families = [
-        Series(family, tuple(_speed_ups(found, places, family, "hot")), style_of(family), joined, size=3.6)
+    marks = {
+        (family, cache): _speed_ups(found, places, family, cache)
         for family in _families(found)
+        for cache in ("hot", "cold")
+    }
+    families = [
+        Series(family, tuple(curve), style_of(family), joined, size=3.6)
+        for (family, cache), curve in marks.items()
+        if cache == "hot"
     ]
-    speed_ups = [
-        value for family in _families(found) for cache in ("hot", "cold")
-        for mark in _speed_ups(found, places, family, cache)
-        for value in (mark.y, mark.low, mark.high) if value is not None
-    ]  # fmt: skip
+    ends = [(mark.y, mark.low, mark.high) for curve in marks.values() for mark in curve]
+    speed_ups = [value for values in ends for value in values if value is not None]
     roofs = [(places[id(result)], result.roof) for result in found if result.roof]
     ceilings = [
         (BLOCK_CEILING, "dash", [(place, roof.block_ceiling) for place, roof in roofs]),
@@ -191,10 +194,10 @@ def _panel(found: Sequence[LayerResult], places: Mapping[int, float], x: Axis, *
     top = HEADROOM * max([*speed_ups, 1.0])
     reached = [min(value, top) for *_, spots in ceilings for _, value in spots]
     low, high = log_limits([*speed_ups, *reached, 1.0], 4)
-    taken = [
-        Mark(places[id(result)], 1.0 if result.auto == DENSE_LAYOUT else result.speed_up(result.auto or ""))
-        for result in found
+    auto = [
+        (places[id(one)], 1.0 if one.auto == DENSE_LAYOUT else one.speed_up(one.auto or "")) for one in found
     ]
+    taken = tuple(Mark(place, speed) for place, speed in auto if speed)
     size = min(7.5, max(4.5, 0.48 * WIDTH / len(found)))
     return Plot(
         "",
@@ -203,7 +206,7 @@ def _panel(found: Sequence[LayerResult], places: Mapping[int, float], x: Axis, *
         (
             *(_ceiling(name, dash, spots, joined) for name, dash, spots in ceilings),
             *families,
-            Series(TAKEN, tuple(taken), Style(INK, symbol="ring"), line=False, size=size),
+            Series(TAKEN, taken, Style(INK, symbol="ring"), line=False, size=size, legend=bool(taken)),
         ),
         rules=(Rule(1.0, DENSE_LINE, Style(INK, symbol="")),),
         width=WIDTH,

@@ -8,16 +8,17 @@ import importlib.util
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
-from prunebench.profile.plots import roofline_plot, speed_up_plots
+from prunebench.profile.plots import INTERVALS, roofline_plot, speed_up_plots
 from prunebench.profile.results import (
     COMPILED,
     COMPILED_NETWORK,
     EAGER,
+    NOT_COMPILED,
     NOT_MEASURED,
     PATTERNS,
     Ceilings,
@@ -38,7 +39,7 @@ from prunebench.results.store import write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
 ROOFLINE, PAGE = "roofline.svg", "index.html"
-MOST_LEFT_OUT = 4
+MOST_NAMED = 4
 
 
 def plot_file(pattern: str) -> str:
@@ -119,7 +120,7 @@ def layers_table(profile: Profile) -> Table[LayerResult]:
         REASON,
     )  # fmt: skip
     title = "Layers: convolution + bias + ReLU; speed-up of the fastest sparse layout over torch"
-    return simple_table(columns, profile.layers, title).without_empty()
+    return simple_table(columns, profile.layers, title)
 
 
 def _layer_name(result: LayerResult) -> str:
@@ -153,9 +154,9 @@ def networks_table(profile: Profile) -> Table[NetworkResult]:
         Column[NetworkResult]("latency", "ms", HOT_MS, value=lambda row: row.latency_ms, format=milliseconds,
                               order=attrgetter("p50")),
         Column[NetworkResult]("speed_up", "Speed-up", "over the fastest dense network", value=speed_up),
-        Column[NetworkResult]("weights", "Weights MB", "with indices, 10^6 bytes", value=lambda row: row.weights_mb,
-                              format=fmt.significant),
-        Column[NetworkResult]("activations", "Peak activations MB", "with workspaces, 10^6 bytes", short="Peak MB",
+        Column[NetworkResult]("weights", "Weights MB", "with indices, 10^6 bytes", short="MB",
+                              value=lambda row: row.weights_mb, format=fmt.significant),
+        Column[NetworkResult]("activations", "Peak activations MB", "with workspaces, 10^6 bytes", short="Peak",
                               value=lambda row: row.peak_activations_mb, format=fmt.significant),
         text_column("layouts", "Layouts", "how many layers took each layout", value=layout_counts),
         REASON,
@@ -163,7 +164,7 @@ def networks_table(profile: Profile) -> Table[NetworkResult]:
     compiled = profile.settings.get("compiled")
     rows = [network for network in profile.networks if compiled or network.name != COMPILED_NETWORK]
     title = "Whole network; speed-up over the fastest dense one timed in the same turns"
-    return simple_table(columns, rows, title).without_empty()
+    return simple_table(columns, rows, title)
 
 
 def layout_counts(network: NetworkResult) -> str | None:
@@ -199,9 +200,35 @@ def break_even_table(profile: Profile) -> Table[dict[str, Any]]:
 
 
 def tables(profile: Profile) -> list[Table[Any]]:
-    """Layers, whole networks and break-evens, as far as they have rows."""
-    every = (layers_table(profile), networks_table(profile), break_even_table(profile))
-    return [table for table in every if table.rows]
+    """What was measured of layers, whole networks and break-evens, in columns that fit a terminal."""
+    every: tuple[Table[Any], ...] = (
+        layers_table(profile).choose(
+            "layer", "pattern", "sparsity", "dense", "compiled", "layout", "hot", "cold", "auto"
+        ),
+        networks_table(profile).choose(
+            "network", "pattern", "sparsity", "latency", "speed_up", "weights", "activations", "layouts"
+        ),
+        break_even_table(profile),
+    )
+    shown = (
+        table.where(lambda row: not getattr(row, "not_measured", None)).without_empty() for table in every
+    )
+    return [table for table in shown if table.rows]
+
+
+def reasons(profile: Profile) -> list[str]:
+    """What has no times at all, a line a reason; what was not compiled is told by the summary."""
+    every = [(result.not_measured, result.point, result.layer) for result in profile.layers]
+    every += [(result.not_measured, result.point, result.name) for result in profile.networks]
+    found: dict[str, list[str]] = {}
+    for reason, point, name in every:
+        if reason is not None and reason != NOT_COMPILED:
+            found.setdefault(reason, []).append(f"{point}: {name}")
+    return [f"{NOT_MEASURED}, {reason}: {_some(names)}" for reason, names in found.items()]
+
+
+def _some(names: Sequence[str]) -> str:
+    return "; ".join((*names[:MOST_NAMED], *["..."][: len(names) > MOST_NAMED]))
 
 
 def summary(profile: Profile) -> list[str]:
@@ -240,11 +267,8 @@ def summary(profile: Profile) -> list[str]:
     if not values["compiled"]:
         lines.append(f"{COMPILED}: {NOT_MEASURED} (--no-compile; --compile takes some seconds more a layer)")
     if profile.left_out:
-        some = "; ".join(
-            (*profile.left_out[:MOST_LEFT_OUT], *["..."][: len(profile.left_out) > MOST_LEFT_OUT])
-        )
         number = fmt.plural(len(profile.left_out), "measurement")
-        lines.append(f"left out, the time box was full (--minutes): {number}: {some}")
+        lines.append(f"left out, the time box was full (--minutes): {number}: {_some(profile.left_out)}")
     if profile.interrupted:
         lines.append("stopped early: what had been measured is kept")
     return lines
@@ -255,15 +279,25 @@ def _beats_the_roof(result: LayerResult) -> bool:
     return bool(result.roof and dense and dense.p50 < result.roof.dense_ms)
 
 
-NOTES = {
-    "Break-even": "The sparsity from which a layout is no slower than dense torch.",
-    "Whole network": "Dense and sparse timed in turns, on a GPU with the host's launches. Zeros are those of all "
-    "convolutions; activations at their peak, with workspaces.",
-    "Layers": "Convolution, bias (a folded BatchNorm) and ReLU; the input in the memory format that each layout "
-    "prefers. On a GPU without the host's launches. Ceilings: the dense bound beneath the roofline over that of "
-    "skipping zero blocks, and over that of free zeros; a layer that runs dense below the roof can gain more, and one "
-    "without dead channels neither reads nor writes them.",
+NOTES: dict[Callable[[Profile], Table[Any]], tuple[str, str]] = {
+    break_even_table: (
+        "Break-even",
+        "The sparsity from which a layout is no slower than dense torch.",
+    ),
+    networks_table: (
+        "Whole network",
+        "Dense and sparse timed in turns, on a GPU with the host's launches. Zeros are those of all convolutions; "
+        "activations at their peak, with workspaces.",
+    ),
+    layers_table: (
+        "Layers",
+        "Convolution, bias (a folded BatchNorm) and ReLU; the input in the memory format that each layout prefers. On "
+        "a GPU without the host's launches. Ceilings: the dense bound beneath the roofline over that of skipping zero "
+        "blocks, and over that of free zeros; a layer that runs dense below the roof can gain more, and one without "
+        "dead channels neither reads nor writes them.",
+    ),
 }
+"""Headings and words of the page's tables, in their order."""
 
 
 def page(profile: Profile) -> str:
@@ -273,6 +307,10 @@ def page(profile: Profile) -> str:
     values = profile.settings
     roofline = roofline_plot(profile)
     where, *notes = summary(profile)
+    facts = profile.environment | profile.code | {
+        "started": profile.started_utc, "seconds": profile.seconds, "command": profile.command,
+        "settings": json.dumps(values, default=str),
+    }  # fmt: skip
     return render(
         "profile.html.j2",
         TEMPLATES,
@@ -282,9 +320,9 @@ def page(profile: Profile) -> str:
         notes=notes,
         roofline=svg(roofline, hints=True) if roofline else None,
         patterns=[(pattern, *_panels(speed_up_plots(profile, pattern))) for pattern in profile.patterns],
-        tables=zip(NOTES, NOTES.values(), (break_even_table(profile), networks_table(profile), layers_table(profile))),
-        facts={**profile.environment, **profile.code, "started": profile.started_utc, "seconds": profile.seconds,
-               "command": profile.command, "settings": json.dumps(values, default=str)},
+        tables=[(heading, words, make(profile).without_empty()) for make, (heading, words) in NOTES.items()],
+        facts=[(key, fmt.MISSING if value is None else value) for key, value in facts.items()],
+        intervals=INTERVALS,
     )  # fmt: skip
 
 

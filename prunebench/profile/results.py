@@ -175,6 +175,10 @@ class NetworkResult:
     layouts: dict[str, str] = field(default_factory=dict)
     not_measured: str | None = None
 
+    @property
+    def point(self) -> str:
+        return point_name(self.pattern or "", self.sparsity)
+
 
 @dataclass(frozen=True)
 class Ceilings:

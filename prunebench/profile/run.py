@@ -24,7 +24,7 @@ from prunebench.profile import results
 from prunebench.profile.implementations import CompiledLayers, benchmark, make_inputs, one_line
 from prunebench.profile.layers import ConvLayer, conv_layers, make_mask
 from prunebench.profile.network import LayoutChoice, NetworkBenchmark
-from prunebench.profile.report import summary, tables, write_profile
+from prunebench.profile.report import reasons, summary, tables, write_profile
 from prunebench.profile.results import (
     FIXED_SPARSITY,
     PATTERNS,
@@ -385,7 +385,7 @@ def profile_machine(settings: ProfileSettings, console: Console) -> int:
     paths = write_profile(profile, settings.out)
     for table in tables(profile):
         console.print(terminal_table(table))
-    for line in summary(profile):
+    for line in (*reasons(profile), *summary(profile)):
         console.print(line, soft_wrap=True)
     console.print(f"page     {paths[0].resolve().as_uri()}\nfiles    {settings.out}", soft_wrap=True)
     return INTERRUPTED if profile.interrupted else 0
