@@ -63,7 +63,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[str
 
 
 def test_both_backends_find_the_same_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(nets.MODELS, "tiny", lambda classes, _: nets._convnet((4, 8), classes))
+    monkeypatch.setitem(nets.MODELS, "tiny", lambda classes, _, width: nets.convnet((4, 8), classes, width))
     expected, expected_outputs = run("torch", tmp_path / "torch", monkeypatch)
     launches = [counted(monkeypatch, kernels, name) for name in ("launch_sample", "launch_sample_backward")]
     actual, actual_outputs = run("triton", tmp_path / "triton", monkeypatch)
@@ -90,7 +90,7 @@ def test_both_backends_find_the_same_masks(tmp_path: Path, monkeypatch: pytest.M
 
 def test_passes_are_counted_where_a_captured_graph_can_count_them() -> None:
     """Each pass adds to a tensor, and draws what the same number draws when it is given."""
-    net = nets._convnet((4, 8), 3)
+    net = nets.convnet((4, 8), 3)
     weights = prunable(net)
     learner = LearnedMasks(net, seed=6)
     counter = learner.draws

@@ -63,3 +63,28 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     zeros = sum(weight.numel() - int(torch.count_nonzero(weight)) for weight in parameters if weight.ndim > 1)
     total = sum(values.numel() for values in parameters)
     return total, total - zeros
+
+
+def narrowed_to(name: str, share: float, num_classes: int, size: tuple[int, int]) -> str:
+    """The name of the model whose multiply-accumulates are nearest to a share of those of `name`, by its width.
+
+    Widths are thousandths (`resnet8@0.316`): a dense network that costs what a pruned one would.
+
+    Args:
+        name: a model that can be widened (see `models.widened`).
+        share: of the multiply-accumulates, in (0, 1].
+        num_classes: outputs.
+        size: height and width of the images.
+    """
+    from prunebench.models import build_model, widened
+
+    x = torch.zeros(1, 3, *size)
+
+    def macs_at(thousandths: int) -> int:
+        return count_macs(build_model(widened(name, thousandths / 1000), num_classes, seed=0), x)[0]
+
+    wanted, low, high = share * macs_at(1000), 10, 1000
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if macs_at(middle) <= wanted else (low, middle)
+    return widened(name, min((low, high), key=lambda each: abs(macs_at(each) - wanted)) / 1000)

@@ -1,5 +1,5 @@
 """The networks: each gives penultimate features and logits."""
 
-from prunebench.models.nets import MODELS, Classifier, build_model, identify_model
+from prunebench.models.nets import MODELS, Classifier, build_model, identify_model, widened
 
-__all__ = ["MODELS", "Classifier", "build_model", "identify_model"]
+__all__ = ["MODELS", "Classifier", "build_model", "identify_model", "widened"]

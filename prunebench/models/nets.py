@@ -1,156 +1,111 @@
-"""`convnet`, `convnet-small`, ResNet-18 and MobileNetV2, the latter two with the CIFAR or the ImageNet stem."""
+"""Model names: `resnet8`, `resnet8@0.5` (half as wide), `timm:NAME`; and the networks that they stand for."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
-from prunebench.errors import DataError, unknown
+from prunebench.errors import DataError, UsageError, unknown
+from prunebench.models.base import Classifier, channels_last, contiguous
+from prunebench.models.convnet import convnet
+from prunebench.models.mobilenet import mobilenet
+from prunebench.models.resnet import cifar_resnet, find_imagenet_weights, resnet18
+from prunebench.models.timm import PREFIX, import_timm, timm_model
+from prunebench.results.spec import number_text
 
-
-class Classifier(nn.Module):
-    """A body that ends in pooled features `[N, F]`, and a linear head `[N, C]`."""
-
-    def __init__(self, body: nn.Module, num_features: int, num_classes: int) -> None:
-        super().__init__()
-        self.body = body
-        self.head = nn.Linear(num_features, num_classes)
-
-    def features(self, x: Tensor) -> Tensor:
-        """Penultimate features `[N, F]` of images `[N, 3, H, W]`."""
-        return self.body(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))
-
-
-def _convnet(widths: tuple[int, ...], num_classes: int) -> Classifier:
-    """Convolutions 4 x 4, stride 2, each with BatchNorm and ReLU; global average pool; linear head.
-
-    With widths (64, 128, 256) this is the Colored-MNIST net of DCWP's released code.
-    """
-    layers: list[nn.Module] = []
-    for before, width in zip((3, *widths), widths):
-        layers += [
-            nn.Conv2d(before, width, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-        ]
-    body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return Classifier(body, widths[-1], num_classes)
-
-
-def _resnet18(num_classes: int, *, cifar_stem: bool, weights: Path | None = None) -> Classifier:
-    """torchvision's ResNet-18; the CIFAR stem is a 3 x 3 convolution without max-pooling."""
-    from torchvision.models import resnet18
-
-    net = resnet18(weights=None)
-    if weights is not None:
-        net.load_state_dict(_read_weights(weights))
-    if cifar_stem:
-        net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-        net.maxpool = nn.Identity()
-    num_features = net.fc.in_features
-    net.fc = nn.Identity()
-    return Classifier(net, num_features, num_classes)
-
-
-def _mobilenet(num_classes: int, *, cifar_stem: bool) -> Classifier:
-    """torchvision's MobileNetV2 (inverted residuals, depthwise convolutions); dropout 0.2 stands before the head.
-
-    The CIFAR stem has stride 1 in the first convolution.
-    """
-    from torchvision.models import mobilenet_v2
-
-    net = mobilenet_v2(weights=None)
-    if cifar_stem:
-        net.features[0][0].stride = (1, 1)
-    dropout, head = net.classifier
-    net.classifier = nn.Sequential(dropout)
-    return Classifier(net, head.in_features, num_classes)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    return torch.load(path, weights_only=True, map_location="cpu")
-
-
-def find_imagenet_weights(data_root: Path | None) -> Path:
-    """ResNet-18's ImageNet weights, as the user or torchvision stored them. Raises DataError if absent."""
-    folders = [Path(torch.hub.get_dir()) / "checkpoints"]
-    if data_root is not None:
-        folders.insert(0, data_root / "weights")
-    for folder in folders:
-        for pattern in ("resnet18*.safetensors", "resnet18-*.pth"):
-            for path in sorted(folder.glob(pattern)):
-                return path
-    raise DataError(
-        f"no ResNet-18 ImageNet weights in {' or '.join(map(str, folders))}; fetch them with uv run python -c "
-        "\"from torchvision.models import resnet18; resnet18(weights='IMAGENET1K_V1')\", "
-        "or use the model resnet18-imagenet (the same net, random initialisation)"
-    )
-
+__all__ = [
+    "MODELS", "Classifier", "build_model", "channels_last", "contiguous", "identify_model", "widened",
+]  # fmt: skip
 
 PRETRAINED = "resnet18-pretrained"
-Builder = Callable[[int, "Path | None"], Classifier]
+NARROWEST, WIDEST = 0.01, 16.0
+Builder = Callable[[int, "Path | None", float], Classifier]
 MODELS: dict[str, Builder] = {
-    "convnet": lambda classes, _: _convnet((64, 128, 256), classes),
-    "convnet-small": lambda classes, _: _convnet((32, 64, 128), classes),
-    "resnet18": lambda classes, _: _resnet18(classes, cifar_stem=True),
-    "resnet18-imagenet": lambda classes, _: _resnet18(classes, cifar_stem=False),
-    "mobilenet": lambda classes, _: _mobilenet(classes, cifar_stem=True),
-    "mobilenet-imagenet": lambda classes, _: _mobilenet(classes, cifar_stem=False),
-    PRETRAINED: lambda classes, data_root: _resnet18(
+    "convnet": lambda classes, _, width: convnet((64, 128, 256), classes, width),
+    "convnet-small": lambda classes, _, width: convnet((32, 64, 128), classes, width),
+    "resnet8": lambda classes, _, width: cifar_resnet(8, classes, width),
+    "resnet20": lambda classes, _, width: cifar_resnet(20, classes, width),
+    "resnet18": lambda classes, _, width: resnet18(classes, cifar_stem=True, width=width),
+    "resnet18-imagenet": lambda classes, _, width: resnet18(classes, cifar_stem=False, width=width),
+    "mobilenet": lambda classes, _, width: mobilenet(classes, cifar_stem=True, width=width),
+    "mobilenet-imagenet": lambda classes, _, width: mobilenet(classes, cifar_stem=False, width=width),
+    PRETRAINED: lambda classes, data_root, _: resnet18(
         classes, cifar_stem=False, weights=find_imagenet_weights(data_root)
     ),
 }
 
 
+@dataclass(frozen=True)
+class ModelName:
+    """The parts of a model's name: `base`, `@width` and, of pretrained weights, `:digest`."""
+
+    base: str
+    width: float = 1.0
+    digest: str = ""
+
+    @classmethod
+    def parse(cls, name: str) -> ModelName:
+        """Raises UsageError, with a suggestion, for a name that stands for no model."""
+        if name.startswith(PREFIX):
+            return cls(name)
+        stem, _, digest = name.partition(":")
+        base, at, width = stem.partition("@")
+        if base not in MODELS:
+            raise unknown("model", base, [*MODELS, f"{PREFIX}NAME"])
+        return cls(base, _read_width(name, width) if at else 1.0, digest)
+
+    def __str__(self) -> str:
+        width = "" if self.width == 1 else f"@{number_text(self.width)}"
+        return f"{self.base}{width}{self.digest and f':{self.digest}'}"
+
+
+def _read_width(name: str, text: str) -> float:
+    width = float(text) if re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,17})?|\.[0-9]{1,17}", text) else 0.0
+    if not NARROWEST <= width <= WIDEST:
+        raise UsageError(
+            f"model {name!r}: the width behind the @ must be a number from {NARROWEST:g} to {WIDEST:g}, "
+            "say resnet8@0.5 for half the channels"
+        )
+    if name.startswith(PRETRAINED) and width != 1:
+        raise UsageError(f"model {name!r}: pretrained weights fit one width; use resnet18-imagenet@{text}")
+    return width
+
+
+def widened(name: str, factor: float) -> str:
+    """The name of a model with its channels times `factor`: `resnet8` and 0.5 give `resnet8@0.5`."""
+    model = ModelName.parse(name)
+    if model.base.startswith(PREFIX):
+        raise UsageError(f"model {name!r} cannot be scaled: timm's widths are part of its names")
+    return str(ModelName.parse(str(ModelName(model.base, model.width * factor))))
+
+
 def identify_model(name: str, data_root: Path | None) -> str:
-    """The name under which a run records its model: with pretrained weights, `name:HASH` of the file."""
-    if name != PRETRAINED:
-        return name
-    return f"{name}:{hashlib.sha256(find_imagenet_weights(data_root).read_bytes()).hexdigest()[:12]}"
+    """The name under which a run records its model: one for equal widths, and `name:HASH` for pretrained weights."""
+    model = ModelName.parse(name)
+    if model.base != PRETRAINED:
+        if model.base.startswith(PREFIX):
+            import_timm()
+        return str(model)
+    digest = hashlib.sha256(find_imagenet_weights(data_root).read_bytes()).hexdigest()[:12]
+    return f"{PRETRAINED}:{digest}"
 
 
 def build_model(name: str, num_classes: int, *, seed: int, data_root: Path | None = None) -> Classifier:
     """The network `name`, initialised from `seed` alone (and pretrained weights), channels_last, on the CPU."""
-    name, _, digest = name.partition(":")
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
-    if digest and identify_model(name, data_root) != f"{name}:{digest}":
-        raise DataError(f"the weights of {name} changed since the run was planned (their hash was {digest})")
+    model = ModelName.parse(name)
+    if model.digest and identify_model(model.base, data_root) != name:
+        raise DataError(
+            f"the weights of {model.base} changed since the run was planned (their hash was {model.digest})"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = MODELS[name](num_classes, data_root)
+        if model.base.startswith(PREFIX):
+            net = timm_model(model.base.removeprefix(PREFIX), num_classes)
+        else:
+            net = MODELS[model.base](num_classes, data_root, model.width)
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def contiguous(net: Classifier) -> Classifier:
-    """The network with weights that lie as their shape says, in place."""
-    for value in [*net.parameters(), *net.buffers()]:
-        value.data = value.data.contiguous()
-    return net
-
-
-@contextlib.contextmanager
-def channels_last(model: nn.Module) -> Iterator[None]:
-    """The model's 4-D weights that train in channels_last, and afterwards as they were; frozen ones may be cached."""
-    values = [value for value in model.parameters() if value.ndim == 4 and value.requires_grad]
-    moved = [value for value in values if not value.is_contiguous(memory_format=torch.channels_last)]
-    for value in moved:
-        value.data = value.data.contiguous(memory_format=torch.channels_last)
-    try:
-        yield
-    finally:
-        for value in moved:
-            value.data = value.data.contiguous()
