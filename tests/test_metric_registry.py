@@ -126,7 +126,8 @@ batch_size = 8
 
 
 @pytest.mark.slow
-def test_one_file_brings_a_metric_into_record_rescoring_frame_board_and_comparison(tmp_path: Path) -> None:
+def test_one_file_brings_a_metric_everywhere(tmp_path: Path) -> None:
+    """Into record, rescoring, board, page, README, frame and comparison, and out of all by taking the file away."""
     toys = tmp_path / "toys"  # not the working folder: `-m` would find it first
     shutil.copytree(ROOT / "prunebench", toys / "prunebench", ignore=shutil.ignore_patterns("__pycache__"))
     (toys / "prunebench/metrics/recorded/toy.py").write_text(TOY)
@@ -160,6 +161,12 @@ def test_one_file_brings_a_metric_into_record_rescoring_frame_board_and_comparis
     said = call(toys, *cli, "rescore", "out")
     assert "2 changed, 2 new metrics (first_class, validation first_class)" in said
     assert shares() == measured
+
+    for page in ("out/leaderboard/README.md", "out/leaderboard/site/index.html"):
+        assert "First-class share" in (tmp_path / page).read_text()
+    (tmp_path / "README.md").write_text("<!-- board:begin -->\n<!-- board:end -->\n")
+    call(toys, *cli, "leaderboard", "--results", "out", "--out", "board", "--readme", "README.md")
+    assert "First-class share" in (tmp_path / "README.md").read_text()
 
     code = "import prunebench; print(*prunebench.load_results('out').columns)"
     assert {"first_class", "val_first_class"} <= set(call(toys, "-c", code).split())
