@@ -12,7 +12,7 @@ ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.
 PACKAGE = ROOT / "prunebench"
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
 
-REWRITTEN = ("prunebench/analysis/", "prunebench/leaderboard/", "prunebench/profile/")
+REWRITTEN = ("prunebench/analysis/", "prunebench/leaderboard/")
 """Rooms whose names still change: not judged yet."""
 
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -289,6 +290,37 @@ def test_figures_of_an_earlier_profile_go(tmp_path: Path) -> None:
         "roofline.svg",
         "speed-up-block.svg",
     }
+
+
+def test_the_same_profile_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (
+        {path.name: path.read_bytes() for path in report.write_profile(made_up_profile(), tmp_path / name)}
+        for name in ("first", "second")
+    )
+    assert first == second
+    assert {"index.html", "roofline.svg", "speed-up-block.svg", "layers.csv", "profile.json"} <= set(first)
+
+
+def test_without_jinja2_there_is_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "index.html").write_text("of an earlier profile")
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    done = call(*TINY, "--minutes", "0.0001", "--out", str(tmp_path))
+    assert done.exit_code == 0, done.output
+    assert "not made: it needs jinja2" in done.output
+    assert not (tmp_path / "index.html").exists()
+    assert (tmp_path / "profile.json").is_file()
+
+
+def test_a_terminal_is_told_what_was_not_measured_and_why() -> None:
+    profile = made_up_profile()
+    first = replace(profile.layers[0], timings=(), not_measured="3 input channels are no multiple of 4")
+    profile = replace(profile, layers=(first, *profile.layers[1:]))
+    assert report.reasons(profile) == [
+        "not measured, 3 input channels are no multiple of 4: block at sparsity 0.5: layer0.conv"
+    ]
+    shown, *_ = report.tables(profile)
+    assert len(shown.rows) == len(profile.layers) - 1
+    assert "reason" not in shown.keys
 
 
 def test_a_folder_that_cannot_be_written_is_told_at_once(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
-import importlib.util
 import io
 import json
 import math
@@ -53,7 +53,9 @@ def write_profile(profile: Profile, out: Path) -> list[Path]:
     Without jinja2 there is no page. Plots of an earlier profile, which may have had other patterns, go.
     """
     out.mkdir(parents=True, exist_ok=True)
-    files = {PAGE: page(profile)} if importlib.util.find_spec("jinja2") else {}
+    files = {}
+    with contextlib.suppress(ModuleNotFoundError):
+        files[PAGE] = page(profile)
     files |= {
         "profile.json": to_json(profile),
         "layers.csv": layers_csv(profile),

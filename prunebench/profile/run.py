@@ -24,7 +24,7 @@ from prunebench.profile import results
 from prunebench.profile.implementations import CompiledLayers, benchmark, make_inputs, one_line
 from prunebench.profile.layers import ConvLayer, conv_layers, make_mask
 from prunebench.profile.network import LayoutChoice, NetworkBenchmark
-from prunebench.profile.report import reasons, summary, tables, write_profile
+from prunebench.profile.report import PAGE, reasons, summary, tables, write_profile
 from prunebench.profile.results import (
     FIXED_SPARSITY,
     PATTERNS,
@@ -387,7 +387,12 @@ def profile_machine(settings: ProfileSettings, console: Console) -> int:
         console.print(terminal_table(table))
     for line in (*reasons(profile), *summary(profile)):
         console.print(line, soft_wrap=True)
-    console.print(f"page     {paths[0].resolve().as_uri()}\nfiles    {settings.out}", soft_wrap=True)
+    page = (
+        paths[0].resolve().as_uri()
+        if paths[0].name == PAGE
+        else "not made: it needs jinja2 (pip install jinja2)"
+    )
+    console.print(f"page     {page}\nfiles    {settings.out}", soft_wrap=True)
     return INTERRUPTED if profile.interrupted else 0
 
 
