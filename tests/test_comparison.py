@@ -493,7 +493,9 @@ def test_few_seeds_cannot_tell(make_record: MakeRecord) -> None:
 
 def test_enough_seeds_can_tell(make_record: MakeRecord) -> None:
     said = conclude(seeds_of(make_record, [(0.5, 0.6 + n / 100) for n in range(6)]))
-    assert said.real == ("By seed, average accuracy: two is 12.5 points higher than one (corrected p = 0.031).",)
+    assert said.real == (
+        "By seed, average accuracy: two is 12.5 points higher than one (corrected p = 0.031).",
+    )
     said = conclude(seeds_of(make_record, [(0.5, 0.5 + n / 100) for n in range(-3, 4)]))
     assert said.real == ()
     assert said.not_shown == ("By seed: average accuracy.",)

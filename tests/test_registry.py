@@ -247,7 +247,10 @@ def test_an_edited_file_is_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     "imports",
-    ["from prunebench.methods.magnitude import magnitude", "from prunebench.methods.dense import Dense"],
+    [
+        "from prunebench.methods.magnitude import magnitude",
+        "from prunebench.methods.dense import DenseBaseline",
+    ],
     ids=["criterion", "method"],
 )
 def test_what_a_file_imports_is_not_its_own(tmp_path: Path, imports: str) -> None:

@@ -201,7 +201,9 @@ def leaderboard(
 
 @app.command()
 def check(
-    path: Annotated[Path, typer.Argument(help="A method file (my_method.py), or a folder of results.")],
+    path: Annotated[
+        Path, typer.Argument(help="A method file (my_method.py) or name, or a folder of results.")
+    ],
 ) -> None:
     """Run the contract suite on a method file, or validate records."""
     from prunebench.cli.progress import print_findings

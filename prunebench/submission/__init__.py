@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prunebench.errors import UsageError
-from prunebench.methods.discovery import is_package
+from prunebench.methods.discovery import builtin_names, is_package
 from prunebench.results.committed import is_committed
 from prunebench.submission.methods import check_method
 from prunebench.submission.records import Finding, check_records, sound_records
@@ -14,11 +14,11 @@ __all__ = ["Finding", "check_method", "check_path", "check_records", "sound_reco
 
 
 def check_path(path: Path) -> list[Finding]:
-    """Check a method file or a folder of results. Raises UsageError if it is neither."""
-    if path.suffix == ".py" or is_package(path):
+    """Check a method, by file or name, or a folder of results. Raises UsageError if it is none of them."""
+    if path.suffix == ".py" or is_package(path) or (not path.exists() and str(path) in builtin_names()):
         return check_method(str(path))
     if (path / "runs").is_dir() or is_committed(path):
         return check_records(path)
     raise UsageError(
-        f"{path}: neither a method file (.py) or package nor a results folder (with `runs` or the committed form in it)"
+        f"{path}: no method (a file, package or name) and no folder of results (with `runs` or the committed form in it)"
     )
