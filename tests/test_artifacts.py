@@ -26,7 +26,9 @@ from prunebench.errors import StoreError, UsageError
 from prunebench.results.artifacts import (
     MANIFEST,
     HttpRemote,
+    Stored,
     Transfer,
+    fetch_object,
     open_remote,
     pull,
     push,
@@ -254,8 +256,9 @@ def test_a_server_without_ranges_sends_it_again(made: Path) -> None:
     digest = first_outputs(made)
     partial_path(digest).parent.mkdir(parents=True)
     partial_path(digest).write_bytes(b"x" * 50)
-    with serving(made / "remote", ranges=False) as (address, _):
+    with serving(made / "remote", ranges=False) as (address, handler):
         assert problems(pull(made / "committed", address)) == []
+    assert [asked for path, asked in handler.asked if path == f"/{object_name(digest)}"] == ["bytes=50-"]
     assert cached(digest) is not None
 
 
@@ -313,6 +316,36 @@ def test_an_object_that_is_wrong_is_never_kept(kind: str, fault: str, why: str, 
     assert len(list(cache().rglob("*.safetensors"))) == 11, "all others are there"
     part = partial_path(digest)
     assert not part.exists() or part.stat().st_size <= len(data)
+
+
+def test_no_more_is_read_than_the_manifest_says(made: Path) -> None:
+    class Endless:
+        address, read_bytes = "endless", 0
+
+        def open(self, name: str, offset: int = 0) -> tuple[Any, int]:
+            return self, offset
+
+        def read(self, most: int) -> bytes:
+            self.read_bytes += most
+            assert self.read_bytes < 10**6
+            return b"x" * most
+
+        def close(self) -> None: ...
+
+    endless: Any = Endless()
+    with pytest.raises(StoreError, match="more than 5,000 bytes"):
+        fetch_object(endless, Stored("ab" * 32, 5000))
+    assert endless.read_bytes == 5001
+    assert not partial_path("ab" * 32).exists()
+
+
+def test_other_weights_than_a_record_names_are_left(made: Path) -> None:
+    path = made / "remote" / MANIFEST
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["model"] = lines[1]["model"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (problem,) = problems(pull(made / "committed", str(made / "remote")))
+    assert "other weights of it than its record names" in problem
 
 
 def test_a_server_that_is_not_there_is_told() -> None:

@@ -103,9 +103,22 @@ def test_a_field_that_a_record_leaves_out_stays_out(tmp_path: Path) -> None:
 
 
 def test_the_order_of_records_does_not_matter() -> None:
-    values = [json.loads(to_json(record)) for record in full_records()]
-    shuffled = random.Random(0).sample(values, len(values))
-    assert encode_task(TASK, values) == encode_task(TASK, shuffled)
+    records = full_records()
+    for record in records[3:9]:  # the same sparsity and seed with other settings
+        for share in (1, 1.0, 2):
+            spec = replace(record.run_spec, params=(("share", share),))
+            records.append(replace(record, spec=spec.to_dict(), run_id=spec.run_id))
+    values = [json.loads(to_json(record)) for record in records]
+    for seed in range(5):
+        shuffled = random.Random(seed).sample(values, len(values))
+        assert encode_task(TASK, values) == encode_task(TASK, shuffled)
+
+
+@pytest.mark.parametrize("more", [{"absent": ["mining"]}, {"variant": "0" * 8}, {"zeros": {}}, {"seed": 3}])
+def test_what_the_form_cannot_hold_is_refused(more: dict[str, Any]) -> None:
+    values = json.loads(to_json(full_records()[0])) | more
+    with pytest.raises(StoreError, match=f"run {values['run_id']}: "):
+        encode_method([values], {})
 
 
 def test_exporting_again_writes_nothing(committed: Path, tmp_path: Path) -> None:
