@@ -149,7 +149,7 @@ def test_a_new_metric_adds_lines_and_rewrites_none(committed: Path, tmp_path: Pa
         if record.status == "ok":
             more = {**record.metrics, "gini": record.run_spec.seed / 3}
             Store(tmp_path / "store").update(record, metrics=more)
-    export_results(tmp_path / "store", committed)
+    export_results(tmp_path / "store", committed, replace=True)
     for name, text in texts(committed).items():
         old, new = before[name].splitlines(), text.splitlines()
         added = [line for line in new if line not in old]
@@ -179,7 +179,7 @@ def test_files_that_an_export_was_killed_between_are_read(
 
         monkeypatch.setattr(convert, "write_atomically", killed)
         try:
-            export_results(tmp_path / "other", copy)
+            export_results(tmp_path / "other", copy, replace=True)
         except KeyboardInterrupt:
             entries, problems = read_committed(copy)
             assert (len(entries), problems) == (wanted, []), last
@@ -402,6 +402,16 @@ def test_no_run_is_made_into_the_committed_form(committed: Path) -> None:
         open_results(committed)
     with pytest.raises(StoreError, match="is a store"):
         export_results(committed, committed)
+
+
+def test_an_export_keeps_what_stands_there_unless_told_to_replace_it(committed: Path, tmp_path: Path) -> None:
+    before, store = texts(committed), Store(tmp_path / "store")
+    record = store.update(store.records()[0][0], notes={"mine": 1.0})
+    done = export_results(store.root, committed)
+    assert (done.kept, done.files, texts(committed)) == ((record.run_id,), (), before)
+    done = export_results(store.root, committed, replace=True)
+    assert (done.kept, done.replaced, len(done.files)) == ((), 1, 1)
+    assert open_results(committed).read(record.run_id) == record
 
 
 def test_an_import_keeps_what_the_store_has(committed: Path, tmp_path: Path) -> None:

@@ -41,11 +41,14 @@ def export(
     destination: Annotated[Path, typer.Argument(help="Where the committed form goes.")] = COMMITTED,
     task: TaskOption = [],  # noqa: B006
     method: MethodOption = [],  # noqa: B006
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also runs that stand there with another record.")
+    ] = False,
 ) -> None:
-    """Write runs into the committed form: one file a task and method. Other runs that stand there stay."""
+    """Write runs into the committed form: one file a task and method. What stands there stays."""
     from prunebench.results.convert import export_results
 
-    raise typer.Exit(_tell(export_results(source, destination, task, method), destination))
+    raise typer.Exit(_tell(export_results(source, destination, task, method, replace=replace), destination))
 
 
 @results_app.command("import")
@@ -127,16 +130,17 @@ def _move(transfers: Iterator[Transfer], verb: str) -> int:
 
 
 def _tell(done: Converted, destination: Path) -> int:
-    """Say what was converted. Gives the exit status: 1 where something was left out or kept."""
+    """Say what was converted. Gives the exit status: 1 where a record could not be read."""
     from prunebench.cli.console import console, errors
 
     for entry in done.left_out:
         errors.print(f"left out: {entry.reason}", style="red", soft_wrap=True)
-    for run_id in done.kept:
-        errors.print(f"kept as it is in {destination}, though it differs: run {run_id}", soft_wrap=True)
+    if done.kept:
+        some = ", ".join(done.kept[:5]) + ", ..." * (len(done.kept) > 5)
+        errors.print(f"kept as they are in {destination}, though they differ: {some}", soft_wrap=True)
     console.print(
-        f"{done.new} new, {done.replaced} replaced, {done.same} as they were; {len(done.files)} files written in "
-        f"{destination}",
+        f"{done.new} new, {done.replaced} replaced, {done.same} as they were, {len(done.kept)} kept; "
+        f"{len(done.files)} files written in {destination}",
         soft_wrap=True,
     )
-    return int(bool(done.left_out or done.kept))
+    return int(bool(done.left_out))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,13 +48,19 @@ class Converted:
 
 
 def export_results(
-    source: Path, destination: Path, tasks: Sequence[str] = (), methods: Sequence[str] = ()
+    source: Path,
+    destination: Path,
+    tasks: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    *,
+    replace: bool = False,
 ) -> Converted:
     """Write the runs of a folder, or those of some tasks and methods, into the committed form at another.
 
-    Runs that stand there already stay; one that the source has, too, is replaced. A folder exported onto itself comes
-    out in canonical form. Records that cannot be read are left out, with the reason. Raises StoreError where the
-    destination holds a store, or lines that are wrong, and where a record cannot be kept without loss.
+    Runs that stand there stay; one that the source has with another record is kept as it is there, or replaced if told
+    to. A folder exported onto itself comes out in canonical form. Records that cannot be read are left out, with the
+    reason. Raises StoreError where the destination holds a store, or lines that are wrong, and where a record cannot be
+    kept without loss.
     """
     if (destination / "runs").is_dir():
         raise StoreError(f"{destination} is a store (it has `runs`): export into another folder")
@@ -67,15 +72,25 @@ def export_results(
                 _listed(f"{destination}: mend these lines first", [entry.reason for entry in wrong])
             )
         there = {document.record.run_id: document.values for document in before}
-        counts = Counter(_kind(there.get(d.record.run_id), d.values) for d in documents)
-        there |= {document.record.run_id: document.values for document in documents}
+        new = {d.record.run_id: d.values for d in documents if d.record.run_id not in there}
+        other = {
+            d.record.run_id: d.values
+            for d in documents
+            if d.record.run_id in there and json_text(d.values) != json_text(there[d.record.run_id])
+        }
+        there |= new | (other if replace else {})
         written: dict[Path, None] = {}
         for task, runs in _by_task(there.values()).items():
             written |= dict.fromkeys(
                 _write_task(destination / safe_name(task), task, encode_task(task, runs))
             )
     return Converted(
-        counts["new"], counts["replaced"], counts["same"], left_out=tuple(damaged), files=tuple(written)
+        len(new),
+        len(other) if replace else 0,
+        len(documents) - len(new) - len(other),
+        kept=() if replace else tuple(other),
+        left_out=tuple(damaged),
+        files=tuple(written),
     )
 
 
@@ -117,20 +132,19 @@ def import_results(
         raise StoreError(_listed(f"{source}: nothing was imported", problems))
     store = Store(destination)
     store.prepare()
-    counts: Counter[str] = Counter()
-    kept, written = [], []
+    same, kept, written = 0, [], []
     for document in documents:
         path, text = store.where(document.record), json_text(document.values)
-        if path.is_file():
-            same = path.read_bytes() == text.encode()
-            counts["same"] += same
-            kept += [] if same else [document.record.run_id]
-            continue
-        with writing(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text.encode())
-        written.append(path)
-    return Converted(len(written), 0, counts["same"], kept=tuple(kept), files=tuple(written))
+        if not path.is_file():
+            with writing(path.parent):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, text.encode())
+            written.append(path)
+        elif path.read_bytes() == text.encode():
+            same += 1
+        else:
+            kept.append(document.record.run_id)
+    return Converted(len(written), 0, same, kept=tuple(kept), files=tuple(written))
 
 
 def form_problems(folder: Path) -> list[str]:
@@ -177,12 +191,6 @@ def _chosen(
         [document for document in documents if document.record.run_id in chosen],
         [entry for entry in found if isinstance(entry, CorruptRecord)],
     )
-
-
-def _kind(before: Any, after: Any) -> str:
-    if before is None:
-        return "new"
-    return "same" if json_text(before) == json_text(after) else "replaced"
 
 
 def _listed(heading: str, problems: Sequence[Any]) -> str:
