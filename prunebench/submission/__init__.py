@@ -20,5 +20,5 @@ def check_path(path: Path) -> list[Finding]:
     if (path / "runs").is_dir() or is_committed(path):
         return check_records(path)
     raise UsageError(
-        f"{path}: no method (a file, package or name) and no folder of results (with `runs` or the committed form in it)"
+        f"{path}: neither a method file, package or name nor a folder of results (`runs` or the committed form)"
     )
