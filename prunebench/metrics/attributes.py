@@ -57,10 +57,18 @@ def attribute_table(
     identities: Sequence[int],
     thresholds: Array | None = None,
 ) -> AttributeTable:
-    """Metrics of one model: logits `[N, K]`, label 0/1 `[N, K]`, train_label 0/1 `[N', K]`.
+    """Metrics of one model by attribute.
 
-    identities: the columns that bias amplification is measured against. thresholds: `[K]` as of
-    `calibrated_thresholds` on validation; a positive is logit > threshold, elsewhere logit > 0.
+    Args:
+        logits: `[N, K]`.
+        label: 0/1 `[N, K]`.
+        train_label: 0/1 `[N', K]`.
+        identities: the columns that bias amplification is measured against.
+        thresholds: `[K]` as of `calibrated_thresholds` on validation; a positive is logit > threshold, elsewhere
+            logit > 0.
+
+    Raises:
+        MetricError: shapes that disagree, identities that are no columns, and as the metrics do.
     """
     logits, label = as_finite("logits", logits, ndim=2), as_binary("label", label, ndim=2)
     train_label = as_binary("train_label", train_label, ndim=2)

@@ -34,13 +34,20 @@ def bias_amplification(
     P_train(y_j = 1 | g = 1) > P_train(y_j = 1 | g = 0), else {g = 0}: the direction comes from the training
     labels, the base rate from the test labels, membership from the true identity.
 
-    prediction, label: 0/1 `[N, K]`; identity `[N]`; train_label `[N', K]`; train_identity `[N']`. A multi-class task
-    gives class indices `[N]`, `[N]` and `[N']` instead: each class against the rest, for the classes 0 to the
-    highest that occurs. The identities may be `[N, K]` and `[N', K]`: one for each attribute, as "has the colour of
-    class c". Undefined (nan) where the attribute is the identity itself, where a group has fewer than 10 test
-    positives, where the two groups' rates of positives in training differ by less than 10 % of the smaller one, and
-    where nothing is predicted positive. Raises MetricError on shapes that disagree or values other than those.
-    Source: Iofinova et al., CVPR 2023, and its released code.
+    Undefined (nan) where the attribute is the identity itself, where a group has fewer than 10 test positives,
+    where the two groups' rates of positives in training differ by less than 10 % of the smaller one, and where
+    nothing is predicted positive. Source: Iofinova et al., CVPR 2023, and its released code.
+
+    Args:
+        prediction: 0/1 `[N, K]`. A multi-class task gives class indices `[N]`, and so for the labels: each class
+            against the rest, for the classes 0 to the highest that occurs.
+        label: 0/1 `[N, K]`, or class indices `[N]`.
+        identity: 0/1 `[N]`, or `[N, K]`: one for each attribute, as "has the colour of class c".
+        train_label: 0/1 `[N', K]`, or class indices `[N']`.
+        train_identity: 0/1 `[N']` or `[N', K]`.
+
+    Raises:
+        MetricError: shapes that disagree, or values other than those.
     """
     prediction, label, train_label = binary_columns(
         {"prediction": prediction, "label": label, "train_label": train_label}
@@ -126,17 +133,25 @@ def directional_bias_amplification(
     train_task: Array,
     train_attribute: Array,
 ) -> DirectionalBiasAmplification:
-    """Both directions of Wang & Russakovsky (ICML 2021).
+    """Directional bias amplification, attribute to task and task to attribute (Wang & Russakovsky, ICML 2021).
 
     sign_at = sign(P_train(a, t) - P_train(a) P_train(t)), over training samples with a task or attribute label;
     from counts, so that independence is exactly 0.
     A -> T: mean over (a, t) of sign_at (P(That_t = 1 | A_a = 1) - P(T_t = 1 | A_a = 1)); T -> A: mean of
-    sign_at (P(Ahat_a = 1 | T_t = 1) - P(A_a = 1 | T_t = 1)).
+    sign_at (P(Ahat_a = 1 | T_t = 1) - P(A_a = 1 | T_t = 1)). Pairs without members in the test split are nan and left
+    out of the means.
 
-    Task arrays 0/1 `[N, T]`, attribute arrays `[N, A]`, training arrays `[N', T]` and `[N', A]`; either kind may be
-    class indices `[N]` and `[N']` instead, which become one column a class. attribute_prediction may be None where
-    the model predicts no attribute: then T -> A is nan. Pairs without members in the test split are nan and left
-    out of the means. Raises MetricError on shapes that disagree, other values, and training samples without labels.
+    Args:
+        task_prediction: 0/1 `[N, T]`; this and any other array may be class indices instead, which become one
+            column a class.
+        task_label: 0/1 `[N, T]`.
+        attribute_prediction: 0/1 `[N, A]`; None where the model predicts no attribute: then T -> A is nan.
+        attribute_label: 0/1 `[N, A]`.
+        train_task: 0/1 `[N', T]`.
+        train_attribute: 0/1 `[N', A]`.
+
+    Raises:
+        MetricError: shapes that disagree, other values, or training samples without labels.
     """
     tasks = {"task_prediction": task_prediction, "task_label": task_label, "train_task": train_task}
     t_hat, t, train_t = binary_columns(tasks)

@@ -32,12 +32,16 @@ def calibrated_thresholds(val_logits: Array, val_label: Array, official: bool = 
     With k positives the threshold lies half-way between the k-th and the (k + 1)-th largest logit, and -inf where
     all are positive. nan where none is, for there is nothing to calibrate: a comparison with nan predicts no
     positive either. Logits that tie across that border make the exact number impossible; then the fewer are
-    predicted. `official=True` is the released rule: the k-th largest logit itself, so that k - 1 exceed it.
-
-    val_logits: `[N, K]`; val_label: 0/1 `[N, K]`, or class indices `[N]`: then the thresholds `[C]` are for
-    `one_vs_rest(logits)`. Bias amplification of `logits > threshold` is the threshold-calibrated one (TCBA). Raises
-    MetricError on shapes that disagree, other labels, no sample, and logits that are not finite.
+    predicted. Bias amplification of `logits > threshold` is the threshold-calibrated one (TCBA).
     Source: Iofinova et al., CVPR 2023 (threshold-calibrated bias), and its released code.
+
+    Args:
+        val_logits: `[N, K]`.
+        val_label: 0/1 `[N, K]`, or class indices `[N]`: then the thresholds `[C]` are for `one_vs_rest(logits)`.
+        official: the released rule: the k-th largest logit itself, so that k - 1 exceed it.
+
+    Raises:
+        MetricError: shapes that disagree, other labels, no sample, or logits that are not finite.
     """
     logits, label = logit_columns("val_logits", val_logits, "val_label", val_label)
     count = label.sum(0).long()
@@ -72,8 +76,13 @@ def class_offsets(val_logits: Array, val_label: Array) -> Tensor:
     enough for none to be predicted. The counts are exact but where samples tie at a border (equal logits), and in
     arithmetic coarser than the distance to the border.
 
-    val_logits: `[N, C]`; val_label: class indices `[N]`. Raises MetricError on shapes that disagree, labels outside
-    0..C-1, no sample, fewer than two classes, and logits that are not finite.
+    Args:
+        val_logits: `[N, C]`.
+        val_label: class indices `[N]`.
+
+    Raises:
+        MetricError: shapes that disagree, labels outside 0..C-1, no sample, fewer than two classes, or logits that
+            are not finite.
     """
     logits, label = as_finite("val_logits", val_logits, ndim=2), as_classes("val_label", val_label, ndim=1)
     check_rows("val_label", label, "val_logits", logits)
@@ -169,9 +178,16 @@ def _widest_offsets(loss: Numbers, present: Numbers) -> Numbers:
 def expected_calibration_error(logits: Array, label: Array, bins: int = 10) -> Tensor:
     """ECE `[K]` of the positive class: sum_b (n_b / N) |mean p - mean y| over bins floor(bins p) of p = sigmoid(z).
 
-    logits: `[N, K]`; label: 0/1 `[N, K]`, or class indices `[N]`: then each class against the rest, `[C]`, with p its
-    softmax probability. p = 1 falls into the last bin. Raises MetricError on shapes that disagree, other labels,
-    no sample, no bin, and logits that are not finite. Source: Iofinova et al., CVPR 2023.
+    p = 1 falls into the last bin. Source: Iofinova et al., CVPR 2023.
+
+    Args:
+        logits: `[N, K]`.
+        label: 0/1 `[N, K]`, or class indices `[N]`: then each class against the rest, `[C]`, with p its softmax
+            probability.
+        bins: how many of equal width.
+
+    Raises:
+        MetricError: shapes that disagree, other labels, no sample, no bin, or logits that are not finite.
     """
     bins = as_count("bins", bins)
     values, truth = logit_columns("logits", logits, "label", label)
@@ -183,14 +199,19 @@ def expected_calibration_error(logits: Array, label: Array, bins: int = 10) -> T
 
 @as_given
 def rare_value_underprediction(prediction: Array, label: Array, train_label: Array) -> Tensor:
-    """How often the rarer value is predicted, over how often it is true: `[K]`, below 1 where under-predicted.
+    """Ratio of how often the rarer value is predicted to how often it is true: `[K]`, below 1 where under-predicted.
 
     (1 - predicted positives) / (1 - true positives) where P_train(y_j) > 0.5, else predicted / true; nan where the
-    rarer value never occurs in the test labels.
+    rarer value never occurs in the test labels. Source: Iofinova et al., CVPR 2023, released code.
 
-    prediction, label: 0/1 `[N, K]`, train_label: `[N', K]`. Or class indices `[N]`, `[N]`, `[N']`: then each class
-    against the rest, `[C]` for the classes 0 to the highest in any of the three. Raises MetricError on shapes that
-    disagree, other values and no sample. Source: Iofinova et al., CVPR 2023, released code.
+    Args:
+        prediction: 0/1 `[N, K]`. Or class indices `[N]`, and so for the labels: then each class against the rest,
+            `[C]` for the classes 0 to the highest in any of the three.
+        label: 0/1 `[N, K]`, or class indices `[N]`.
+        train_label: 0/1 `[N', K]`, or class indices `[N']`.
+
+    Raises:
+        MetricError: shapes that disagree, other values, or no sample.
     """
     given = {"prediction": prediction, "label": label, "train_label": train_label}
     predictions, truth, train = binary_columns(given)
@@ -205,9 +226,14 @@ def rare_value_underprediction(prediction: Array, label: Array, train_label: Arr
 def area_under_curve(logits: Array, label: Array) -> Tensor:
     """Area under the ROC curve `[K]` by ranks (ties count half); nan where either value is absent.
 
-    logits: `[N, K]`; label: 0/1 `[N, K]`, or class indices `[N]`: then each class against the rest, `[C]`. Equals the
-    Mann-Whitney statistic over the number of pairs. Raises MetricError on shapes that disagree, other labels, no
-    sample, and logits that are not finite.
+    It equals the Mann-Whitney statistic over the number of pairs.
+
+    Args:
+        logits: `[N, K]`.
+        label: 0/1 `[N, K]`, or class indices `[N]`: then each class against the rest, `[C]`.
+
+    Raises:
+        MetricError: shapes that disagree, other labels, no sample, or logits that are not finite.
     """
     values, truth = logit_columns("logits", logits, "label", label)
     positives = truth.sum(0)

@@ -25,9 +25,14 @@ from prunebench.metrics.arrays import (
 
 @as_given
 def one_hot(labels: Array, classes: int) -> Tensor:
-    """Column c is 1 where the label is c: class indices `[N]` (or `[R, N]`) to 0/1 int64 `[N, C]` (`[R, N, C]`).
+    """Class indices as columns: column c is 1 where the label is c, 0/1 int64 `[N, C]` (or `[R, N, C]`).
 
-    Raises MetricError on labels that are no integers or outside 0..C-1.
+    Args:
+        labels: class indices `[N]` or `[R, N]`.
+        classes: C.
+
+    Raises:
+        MetricError: labels that are no integers, or outside 0..C-1.
     """
     classes = as_count("classes", classes)
     indices = as_classes("labels", labels, ndim=(1, 2))
@@ -40,10 +45,14 @@ def one_hot(labels: Array, classes: int) -> Tensor:
 def one_vs_rest(logits: Array) -> Tensor:
     """The logit of each class against all others: z_c - log sum_{k != c} exp z_k, float64, same shape.
 
-    Its sigmoid is the softmax probability of the class, and it stays finite where that rounds to 1. logits:
-    `[N, C]` or `[M, N, C]` with at least two classes. Raises MetricError on other shapes and values that are not
-    finite. This is how a multi-class task gets the metrics of binary attributes: K = C columns, of which exactly
-    one a sample is true.
+    Its sigmoid is the softmax probability of the class, and it stays finite where that rounds to 1. This is how a
+    multi-class task gets the metrics of binary attributes: K = C columns, of which exactly one a sample is true.
+
+    Args:
+        logits: `[N, C]` or `[M, N, C]` with at least two classes.
+
+    Raises:
+        MetricError: other shapes, or values that are not finite.
     """
     values = as_finite("logits", logits, ndim=(2, 3))
     if values.shape[-1] < 2:

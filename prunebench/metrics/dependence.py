@@ -15,10 +15,15 @@ from prunebench.metrics.arrays import Array, as_finite, as_given, as_tensor
 def interdependence(prediction: Array) -> Tensor:
     """R2 `[K]` of a least-squares fit of each 0/1 prediction column on the others, fitted and scored on them.
 
-    prediction: 0/1 `[N, K]`, or `[M, N, K]` of M models for `[M, K]`. nan for a constant column; 1 for a column that
-    others determine; 0 for a column alone. The one-vs-rest columns of a multi-class task always sum to 1, so there
-    it says nothing: use `output_correlation` of the logits. Raises MetricError on fewer than two samples, other
-    shapes, and values other than 0 and 1. Source: Iofinova et al., CVPR 2023.
+    nan for a constant column; 1 for a column that others determine; 0 for a column alone. The one-vs-rest columns
+    of a multi-class task always sum to 1, so there it says nothing: use `output_correlation` of the logits. Source:
+    Iofinova et al., CVPR 2023.
+
+    Args:
+        prediction: 0/1 `[N, K]`, or `[M, N, K]` of M models for `[M, K]`.
+
+    Raises:
+        MetricError: fewer than two samples, other shapes, or values other than 0 and 1.
     """
     columns = _two_samples("prediction", as_tensor("prediction", prediction, ndim=(2, 3)))
     if columns.dtype != torch.bool and not ((columns == 0) | (columns == 1)).all():
@@ -30,11 +35,15 @@ def interdependence(prediction: Array) -> Tensor:
 
 @as_given
 def output_correlation(logits: Array) -> Tensor:
-    """Pearson correlation `[K, K]` between the columns of logits `[N, K]`; nan where a column is constant.
+    """Pearson correlation `[K, K]` between the columns of logits; nan where a column is constant.
 
-    `[M, N, K]` of M models gives `[M, K, K]`. Class logits are taken as they are: one-vs-rest logits of two classes
-    are each other's negative. Raises MetricError on fewer than two samples, other shapes and values that are not
-    finite.
+    Class logits are taken as they are: one-vs-rest logits of two classes are each other's negative.
+
+    Args:
+        logits: `[N, K]`, or `[M, N, K]` of M models for `[M, K, K]`.
+
+    Raises:
+        MetricError: fewer than two samples, other shapes, or values that are not finite.
     """
     columns = _two_samples("logits", as_finite("logits", logits, ndim=(2, 3)))
     from prunebench_kernels import correlation

@@ -116,12 +116,18 @@ class GroupTable:
 def group_accuracy(
     prediction: Array, label: Array, bias: Array, *, aligned_pair: Array | None = None
 ) -> GroupTable:
-    """Count samples and hits by group.
+    """Samples and hits of one model by group.
 
-    prediction, label, bias: integers `[N]`. aligned_pair: bool `[C, B]`, which (label, bias) pairs are aligned;
-    by default label == bias, with as many classes and biases as occur: from 0 to the highest or, where that would be
-    more than a million groups, those values alone (`labels`, `biases`). A prediction outside the classes is a miss.
-    Raises MetricError when shapes disagree, a label or bias is outside its range, or anything is not an integer.
+    Args:
+        prediction: integers `[N]`; one outside the classes is a miss.
+        label: integers `[N]`.
+        bias: integers `[N]`.
+        aligned_pair: bool `[C, B]`, which (label, bias) pairs are aligned; by default label == bias, with as many
+            classes and biases as occur: from 0 to the highest or, where that would be more than a million groups,
+            those values alone (`labels`, `biases`).
+
+    Raises:
+        MetricError: shapes that disagree, a label or bias outside its range, or anything that is not an integer.
     """
     predicted = read_array("prediction", prediction)
     if predicted.ndim != 1:
@@ -134,10 +140,19 @@ def group_accuracy(
 def group_tables(
     predictions: Array, label: Array, bias: Array, *, aligned_pair: Array | None = None
 ) -> list[GroupTable]:
-    """`group_accuracy` of many models at once: predictions `[M, N]`, label and bias `[N]`; a table a model.
+    """`group_accuracy` of many models at once, a table a model.
 
     Hits are counted by one matrix product of hits `[M, N]` and group membership `[N, C B]`, exact in float32
     for the few million that are multiplied at a time; of many groups, model by model.
+
+    Args:
+        predictions: integers `[M, N]`.
+        label: integers `[N]`.
+        bias: integers `[N]`.
+        aligned_pair: as for `group_accuracy`.
+
+    Raises:
+        MetricError: as `group_accuracy` does.
     """
     predicted = read_array("predictions", predictions)
     if predicted.ndim != 2:

@@ -66,12 +66,17 @@ class Exemplars:
 
 @as_given
 def compression_identified_exemplars(dense_prediction: Array, sparse_prediction: Array) -> Exemplars:
-    """Samples that a population of sparse models treats differently from a population of dense ones.
+    """Compression-identified exemplars: samples that a population of sparse models treats differently from dense ones.
 
-    dense_prediction: class indices `[R, N]`, sparse_prediction: `[S, N]`. modal: the most frequent label differs
-    (ties go to the lowest class). l1_distance: the L1 distance between the two label distributions.
-    Raises MetricError on shapes that disagree or negative classes. Source: Hooker et al., 2019 (modal), and 2020
-    (l1_distance); the control is this project's.
+    modal: the most frequent label differs (ties go to the lowest class). l1_distance: of the two label distributions.
+    Source: Hooker et al., 2019 (modal), and 2020 (L1 distance, there "taxicab"); the control is this project's.
+
+    Args:
+        dense_prediction: class indices `[R, N]` of R models.
+        sparse_prediction: class indices `[S, N]`.
+
+    Raises:
+        MetricError: shapes that disagree, or negative classes.
     """
     dense = as_classes("dense_prediction", dense_prediction, ndim=2)
     sparse = as_classes("sparse_prediction", sparse_prediction, ndim=2)
@@ -148,12 +153,20 @@ def recall_change(
     *,
     relative: bool = True,
 ) -> RecallChange:
-    """Whether pruning costs some classes (or groups) more than others.
+    """Change of recall by class or group, and whether pruning costs some more than others.
 
-    dense_prediction `[R, N]`, sparse_prediction `[S, N]`, label `[N]`; group `[N]`, by default the label. Recall
-    of a group is its share of correct samples in one model; `relative` subtracts that model's accuracy over
-    all samples first (Hooker et al., 2019). Welch's t-test over models, corrected for the number of groups by
-    Holm's method. Groups without samples are nan. Raises MetricError with fewer than two models on a side.
+    Recall of a group is its share of correct samples in one model. Welch's t-test over models, corrected for the
+    number of groups by Holm's method. Groups without samples are nan. Source: Hooker et al., 2019.
+
+    Args:
+        dense_prediction: class indices `[R, N]` of R >= 2 models.
+        sparse_prediction: class indices `[S, N]` of S >= 2 models.
+        label: class indices `[N]`.
+        group: integers `[N]`, by default the label.
+        relative: subtract a model's accuracy over all samples first.
+
+    Raises:
+        MetricError: fewer than two models on a side, or shapes that disagree.
     """
     truth = as_classes("label", label, ndim=1)
     members = truth if group is None else as_classes("group", group, ndim=1)
@@ -217,12 +230,18 @@ class BiasVariance:
 
 
 def bias_variance(probabilities: Array, label: Array) -> BiasVariance:
-    """How much of the loss every seed shares (bias) and how much differs between seeds (variance).
+    """Bias and variance of the squared loss: what every seed shares, and what differs between seeds.
 
-    probabilities: `[R, N, C]`, label: class indices `[N]`. With p-bar the mean over R seeds and e the one-hot label:
-    bias^2 = mean_n sum_c (p-bar - e)^2, variance = mean_n mean_r sum_c (p - p-bar)^2, loss = their sum exactly.
-    Raises MetricError with a single seed, shapes that disagree, labels outside 0..C-1, and values outside 0..1
-    (logits are no probabilities). Source: Yang et al., ICML 2020 (the squared-loss decomposition).
+    With p-bar the mean over R seeds and e the one-hot label: bias^2 = mean_n sum_c (p-bar - e)^2, variance =
+    mean_n mean_r sum_c (p - p-bar)^2, loss = their sum exactly. Source: Yang et al., ICML 2020.
+
+    Args:
+        probabilities: `[R, N, C]`, the softmax of the logits of R >= 2 seeds.
+        label: class indices `[N]`.
+
+    Raises:
+        MetricError: a single seed, shapes that disagree, labels outside 0..C-1, or values outside 0..1 (logits are
+            no probabilities).
     """
     values = as_finite("probabilities", probabilities, ndim=3)
     truth = as_classes("label", label, ndim=1)

@@ -33,12 +33,17 @@ COMBINED = "combined"
 def margin_uncertainty(dense_logits: Array, *, multi_label: bool = False) -> Tensor:
     """Margin uncertainty of the dense model on each sample: 1 - (p_(1) - p_(2)), float64 `[N]` in 0..1.
 
-    dense_logits: class logits `[N, C]`, or binary logits `[N]` or `[N, 1]`, for which this is 1 - 2 |p - 1/2|. The
-    shape alone does not tell K binary attributes from C classes: with `multi_label=True` logits `[N, K]` are those
-    of attributes, and the score is the mean of 1 - 2 |p - 1/2| over them (the highest would be near 1 for every
-    sample with many attributes); for one attribute give its column `[N]`. A hypothesis (after Iofinova et al.,
-    2023): the samples that the dense model is unsure of are those that pruning changes. Raises MetricError on other
-    shapes, no sample, and values that are not finite.
+    A hypothesis (after Iofinova et al., 2023): the samples that the dense model is unsure of are those that pruning
+    changes.
+
+    Args:
+        dense_logits: of classes `[N, C]`, or binary `[N]` or `[N, 1]`, for which this is 1 - 2 |p - 1/2|.
+        multi_label: logits `[N, K]` are those of K binary attributes, which the shape alone does not tell; the
+            score is the mean of 1 - 2 |p - 1/2| over them (the highest would be near 1 for every sample with many
+            attributes). For one attribute give its column `[N]`.
+
+    Raises:
+        MetricError: other shapes, no sample, or values that are not finite.
     """
     logits = as_finite("dense_logits", dense_logits, ndim=2 if multi_label else (1, 2))
     unsure = 1 - margin(logits, multi_label=multi_label)
@@ -55,10 +60,16 @@ def bias_risk(
     train_identity: Array,
     criterion: str = COMBINED,
 ) -> Tensor:
-    """How much bias pruning is expected to add to each attribute: one criterion of `bias_risks`, float64 `[K]`.
+    """Bias that pruning is expected to add to each attribute: one criterion of `bias_risks`, float64 `[K]`.
 
-    Higher: more at risk. `rank_correlation(bias_risk(...), bias_after - bias_before)` is its evaluation. Raises
-    MetricError on an unknown criterion, and as `bias_risks` does.
+    Higher: more at risk. `rank_correlation(bias_risk(...), bias_after - bias_before)` is its evaluation.
+
+    Args:
+        dense_logits: as for `bias_risks`, and so the other arrays.
+        criterion: the name of one of its criteria.
+
+    Raises:
+        MetricError: an unknown criterion, and as `bias_risks` does.
     """
     risks = bias_risks(dense_logits, label, identity, train_label=train_label, train_identity=train_identity)
     if criterion not in risks:
@@ -78,11 +89,19 @@ def bias_risks(
     attribute's rank (1 to D, ties share the mean) over D, among the D attributes where all four are defined; nan
     for the others.
 
-    dense_logits, label: `[N, K]`; identity `[N]` or `[N, K]`; train_label `[N', K]`; train_identity `[N']` or
-    `[N', K]`. With class indices label `[N]` and train_label `[N']`, each class is taken against the rest, and
-    predicted where it is the likeliest. Raises MetricError on shapes that disagree and other values.
-    Source: hypotheses after Iofinova et al., CVPR 2023, section on criteria of the uncompressed model; the
-    formulas are this project's.
+    Source: hypotheses after Iofinova et al., CVPR 2023, section on criteria of the uncompressed model; the formulas
+    are this project's.
+
+    Args:
+        dense_logits: `[N, K]`.
+        label: 0/1 `[N, K]`, or class indices `[N]`: then each class is taken against the rest, and predicted where
+            it is the likeliest.
+        identity: 0/1 `[N]` or `[N, K]`.
+        train_label: 0/1 `[N', K]`, or class indices `[N']`.
+        train_identity: 0/1 `[N']` or `[N', K]`.
+
+    Raises:
+        MetricError: shapes that disagree, and other values.
     """
     raw = as_finite("dense_logits", dense_logits, ndim=2)
     logits, columns = logit_columns("dense_logits", raw, "label", label)
@@ -141,9 +160,14 @@ class Predictability:
 def evaluate_predictability(score: Array, event: Array) -> Predictability:
     """AUROC, average precision, and the share of the events among the 5 % of samples with the highest score.
 
-    score: float `[N]`; event: 0/1 `[N]`, e.g. modal exemplars, flips or new errors. Samples that tie at the
-    border of the 5 % (rounded up) count by their share of the places left. Raises MetricError on shapes that
-    disagree, no sample, and other values.
+    Samples that tie at the border of the 5 % (rounded up) count by their share of the places left.
+
+    Args:
+        score: `[N]`.
+        event: 0/1 `[N]`, e.g. modal exemplars, flips or new errors.
+
+    Raises:
+        MetricError: shapes that disagree, no sample, or other values.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -178,8 +202,17 @@ def rank_correlation(
     """Spearman's rank correlation of `[K]` and `[K]`, with a percentile bootstrap over the pairs.
 
     Pairs with a value that is not finite are left out (`pairs` counts the others), and so are draws in which a side
-    is constant. All is nan with fewer than three pairs or a constant side. Raises MetricError on lengths that
-    disagree, no value, no draw, and a confidence outside 0..1.
+    is constant. All is nan with fewer than three pairs or a constant side.
+
+    Args:
+        first: `[K]`.
+        second: `[K]`.
+        draws: of the bootstrap.
+        confidence: of the interval, between 0 and 1.
+        seed: of the draws.
+
+    Raises:
+        MetricError: lengths that disagree, no value, no draw, or a confidence outside 0..1.
     """
     draws = as_count("draws", draws)
     if not 0 < confidence < 1:
@@ -223,9 +256,16 @@ def spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray
 def bootstrap_area(score: Array, event: Array, *, columns: int = 1, draws: int = 400) -> tuple[float, float]:
     """95 % percentile interval of the area under the ROC curve, over samples drawn with replacement; ties count half.
 
-    score: float, event: 0/1, both `[N columns]`, sample by sample; the outputs of a sample are drawn together, and a
-    draw weighs them by how often. nan where the event happened to no sample or to all, in the data or in every draw.
-    Raises MetricError on lengths that disagree or are no multiple of `columns`, and without draws.
+    nan where the event happened to no sample or to all, in the data or in every draw.
+
+    Args:
+        score: `[N columns]`, sample by sample.
+        event: 0/1 `[N columns]`.
+        columns: the outputs of a sample, which are drawn together; a draw weighs them by how often.
+        draws: of the bootstrap.
+
+    Raises:
+        MetricError: lengths that disagree or are no multiple of `columns`, or no draws.
     """
     draws = as_count("draws", draws)
     values = as_finite("score", score, ndim=1).numpy()

@@ -26,12 +26,17 @@ class MeanUncertainty:
 
 @as_given
 def uncertain_share(logits: Array, band: float = 0.4) -> Tensor:
-    """Share `[K]` of the N outputs with |sigmoid(z) - 0.5| < band, strictly.
+    """Fraction of uncertain predictions: share `[K]` of the N outputs with |sigmoid(z) - 0.5| < band, strictly.
 
-    logits: `[N, K]` of binary attributes, or `[M, N, K]` of M models for `[M, K]`. For class logits `[N, C]` give
-    `one_vs_rest(logits)`: the shape alone does not tell classes from attributes. Raises MetricError on a band that
-    is not between 0 and 0.5, other shapes, no sample, and values that are not finite.
     Source: Iofinova et al., CVPR 2023 (band 0.4: probabilities in (0.1, 0.9)).
+
+    Args:
+        logits: `[N, K]` of binary attributes, or `[M, N, K]` of M models for `[M, K]`. For class logits `[N, C]`
+            give `one_vs_rest(logits)`: the shape alone does not tell classes from attributes.
+        band: between 0 and 0.5.
+
+    Raises:
+        MetricError: another band, other shapes, no sample, or values that are not finite.
     """
     if not 0 < band < 0.5:
         raise MetricError(f"band: want a number between 0 and 0.5, got {band}")
@@ -43,10 +48,14 @@ def uncertain_share(logits: Array, band: float = 0.4) -> Tensor:
 def entropy(logits: Array, *, multi_label: bool = False) -> Tensor:
     """Entropy of each output as a share of the highest possible, in 0..1, float64.
 
-    Class logits `[N, C]`: -sum_c p_c log p_c / log C of p = softmax(z), `[N]`. Binary logits `[N]` (or `[N, 1]`):
-    the same with C = 2 and p = sigmoid(z), `[N]`. `multi_label=True`: K binary attributes `[N, K]`, each by itself,
-    `[N, K]`: `.mean(0)` is by attribute, `.mean(1)` by sample. Raises MetricError on other shapes and values that
-    are not finite.
+    Args:
+        logits: of classes `[N, C]`: -sum_c p_c log p_c / log C of p = softmax(z), `[N]`. Binary `[N]` or `[N, 1]`:
+            the same with C = 2 and p = sigmoid(z), `[N]`.
+        multi_label: logits are those of K binary attributes `[N, K]`, each by itself, `[N, K]`: `.mean(0)` is by
+            attribute, `.mean(1)` by sample.
+
+    Raises:
+        MetricError: other shapes, or values that are not finite.
     """
     binary, values = _binary_or_classes(logits, multi_label)
     if not binary:
@@ -57,9 +66,16 @@ def entropy(logits: Array, *, multi_label: bool = False) -> Tensor:
 
 @as_given
 def margin(logits: Array, *, multi_label: bool = False) -> Tensor:
-    """How far the likeliest answer is ahead of the second: p_(1) - p_(2), in 0..1, float64; 0 is undecided.
+    """Confidence margin: p_(1) - p_(2), the likeliest answer ahead of the second, in 0..1, float64; 0 is undecided.
 
-    Shapes, `multi_label` and errors as in `entropy`; for a binary output this is |2 p - 1|.
+    For a binary output this is |2 p - 1|.
+
+    Args:
+        logits: shapes as for `entropy`.
+        multi_label: as for `entropy`.
+
+    Raises:
+        MetricError: as `entropy` does.
     """
     binary, values = _binary_or_classes(logits, multi_label)
     return torch.tanh(values.abs() / 2) if binary else _uncertainty(values).margin
@@ -84,10 +100,17 @@ def _binary_or_classes(logits: Array, multi_label: bool) -> tuple[bool, Tensor]:
 
 
 def uncertainty_summaries(logits: Array, label: Array) -> list[dict[str, float]]:
-    """Means over the samples of each model: logits `[M, N, C]`, label `[N]`; a mapping a model.
+    """Means over the samples of each model, a mapping a model.
 
     entropy as a share of log C, confidence (maximum probability), margin (largest minus second), and
     negative_log_likelihood in nats.
+
+    Args:
+        logits: `[M, N, C]`.
+        label: class indices `[N]`.
+
+    Raises:
+        MetricError: other shapes, or labels that are no integers.
     """
     given, truth = read_array("logits", logits), read_array("label", label)
     if given.ndim != 3 or truth.shape != given.shape[1:2]:
