@@ -6,6 +6,7 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 
+from prunebench.analysis.hypotheses import evaluate_hypotheses
 from prunebench.analysis.measures import (
     ATTRIBUTE_ROW_MEASURES,
     ATTRIBUTE_TASK_MEASURES,
@@ -14,17 +15,15 @@ from prunebench.analysis.measures import (
 )
 from prunebench.analysis.values import (
     SCHEMA_VERSION,
-    AttributeForetelling,
+    AttributePredictability,
     AttributeRow,
-    Cell,
-    Claim,
+    Condition,
     Correlation,
     Estimate,
-    Evidence,
     ExemplarRow,
     GroupChange,
     LossSplit,
-    SampleForetelling,
+    SamplePredictability,
     SusceptibleSample,
     TaskAnalysis,
 )
@@ -90,7 +89,7 @@ def level(key: str, place: Place, *extra: object) -> float:
     return start + slope * place.harm * (1 + shake) + 0.2 * shake
 
 
-def cell(place: Place, keys: tuple[str, ...], seeds: tuple[int, ...]) -> Cell:
+def cell(place: Place, keys: tuple[str, ...], seeds: tuple[int, ...]) -> Condition:
     values = {
         key: estimate(level(key, place), 0.02 + 0.06 * abs(noise(key, place)), len(seeds)) for key in keys
     }
@@ -103,7 +102,7 @@ def cell(place: Place, keys: tuple[str, ...], seeds: tuple[int, ...]) -> Cell:
     }
     achieved = place.sparsity if place.sparsity is not None else 0.42
     pruned = not place.dense
-    return Cell(
+    return Condition(
         place.method, place.sparsity, place.dense, achieved, seeds, values,
         changes if pruned else {}, sampled, {key: sampled[key] for key in accuracies} if pruned else {},
     )  # fmt: skip
@@ -133,9 +132,9 @@ def exemplars(found: list[Place]) -> tuple[ExemplarRow, ...]:
     )  # fmt: skip
 
 
-def foretelling(found: list[Place]) -> tuple[SampleForetelling, ...]:
+def predictability(found: list[Place]) -> tuple[SamplePredictability, ...]:
     return tuple(
-        SampleForetelling(
+        SamplePredictability(
             place.method, place.sparsity, event, round(0.05 + 0.3 * place.harm, 6),
             estimate(0.92 - 0.1 * index - 0.2 * place.harm, 0.03), 0.4, 0.35,
         )
@@ -154,36 +153,19 @@ def splits(found: list[Place]) -> tuple[LossSplit, ...]:
     )  # fmt: skip
 
 
-CLAIMS = (
-    Claim(
-        "a",
-        "Below 10 % of the weights a network keeps its accuracy without more bias.",
-        "Not on this data: bias grew before accuracy fell.",
-        (
-            Evidence("dcwp at 0.95: accuracy", "-0.3 points [-1.0, 0.4]", "for"),
-            Evidence("dcwp at 0.95: bias gap", "+6.1 points [3.0, 9.2]", "against"),
-            Evidence("snip at 0.95: bias gap", "+2.0 points [-3.0, 7.0]", "undecided"),
-        ),
-    ),
-    Claim(
-        "b",
-        "At higher sparsity outputs are more uncertain and more correlated, and that goes with bias.",
-        "Uncertainty rises with sparsity and goes with bias; correlation does less clearly.",
-        (Evidence("sparsity and uncertain outputs", "rho 0.81 [0.74, 0.87], 252 runs", "for"),),
-    ),
-    Claim(
-        "c",
-        "The dense model alone foretells which samples and attributes pruning harms.",
-        "Samples yes, attributes undecided.",
-        (Evidence("flips", "AUROC 0.82 [0.79, 0.85]", "for"),),
-    ),
-)
+def judged(analysis: TaskAnalysis) -> TaskAnalysis:
+    """With the hypotheses that its rows decide."""
+    return replace(analysis, hypotheses=evaluate_hypotheses(analysis))
+
+
+def over_all(first: str, second: str, rho: Estimate) -> Correlation:
+    return Correlation("all methods", None, first, second, False, rho)
 
 
 def susceptible(count: int = 32) -> tuple[SusceptibleSample, ...]:
     return tuple(
         SusceptibleSample(
-            17 * index, round(1 - index / 100, 3), str(index % 10), f"colour {(index + 1) % 10}",
+            17 * index, round(1 - index / 100, 3), None, str(index % 10), f"colour {(index + 1) % 10}",
             str((index + 1) % 10), str((index + 2) % 10), 0.5,
         )
         for index in range(count)
@@ -197,7 +179,7 @@ def class_analysis(methods: tuple[str, ...] = METHODS, seeds: tuple[int, ...] = 
     keys = tuple(measure.key for measure in CLASS_MEASURES)
     row_keys = tuple(measure.key for measure in CLASS_ROW_MEASURES)
     names = tuple(map(str, range(10)))
-    return TaskAnalysis(
+    return judged(TaskAnalysis(
         schema_version=SCHEMA_VERSION,
         slug="colored-digits-2pct",
         task="colored-digits@2pct",
@@ -217,7 +199,7 @@ def class_analysis(methods: tuple[str, ...] = METHODS, seeds: tuple[int, ...] = 
         left_out=("snip at 0.99, seed 2: no stored outputs",),
         measures=CLASS_MEASURES,
         attribute_measures=CLASS_ROW_MEASURES,
-        cells=tuple(cell(place, keys, seeds) for place in found),
+        conditions=tuple(cell(place, keys, seeds) for place in found),
         attributes=tuple(
             AttributeRow(
                 name, p.method, p.sparsity, p.dense,
@@ -229,19 +211,19 @@ def class_analysis(methods: tuple[str, ...] = METHODS, seeds: tuple[int, ...] = 
         exemplars=exemplars(pruned),
         splits=splits(found),
         correlations=(
-            Correlation(None, "uncertain_share", "bias_gap", Estimate(0.62, 0.5, 0.71, len(found) * 3)),
-            Correlation(None, "logit_correlation", "bias_gap", Estimate(0.4, 0.3, 0.5, len(found) * 3)),
-            Correlation("dcwp", "uncertain_share", "bias_gap", Estimate(0.2, -0.3, 0.6, 18)),
+            over_all("uncertain_share", "bias_gap", Estimate(0.62, 0.5, 0.71, len(found) * 3)),
+            over_all("logit_correlation", "bias_gap", Estimate(0.4, 0.3, 0.5, len(found) * 3)),
+            Correlation("method", "dcwp", "uncertain_share", "bias_gap", False, Estimate(0.2, -0.3, 0.6, 18)),
         ),
-        sample_foretelling=foretelling(pruned),
-        attribute_foretelling=tuple(
-            AttributeForetelling(p.method, p.sparsity, criterion, Estimate(0.3, -0.2, 0.7, 10))
-            for p in pruned for criterion in ("uncertain share", "bias amplification")
+        sample_predictability=predictability(pruned),
+        attribute_predictability=tuple(
+            AttributePredictability(p.method, p.sparsity, criterion, Estimate(0.3, -0.2, 0.7, 10))
+            for p in pruned for criterion in ("uncertainty", "amplification")
         ),
         susceptible=susceptible(),
-        claims=CLAIMS,
+        hypotheses=(),
         code={"version": "0.1.0", "commit": "0123456789abcdef", "dirty": False},
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def attribute_analysis() -> TaskAnalysis:
@@ -253,7 +235,7 @@ def attribute_analysis() -> TaskAnalysis:
     base = class_analysis(methods)
     cells = [cell(place, keys, (0, 1, 2)) for place in found]
     holed = replace(cells[3], values={**cells[3].values, "bias_amplification": NOTHING})
-    return replace(
+    return judged(replace(
         base,
         slug="digit-attributes",
         task="digit-attributes",
@@ -266,7 +248,7 @@ def attribute_analysis() -> TaskAnalysis:
         left_out=(),
         measures=ATTRIBUTE_TASK_MEASURES,
         attribute_measures=ATTRIBUTE_ROW_MEASURES,
-        cells=(*cells[:3], holed, *cells[4:]),
+        conditions=(*cells[:3], holed, *cells[4:]),
         attributes=tuple(
             AttributeRow(
                 name, p.method, p.sparsity, p.dense,
@@ -281,22 +263,22 @@ def attribute_analysis() -> TaskAnalysis:
         exemplars=exemplars([place for place in found if not place.dense]),
         splits=splits(found),
         correlations=(
-            Correlation(None, "uncertain_share", "bias_amplification", Estimate(0.5, 0.2, 0.7, 57)),
-            Correlation(None, "interdependence", "bias_amplification", Estimate(0.4, 0.1, 0.6, 57)),
+            over_all("uncertain_share", "bias_amplification", Estimate(0.5, 0.2, 0.7, 57)),
+            over_all("interdependence", "bias_amplification", Estimate(0.4, 0.1, 0.6, 57)),
         ),
-        sample_foretelling=foretelling([place for place in found if not place.dense]),
-        attribute_foretelling=tuple(
-            AttributeForetelling(p.method, p.sparsity, "uncertain share", Estimate(0.3, -0.2, 0.7, 8))
+        sample_predictability=predictability([place for place in found if not place.dense]),
+        attribute_predictability=tuple(
+            AttributePredictability(p.method, p.sparsity, "uncertainty", Estimate(0.3, -0.2, 0.7, 8))
             for p in found if not p.dense
         ),
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def odd_analysis() -> TaskAnalysis:
-    """Names that try to be markup, one seed, nothing but levels and one claim without evidence."""
+    """Names that try to be markup, one seed, nothing but levels and one condition's predictability."""
     base = class_analysis((NASTY,), seeds=(0,))
-    cells = tuple(replace(cell, changes={}, sampled={}, sampled_changes={}) for cell in base.cells)
-    return replace(
+    conditions = tuple(replace(cell, changes={}, sampled={}, sampled_changes={}) for cell in base.conditions)
+    return judged(replace(
         base,
         slug="odd",
         task=NASTY,
@@ -305,14 +287,13 @@ def odd_analysis() -> TaskAnalysis:
         bias_name=NASTY,
         outputs=(NASTY, *base.outputs[1:]),
         left_out=(NASTY,),
-        cells=cells,
+        conditions=conditions,
         attributes=(),
         groups=(),
         exemplars=(),
         splits=(),
         correlations=(),
-        sample_foretelling=(),
-        attribute_foretelling=(),
+        sample_predictability=base.sample_predictability[:2],
+        attribute_predictability=(),
         susceptible=(),
-        claims=(Claim("a", NASTY, NASTY, (Evidence(NASTY, NASTY, "undecided"),)), Claim("b", "x", "y", ())),
-    )
+    ))  # fmt: skip

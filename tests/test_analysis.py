@@ -1,38 +1,41 @@
-"""The analysis against hand-made runs: pairing, intervals, exemplars, dense-only criteria, claims, what is left out."""
+"""The analysis against hand-made runs: pairing, intervals, exemplars, criteria, hypotheses, what is left out."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from analysis_values import odd_analysis
 from helpers import TASK, run_inline, tiny_suite
 from rich.console import Console
 from torch import Tensor
 from torch.nn import functional
 
-from prunebench.analysis import claims
-from prunebench.analysis.analyze import analyze_outputs, analyze_results
-from prunebench.analysis.cells import estimate, summarize_cells
-from prunebench.analysis.looks import analysis_styles
-from prunebench.analysis.measures import Measured, class_amplification, measure_run
-from prunebench.analysis.outputs import Outputs, Run, read_outputs
-from prunebench.analysis.pictures import inputs_of, shown_in
-from prunebench.analysis.session import analyze_folder, caption
+from prunebench.analysis import aggregate, hypotheses, words
+from prunebench.analysis.aggregate import estimate, summarize_conditions
+from prunebench.analysis.exemplars import caption
+from prunebench.analysis.load import Outputs, StoredRun, read_outputs
+from prunebench.analysis.measures import MeasuredRun, class_amplification, measure_run
+from prunebench.analysis.plots import analysis_styles
+from prunebench.analysis.session import analyze_folder, analyze_outputs, analyze_results
+from prunebench.analysis.storage import read_analysis, to_json, write_analysis
 from prunebench.analysis.values import (
-    Cell,
+    SCHEMA_VERSION,
+    Condition,
     Correlation,
     Estimate,
-    SampleForetelling,
+    Hypothesis,
+    SamplePredictability,
     SusceptibleSample,
     TaskAnalysis,
-    read_analysis,
-    write_analysis,
 )
 from prunebench.cli.progress import write_leaderboard
 from prunebench.errors import StoreError, UsageError
@@ -43,6 +46,7 @@ from prunebench.tasks import Attributes, Splits, Task, resolve_task
 from prunebench.tasks.colored_digits import ColoredDigits
 
 CLASSES, SAMPLES = 10, 1000
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture
@@ -69,14 +73,14 @@ def logits_of(said: Tensor, confidence: float = 4.0) -> Tensor:
 
 def run_of(
     truth: GroundTruth, said: Tensor, *, method: str = "m", sparsity: float = 0.9, seed: int = 0
-) -> Run:
+) -> StoredRun:
     """A run that says `said` on test and is right on validation."""
     dense = method == "dense"
     logits = {"val": logits_of(truth.y["val"]), "test": logits_of(said)}
-    return Run(method, 0.0 if dense else sparsity, dense, 0.0 if dense else sparsity, seed, logits)
+    return StoredRun(method, 0.0 if dense else sparsity, dense, 0.0 if dense else sparsity, seed, logits)
 
 
-def outputs_of(truth: GroundTruth, runs: list[Run]) -> Outputs:
+def outputs_of(truth: GroundTruth, runs: list[StoredRun]) -> Outputs:
     spec = {"model": "convnet-small", "recipe": {"steps": 1}}
     return Outputs(
         "digits", truth.task, spec, tuple(runs), {run.seed: truth for run in runs}, ("x: no logits",)
@@ -117,7 +121,7 @@ def test_changes_are_paired_by_seed(truth: GroundTruth) -> None:
     runs = [run_of(truth, label, method="dense"), run_of(truth, bias, method="dense", seed=1)]
     runs += [run_of(truth, bias, seed=seed) for seed in (0, 1, 7)]
     cells = {("dense", 0.0): runs[:2], ("m", 0.9): runs[2:]}
-    dense, pruned = summarize_cells(
+    dense, pruned = summarize_conditions(
         {key: [measure_run(run, truth) for run in group] for key, group in cells.items()}
     )
     assert not dense.changes
@@ -146,9 +150,9 @@ def test_an_analysis_of_everything(truth: GroundTruth, tmp_path: Path) -> None:
     found = analyze_outputs(outputs_of(truth, runs))
     (exemplars,) = found.exemplars
     assert (exemplars.share, exemplars.control_share, exemplars.right_share) == (0.1, 0, 0)
-    told = {row.event: row for row in found.sample_foretelling}
+    told = {row.event: row for row in found.sample_predictability}
     assert told["modal exemplar"].area_under_curve.mean == 1
-    assert told["flip"].happened == 0.1
+    assert told["flip"].event_rate == 0.1
     assert told["flip"].area_under_curve.mean == told["new error"].area_under_curve.mean == 1
     assert told["flip"].recall_at_5_percent == pytest.approx(0.5)
     assert {row.index for row in found.susceptible} <= set(range(SAMPLES // 10))
@@ -156,9 +160,9 @@ def test_an_analysis_of_everything(truth: GroundTruth, tmp_path: Path) -> None:
     assert first.flipped_share == 1
     assert (first.label, first.dense) == (str(int(label[first.index])),) * 2
     assert first.sparse == str((int(label[first.index]) + 1) % CLASSES)
-    assert [claim.key for claim in found.claims] == ["a", "b", "c"]
+    assert [entry.key for entry in found.hypotheses] == ["a", "b", "c"]
     assert found.left_out == ("x: no logits",)
-    dense, pruned = found.cells
+    dense, pruned = found.conditions
     assert dense.sampled["unbiased"].mean == 1
     assert not dense.sampled_changes
     change = pruned.sampled_changes["unbiased"]
@@ -178,7 +182,7 @@ def test_pruning_that_changes_no_label_has_no_exemplars(truth: GroundTruth) -> N
     ]
     found = analyze_outputs(outputs_of(truth, runs))
     (exemplars,) = found.exemplars
-    assert (exemplars.share, exemplars.taxicab, exemplars.right_share) == (0, 0, None)
+    assert (exemplars.share, exemplars.l1_distance, exemplars.right_share) == (0, 0, None)
 
 
 def test_equal_populations_have_their_own_distance(truth: GroundTruth) -> None:
@@ -190,7 +194,7 @@ def test_equal_populations_have_their_own_distance(truth: GroundTruth) -> None:
     ]
     (exemplars,) = analyze_outputs(outputs_of(truth, runs)).exemplars
     assert exemplars.share == 0
-    assert (exemplars.taxicab, exemplars.control_taxicab) == (2, 2)
+    assert (exemplars.l1_distance, exemplars.control_l1_distance) == (2, 2)
     assert (exemplars.matched_share, exemplars.control_share) == (1, 1)
 
 
@@ -201,8 +205,8 @@ def test_what_defers_to_the_dense_model_says_nothing_of_few_weights(truth: Groun
         dataclasses.replace(run_of(truth, label, method="n", seed=seed), deferred=True) for seed in (0, 1)
     ]
     found = analyze_outputs(outputs_of(truth, runs))
-    assert [line.what for line in found.claims[0].evidence] == ["m at 10 % of weights"]
-    assert {cell.method for cell in found.cells} == {"dense", "m", "n"}
+    assert [(line.method, line.sparsity) for line in found.hypotheses[0].evidence] == [("m", 0.9)]
+    assert {row.method: row.deferred for row in found.conditions} == {"dense": False, "m": False, "n": True}
 
 
 def test_seeds_are_those_of_the_runs(truth: GroundTruth) -> None:
@@ -230,7 +234,7 @@ def test_a_single_seed_has_neither_tests_nor_control(truth: GroundTruth) -> None
     (exemplars,) = found.exemplars
     assert exemplars.control_share is None
     assert exemplars.share == pytest.approx(0.9)
-    assert {line.verdict for line in found.claims[0].evidence} == {"undecided"}
+    assert {line.verdict for line in found.hypotheses[0].evidence} == {"undecided"}
 
 
 def test_attributes_are_analysed_by_output(truth: GroundTruth) -> None:
@@ -248,7 +252,9 @@ def test_attributes_are_analysed_by_output(truth: GroundTruth) -> None:
     pruned = dense.clone()
     pruned[::10, 0] *= -1
     runs = [
-        Run(name, 0.0 if name == "dense" else 0.5, name == "dense", 0.0, seed, {"val": dense, "test": values})
+        StoredRun(
+            name, 0.0 if name == "dense" else 0.5, name == "dense", 0.0, seed, {"val": dense, "test": values}
+        )
         for seed in (0, 1)
         for name, values in (("dense", dense), ("m", pruned))
     ]
@@ -264,20 +270,28 @@ def test_attributes_are_analysed_by_output(truth: GroundTruth) -> None:
     assert {row.label for row in found.groups} == {"a", "not a"}
 
 
-def cell(accuracy: tuple[float, float], bias: tuple[float, float], achieved: float = 0.9) -> Cell:
+def judged(**rows: Any) -> tuple[Hypothesis, Hypothesis, Hypothesis]:
+    """The hypotheses of an analysis of classes that holds nothing but these rows."""
+    bare = dataclasses.replace(odd_analysis(), **{"conditions": (), **rows})
+    first, second, third = hypotheses.evaluate_hypotheses(bare)
+    return first, second, third
+
+
+def condition(accuracy: tuple[float, float], bias: tuple[float, float], achieved: float = 0.9) -> Condition:
     changes = {
         name: Estimate(sum(ends) / 2, *ends, 3)
         for name, ends in (("in_distribution", accuracy), ("bias_gap", bias))
     }
-    return Cell("m", achieved, False, achieved, (0, 1, 2), {}, changes)
+    return Condition("m", achieved, False, achieved, (0, 1, 2), {}, changes)
 
 
 @pytest.mark.parametrize(
     ("accuracy", "bias", "verdict"),
     [
-        ((-0.005, 0.01), (-0.01, 0.01), "for"),
-        ((-0.005, 0.01), (0.03, 0.05), "against"),
-        ((-0.05, -0.02), (-0.01, 0.01), "against"),
+        ((-0.005, 0.01), (-0.01, 0.01), "supported"),
+        ((-0.01, 0.01), (-0.01, 0.02), "supported"),
+        ((-0.005, 0.01), (0.03, 0.05), "contradicted"),
+        ((-0.05, -0.02), (-0.01, 0.01), "contradicted"),
         ((-0.05, 0.02), (-0.01, 0.01), "undecided"),
         ((-0.005, 0.01), (0.01, 0.05), "undecided"),
     ],
@@ -285,40 +299,50 @@ def cell(accuracy: tuple[float, float], bias: tuple[float, float], achieved: flo
 def test_harmless_pruning_is_judged_by_whole_intervals(
     accuracy: tuple[float, float], bias: tuple[float, float], verdict: str
 ) -> None:
-    claim = claims.claim_of_harmless_pruning([cell(accuracy, bias)], "in_distribution", "bias_gap")
-    (line,) = claim.evidence
+    hypothesis, *_ = judged(conditions=(condition(accuracy, bias),))
+    (line,) = hypothesis.evidence
     assert line.verdict == verdict
-    assert ("m at 10 % of weights" in claim.answer) == (verdict == "for")
+    assert (line.scope, line.method, line.sparsity) == ("condition", "m", 0.9)
+    assert [(test.quantity, test.relation, test.threshold) for test in line.tests] == [
+        ("in_distribution", "at least", -0.01), ("bias_gap", "at most", 0.02),
+    ]  # fmt: skip
+    assert ("m at 10 % of weights" in words.answer(odd_analysis(), hypothesis)) == (verdict == "supported")
 
 
-def test_cells_with_more_weights_say_nothing_about_the_first_claim() -> None:
-    claim = claims.claim_of_harmless_pruning(
-        [cell((0, 0), (0, 0), achieved=0.5)], "in_distribution", "bias_gap"
-    )
-    assert not claim.evidence
-    assert "Nothing to judge" in claim.answer
+def test_conditions_with_more_weights_say_nothing_about_the_first_hypothesis() -> None:
+    hypothesis, *_ = judged(conditions=(condition((0, 0), (0, 0), achieved=0.5),))
+    assert not hypothesis.evidence
+    assert words.answer(odd_analysis(), hypothesis) == "Nothing to judge it by."
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"), [(0.1, 0.5, "for"), (-0.5, -0.1, "against"), (-0.1, 0.1, "undecided")]
+    ("low", "high", "verdict"),
+    [
+        (0.1, 0.5, "supported"),
+        (-0.5, -0.1, "contradicted"),
+        (-0.1, 0.1, "undecided"),
+        (0.0, 0.1, "undecided"),
+    ],
 )
 def test_correlations_are_judged_by_their_sign(low: float, high: float, verdict: str) -> None:
     rho = Estimate((low + high) / 2, low, high, 9)
-    claim = claims.claim_of_uncertainty(
-        [Correlation(None, "uncertain_share", "bias_gap", rho)], "bias_gap", "logit_correlation"
-    )
-    assert [line.verdict for line in claim.evidence] == [verdict]
+    pairs = (("uncertain_share", "bias_gap", True), ("sparsity", "uncertain_share", True))
+    rows = tuple(Correlation("all methods", None, *pair, rho) for pair in pairs)
+    _, hypothesis, _ = judged(correlations=rows)
+    (line,) = hypothesis.evidence  # sparsity is looked at over all runs alone
+    assert (line.verdict, line.scope, line.working) == (verdict, "all methods", True)
 
 
-def measured_at(truth: GroundTruth, method: str, values: dict[str, float], seed: int = 0) -> Measured:
+def measured_at(truth: GroundTruth, method: str, values: dict[str, float], seed: int = 0) -> MeasuredRun:
     """A run with these values and no others."""
     run = measure_run(run_of(truth, truth.y["test"], method=method, seed=seed), truth)
     return dataclasses.replace(run, values={"accuracy": 1.0, **values}, entries={})
 
 
-def rhos_of(cells: dict[tuple[str, float | None], list[Measured]]) -> dict[str | None, Estimate]:
-    found = claims.correlate(cells, [("u", "b")], "accuracy")
-    return {entry.method: entry.rho for entry in found if entry.second == "b"}
+def rhos_of(cells: dict[tuple[str, float | None], list[MeasuredRun]]) -> dict[str, Estimate]:
+    """By method, or scope, over all runs."""
+    found = aggregate.correlate(cells, [("u", "b")], "accuracy")
+    return {entry.method or entry.scope: entry.rho for entry in found if not entry.working}
 
 
 def test_correlations_within_methods_leave_out_what_differs_between_them(truth: GroundTruth) -> None:
@@ -332,9 +356,9 @@ def test_correlations_within_methods_leave_out_what_differs_between_them(truth: 
         for step in range(5)
     }
     found = rhos_of(cells)
-    assert [found[name].mean for name in ("m", "n", claims.WITHIN)] == pytest.approx([1, 1, 1])
-    assert found[None].mean == pytest.approx(-0.5151, abs=1e-3)
-    assert found[None].n == 2
+    assert [found[name].mean for name in ("m", "n", "within methods")] == pytest.approx([1, 1, 1])
+    assert found["all methods"].mean == pytest.approx(-0.5151, abs=1e-3)
+    assert found["all methods"].n == 2
 
 
 def test_dense_runs_are_no_part_of_every_method(truth: GroundTruth) -> None:
@@ -342,7 +366,7 @@ def test_dense_runs_are_no_part_of_every_method(truth: GroundTruth) -> None:
     for step in range(5):
         cells["m", step / 10] = [measured_at(truth, "m", {"u": step, "b": step})]
     found = rhos_of(cells)
-    assert found[claims.WITHIN].mean == pytest.approx(1)
+    assert found["within methods"].mean == pytest.approx(1)
     assert found["m"].mean is not None
     assert found["m"].mean < 1
 
@@ -350,7 +374,7 @@ def test_dense_runs_are_no_part_of_every_method(truth: GroundTruth) -> None:
 def test_the_interval_of_a_correlation_is_over_seeds(truth: GroundTruth) -> None:
     """Rising in two seeds, falling in a third: 1, 1 and -1 leave everything open; four points decide nothing."""
 
-    def cells(steps: int, signs: tuple[int, ...]) -> dict[tuple[str, float | None], list[Measured]]:
+    def cells(steps: int, signs: tuple[int, ...]) -> dict[tuple[str, float | None], list[MeasuredRun]]:
         return {
             ("m", step / 10): [
                 measured_at(truth, "m", {"u": step, "b": sign * step}, seed)
@@ -365,10 +389,6 @@ def test_the_interval_of_a_correlation_is_over_seeds(truth: GroundTruth) -> None
     assert rhos_of(cells(5, (1, 1, 1)))["m"].low == pytest.approx(1)
     few = rhos_of(cells(4, (1, 1, 1)))["m"]
     assert (few.mean, few.low) == (pytest.approx(1), None)
-
-
-def test_nothing_to_judge_by_is_a_sentence() -> None:
-    assert claims.claim_of_foretelling([], [], "classes").answer == "Nothing to judge it by."
 
 
 def test_changes_of_amplification_are_over_outputs_defined_in_both_runs(truth: GroundTruth) -> None:
@@ -391,12 +411,12 @@ def test_changes_of_amplification_are_over_outputs_defined_in_both_runs(truth: G
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"), [(0.75, 0.9, "for"), (0.5, 0.6, "against"), (0.6, 0.8, "undecided")]
+    ("low", "high", "verdict"), [(0.7, 0.9, "supported"), (0.5, 0.6, "contradicted"), (0.6, 0.8, "undecided")]
 )
-def test_foretelling_needs_a_useful_area(low: float, high: float, verdict: str) -> None:
-    row = SampleForetelling("m", 0.9, "flip", 0.1, Estimate((low + high) / 2, low, high, 3), 0.2, 0.3)
-    claim = claims.claim_of_foretelling([row], [], "classes")
-    assert [line.verdict for line in claim.evidence] == [verdict]
+def test_predictability_needs_a_useful_area(low: float, high: float, verdict: str) -> None:
+    row = SamplePredictability("m", 0.9, "flip", 0.1, Estimate((low + high) / 2, low, high, 3), 0.2, 0.3)
+    *_, hypothesis = judged(sample_predictability=(row,))
+    assert [(line.verdict, line.subject) for line in hypothesis.evidence] == [(verdict, ("flip",))]
 
 
 @pytest.fixture(scope="module")
@@ -415,7 +435,7 @@ def only(results: Path) -> TaskAnalysis:
 def test_a_real_run_is_analysed(results: Path) -> None:
     found = only(results)
     assert found.seeds == (0, 1)
-    assert [(cell.method, cell.sparsity) for cell in found.cells] == [
+    assert [(cell.method, cell.sparsity) for cell in found.conditions] == [
         ("dense", 0.0), ("magnitude", 0.5), ("magnitude", 0.9),
     ]  # fmt: skip
     records = {record.run_id: record for record in Store(results).records()[0]}
@@ -423,7 +443,7 @@ def test_a_real_run_is_analysed(results: Path) -> None:
         np.mean([r.metrics[name] for r in records.values() if r.spec["method"] == "dense"])
         for name in ("unbiased", "bias_gap", "entropy", "logit_correlation")
     ]
-    dense = found.cells[0].values
+    dense = found.conditions[0].values
     assert [dense[name].mean for name in ("unbiased", "bias_gap", "entropy", "logit_correlation")] == (
         pytest.approx(means, abs=1e-9)
     )
@@ -519,11 +539,12 @@ def test_a_method_that_joins_gives_board_and_pages_the_same_new_colours(
     write_leaderboard([out], out / "leaderboard")
     suite = tiny_suite("dense", "gmp-ri", sparsities=(0.5,), seeds=(0,))  # its name comes before magnitude
     assert prunebench.run(suite, out=out, workers=0).ok == 1
-    shown = out / "leaderboard/analysis/figures" / f"{analysis.slug}-bias_gap.png"
+    shown = (out / "leaderboard/analysis/figures" / f"{analysis.slug}-bias_gap.svg").read_text()
     styles = analysis_styles([analysis], build_board(Store(out).records()[0]).labels)
-    assert shown_in(shown) == inputs_of(analysis, styles) != inputs_of(analysis, analysis_styles([analysis]))
+    assert styles["magnitude"] != analysis_styles([analysis])["magnitude"]
     page = (out / f"leaderboard/site/{analysis.slug}-analysis.html").read_text()
     assert styles["magnitude"].colour in page
+    assert styles["magnitude"].colour in shown
 
 
 def test_an_analysis_that_cannot_be_read_does_not_stop_a_run(results: Path, tmp_path: Path) -> None:
@@ -560,20 +581,65 @@ def test_only_the_asked_tasks_are_analysed(results: Path) -> None:
 
 def test_an_analysis_that_is_not_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    for text, words in (("{", "cannot be read"), ('{"schema_version": 99}', "schema 99"), ("[]", "schema")):
+    for text, reason in (("{", "cannot be read"), ('{"schema_version": 99}', "schema 99"), ("[]", "schema")):
         path.write_text(text)
-        with pytest.raises(StoreError, match=words):
+        with pytest.raises(StoreError, match=reason):
             read_analysis(path)
-    path.write_text('{"schema_version": 1, "slug": 3}')
-    with pytest.raises(StoreError, match="invalid analysis"):
-        read_analysis(path)
+    for version in (1, SCHEMA_VERSION):
+        path.write_text(f'{{"schema_version": {version}, "slug": 3}}')
+        with pytest.raises(StoreError, match="invalid analysis"):
+            read_analysis(path)
+
+
+RENAMED = {
+    "cells": "conditions", "sample_foretelling": "sample_predictability", "happened": "event_rate",
+    "attribute_foretelling": "attribute_predictability", "taxicab": "l1_distance",
+    "control_taxicab": "control_l1_distance",
+}  # fmt: skip
+
+
+def numbers_of(values: Any, path: str = "") -> dict[str, object]:
+    """Every value that is no text, by where it stands."""
+    if isinstance(values, dict):
+        found = (numbers_of(entry, f"{path}/{RENAMED.get(key, key)}") for key, entry in values.items())
+    elif isinstance(values, list | tuple):
+        found = (numbers_of(entry, f"{path}/{index}") for index, entry in enumerate(values))
+    else:
+        return {} if isinstance(values, str) else {path: values}
+    return {place: value for part in found for place, value in part.items()}
+
+
+def test_an_analysis_of_schema_1_keeps_every_number_and_verdict(tmp_path: Path) -> None:
+    old = json.loads((GOLDEN / "analysis_v1.json").read_text())
+    found = read_analysis(GOLDEN / "analysis_v1.json")
+    assert found.schema_version == SCHEMA_VERSION
+    before, after = numbers_of(old), numbers_of(json.loads(to_json(found)))
+    apart = {
+        place for place in before if place.startswith(("/schema", "/claims")) or place.endswith("/method")
+    }
+    assert {place: after[place] for place in before.keys() - apart} == {
+        place: before[place] for place in before.keys() - apart
+    }
+    names = {"for": "supported", "against": "contradicted", "undecided": "undecided"}
+    for claim, hypothesis in zip(old["claims"], found.hypotheses, strict=True):
+        told = [names[line["verdict"]] for line in claim["evidence"]]
+        assert [line.verdict for line in hypothesis.evidence] == told
+    deferred = {row.method: row.deferred for row in found.conditions}
+    assert deferred == {"dense": False, "magnitude": False, "magnitude-deferred": True}
+    assert {(row.scope, row.method) for row in found.correlations} == {
+        ("all methods", None), ("within methods", None), ("method", "magnitude"),
+    }  # fmt: skip
+    assert {row.second for row in found.correlations if row.working} == {
+        "uncertain_share", "logit_correlation", "bias_gap",
+    }  # fmt: skip
+    assert read_analysis(write_analysis(found, tmp_path)) == found
 
 
 def test_captions_fit_below_a_sample() -> None:
-    digit = SusceptibleSample(3, 0.9, "5", "colour 7", "3", "5", 0.5)
-    assert caption(digit, multi_label=False) == "5, colour 7\n3 \u2192 5"
-    large = SusceptibleSample(3, 0.9, "not large", "ink colour 0", "large", "-", None)
-    assert caption(large, multi_label=True) == "large: no\nyes \u2192 -"
+    digit = SusceptibleSample(3, 0.9, None, "5", "colour 7", "3", "5", 0.5)
+    assert caption(digit) == "5, colour 7\n3 -> 5"
+    large = SusceptibleSample(3, 0.9, "large", "no", "ink colour 0", "yes", "-", None)
+    assert caption(large) == "large: no\nyes -> -"
 
 
 def test_folders_are_analysed_or_refused_with_the_reason(results: Path, tmp_path: Path) -> None:

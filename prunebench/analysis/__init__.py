@@ -1,1 +1,1 @@
-"""What pruning did to uncertainty, dependence and bias: stored logits in, numbers and pages out."""
+"""Analysis: stored logits in; uncertainty, dependence, bias and predictability under pruning out, as pages."""

@@ -1,4 +1,4 @@
-"""One run's numbers, from its logits: accuracy, bias, uncertainty, dependence and calibration."""
+"""Measures of one run, from its logits: accuracy, bias, uncertainty, dependence and calibration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from prunebench.analysis.outputs import Run
+from prunebench.analysis.load import StoredRun
 from prunebench.analysis.values import Measure
 from prunebench.metrics.arrays import as_finite
 from prunebench.metrics.bias import bias_amplification
@@ -18,7 +18,7 @@ from prunebench.runner.ground_truth import GroundTruth
 ACCURACY = {
     "in_distribution": Measure(
         "in_distribution",
-        "Accuracy as in training",
+        "In-distribution accuracy",
         "Share of right validation images, which carry the training bias: the accuracy that pruning papers report "
         "(calibrated methods fit their thresholds on them)",
         "percent",
@@ -33,9 +33,9 @@ ACCURACY = {
         "unbiased", "Unbiased accuracy", "Mean accuracy over (label, bias) groups", "percent"
     ),
     "conflicting": Measure(
-        "conflicting", "Conflicting accuracy", "Mean accuracy over bias-conflicting groups", "percent"
+        "conflicting", "Bias-conflicting accuracy", "Mean accuracy over bias-conflicting groups", "percent"
     ),
-    "worst_group": Measure("worst_group", "Worst group", "Lowest accuracy of a group", "percent"),
+    "worst_group": Measure("worst_group", "Worst-group accuracy", "Lowest accuracy of a group", "percent"),
 }
 BIAS = {
     "bias_gap": Measure(
@@ -70,7 +70,7 @@ DEFINED = {"bias_amplification": "amplification_defined"}
 UNCERTAINTY = {
     "uncertain_share": Measure(
         "uncertain_share",
-        "Uncertain outputs",
+        "Uncertain predictions",
         "Share of probabilities strictly between 0.1 and 0.9, mean over outputs",
         "percent",
     ),
@@ -128,7 +128,7 @@ ATTRIBUTE_ROW_MEASURES = (
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRun:
     """A run's numbers: `values` by measure, `outputs` by measure and class or attribute, float64 `[K]`.
 
     `entries` by measure: what a mean in `values` is taken over where it is defined, float64 `[I, K]` or `[K]`. Another
@@ -138,21 +138,21 @@ class Measured:
     whether the group label is right.
     """
 
-    run: Run
+    run: StoredRun
     values: dict[str, float]
     outputs: dict[str, Tensor]
     predicted: Tensor
     right: Tensor
     entries: dict[str, Tensor] = field(default_factory=dict)
 
-    def change_from(self, other: Measured, key: str) -> float:
+    def change_from(self, other: MeasuredRun, key: str) -> float:
         """The measure minus that of another run; of means over entries, over those that both have."""
         if key in self.entries:
             return float((self.entries[key] - other.entries[key]).nanmean())
         return self.values[key] - other.values[key]
 
 
-def measure_run(run: Run, truth: GroundTruth) -> Measured:
+def measure_run(run: StoredRun, truth: GroundTruth) -> MeasuredRun:
     """Measure one run on the test split; thresholds and in-distribution accuracy come from validation."""
     logits = as_finite("test logits", run.logits["test"], ndim=2).float()
     right = truth.task.group_prediction(logits) == truth.label("test")
@@ -164,11 +164,11 @@ def measure_run(run: Run, truth: GroundTruth) -> Measured:
         predicted = logits.argmax(1)
     for key, where in DEFINED.items():
         values[where] = float((~entries[key].isnan()).double().mean())
-    return Measured(run, values, outputs, predicted, right, entries)
+    return MeasuredRun(run, values, outputs, predicted, right, entries)
 
 
 Numbers = tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]
-"""Values, outputs and entries of `Measured`."""
+"""Values, outputs and entries of `MeasuredRun`."""
 
 
 def _measure_classes(logits: Tensor, val_logits: Tensor, truth: GroundTruth) -> Numbers:

@@ -1,24 +1,120 @@
-"""`prunebench analyze`: every section of a results folder, its numbers stored beside the records."""
+"""Sessions of `prunebench analyze`: stored logits of a results folder in, one stored analysis for each track out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from prunebench.analysis.analyze import Analysed, analyze_results
-from prunebench.analysis.stored import FOLDER
-from prunebench.analysis.values import SusceptibleSample, TaskAnalysis, write_analysis
-from prunebench.errors import StoreError, UsageError, unknown
-from prunebench.results.store import open_results
+import torch
+
+from prunebench.analysis import aggregate, measures
+from prunebench.analysis.exemplars import caption, exemplar_rows, sample_grid, susceptible_samples
+from prunebench.analysis.hypotheses import dependence_key, evaluate_hypotheses
+from prunebench.analysis.load import Outputs, read_outputs
+from prunebench.analysis.predictability import predict_attributes, predict_samples
+from prunebench.analysis.storage import FOLDER, write_analysis
+from prunebench.analysis.values import SCHEMA_VERSION, TaskAnalysis
+from prunebench.errors import PruneBenchError, StoreError, UsageError, unknown
+from prunebench.leaderboard.aggregate import split_tracks
+from prunebench.results.store import open_results, write_atomically
+from prunebench.runner.environment import describe_code
+from prunebench.runner.execute import one_thread
 from prunebench.runner.rescore import find_runs
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class AnalysedTrack:
+    """One track: its outputs and analysis, or why there is none."""
+
+    slug: str
+    outputs: Outputs | None
+    analysis: TaskAnalysis | None
+    problem: str | None = None
+
+
+def analyze_results(
+    results: Path, data_root: Path | None = None, tasks: Sequence[str] = ()
+) -> Iterator[AnalysedTrack]:
+    """Analyse every track of a results folder, or those of some tasks, one after another.
+
+    A track without data or logits at hand comes with the reason in place of the analysis.
+    """
+    store = open_results(results)
+    for slug, records in split_tracks(store.records()[0]).items():
+        if tasks and records[0].spec["task"] not in tasks:
+            continue
+        try:
+            outputs = read_outputs(slug, records, store, data_root)
+            with one_thread(CPU):  # many small operations: a second thread waits more than it works
+                analysis = analyze_outputs(outputs)
+            yield AnalysedTrack(slug, outputs, analysis)
+        except PruneBenchError as error:
+            yield AnalysedTrack(slug, None, None, str(error))
+
+
+def analyze_outputs(outputs: Outputs) -> TaskAnalysis:
+    """All numbers of one track. Raises MetricError on logits that are not finite."""
+    task, attributes = outputs.task, outputs.task.attributes
+    accuracy, bias = (
+        ("attribute_accuracy", "bias_amplification") if attributes else ("in_distribution", "bias_gap")
+    )
+    dependence = dependence_key(attributes is not None)
+    conditions = {
+        key: [measures.measure_run(run, outputs.truths[run.seed]) for run in runs]
+        for key, runs in outputs.conditions.items()
+    }
+    summaries = aggregate.summarize_conditions(conditions)
+    names = attributes.names if attributes else tuple(f"class {index}" for index in range(task.num_classes))
+    exemplars, masks = exemplar_rows(conditions, outputs)
+    pairs = [("sparsity", "uncertain_share"), ("sparsity", bias), ("uncertain_share", bias)]
+    if attributes is not None or task.num_classes > 2:  # two classes have one logit, and its opposite
+        pairs += [("sparsity", dependence), (dependence, bias)]
+    recipe: Any = outputs.spec["recipe"]
+    analysis = TaskAnalysis(
+        schema_version=SCHEMA_VERSION,
+        slug=outputs.slug,
+        task=task.name,
+        title=task.title,
+        source=task.source,
+        model=str(outputs.spec["model"]),
+        recipe=dict(recipe),
+        multi_label=attributes is not None,
+        outputs=names,
+        identities=attributes.identities if attributes else (),
+        bias_name=task.bias_name,
+        accuracy_key=accuracy,
+        bias_key=bias,
+        seeds=tuple(sorted({run.seed for run in outputs.runs})),
+        samples=len(outputs.test_y),
+        runs=len(outputs.runs),
+        left_out=outputs.left_out,
+        measures=measures.ATTRIBUTE_TASK_MEASURES if attributes else measures.CLASS_MEASURES,
+        attribute_measures=measures.ATTRIBUTE_ROW_MEASURES if attributes else measures.CLASS_ROW_MEASURES,
+        conditions=tuple(aggregate.resample_conditions(conditions, summaries, outputs)),
+        attributes=tuple(aggregate.attribute_rows(conditions, names)),
+        groups=tuple(aggregate.group_changes(conditions, outputs)),
+        exemplars=tuple(exemplars),
+        splits=tuple(aggregate.loss_splits(conditions, outputs)),
+        correlations=tuple(aggregate.correlate(conditions, pairs, accuracy)),
+        sample_predictability=tuple(predict_samples(conditions, outputs, masks)),
+        attribute_predictability=tuple(predict_attributes(conditions, outputs)),
+        susceptible=tuple(susceptible_samples(conditions, outputs)),
+        hypotheses=(),
+        code=describe_code(),
+    )
+    return dataclasses.replace(analysis, hypotheses=evaluate_hypotheses(analysis))
+
 
 def analyze_folder(results: Path, data_root: Path | None, tasks: Sequence[str], console: Console) -> int:
-    """Analyse and store every section, or those of some tasks, saying how it goes; gives how many failed.
+    """Analyse and store every track, or those of some tasks, saying how it goes; gives how many failed.
 
     Raises StoreError for a folder without runs, UsageError for tasks that it has no runs of.
     """
@@ -30,52 +126,35 @@ def analyze_folder(results: Path, data_root: Path | None, tasks: Sequence[str], 
         raise UsageError(f"{results} holds no finished runs")
     failed = 0
     for found in analyze_results(results, data_root, tasks):
-        if found.analysis is None:
+        if found.analysis is None or found.outputs is None:
             failed += 1
             console.print(f"{found.slug}: not analysed: {found.problem}", style="red", soft_wrap=True)
         else:
-            store_analysis(found, data_root, results / FOLDER)
+            store_analysis(found.analysis, found.outputs.task, data_root, results / FOLDER)
             _report(found.analysis, console)
     return failed
 
 
-def store_analysis(found: Analysed, data_root: Path | None, folder: Path) -> None:
-    """Write the numbers of a section and the image of its susceptible samples. Raises StoreError."""
-    from prunebench.analysis.pictures import sample_grid
-
-    assert found.analysis is not None
-    assert found.outputs is not None
+def store_analysis(analysis: TaskAnalysis, task: Any, data_root: Path | None, folder: Path) -> None:
+    """Write the numbers of a track and the image of its susceptible samples. Raises StoreError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot write {folder}: {error.strerror or error}") from error
-    samples = found.analysis.susceptible
-    test = found.outputs.task.splits(data_root, found.analysis.seeds[0]).test
-    images = test.pictures([sample.index for sample in samples])
-    captions = [caption(sample, found.analysis.multi_label) for sample in samples]
-    sample_grid(images, captions, folder / found.analysis.grid_name)
-    write_analysis(found.analysis, folder)
-
-
-def caption(sample: SusceptibleSample, multi_label: bool) -> str:
-    """What stands below a sample: its label, then what dense and pruned models say; of an attribute, yes or no."""
-    said = f"{sample.dense} \N{RIGHTWARDS ARROW} {sample.sparse}"
-    if not multi_label:
-        return f"{sample.label}, {sample.bias}\n{said}"
-    name = sample.label.removeprefix("not ")
-    answers = [_yes_or_no(text, name) for text in (sample.label, sample.dense, sample.sparse)]
-    return f"{name}: {answers[0]}\n{answers[1]} \N{RIGHTWARDS ARROW} {answers[2]}"
-
-
-def _yes_or_no(said: str, name: str) -> str:
-    return {name: "yes", f"not {name}": "no"}.get(said, said)
+    test = task.splits(data_root, analysis.seeds[0]).test
+    images = test.pictures([sample.index for sample in analysis.susceptible])
+    write_atomically(
+        folder / analysis.grid_name, sample_grid(images, list(map(caption, analysis.susceptible)))
+    )
+    write_analysis(analysis, folder)
 
 
 def _report(analysis: TaskAnalysis, console: Console) -> None:
-    console.print(
-        f"{analysis.slug}: {analysis.runs} runs, seeds {', '.join(map(str, analysis.seeds))}", soft_wrap=True
-    )
+    from prunebench.analysis.words import answer
+    from prunebench.report.format import listed
+
+    console.print(f"{analysis.slug}: {analysis.runs} runs, {listed('seed', analysis.seeds)}", soft_wrap=True)
     for reason in analysis.left_out:
         console.print(f"  left out: {reason}", style="yellow", soft_wrap=True)
-    for claim in analysis.claims:
-        console.print(f"  ({claim.key}) {claim.answer}", soft_wrap=True)
+    for hypothesis in analysis.hypotheses:
+        console.print(f"  ({hypothesis.key}) {answer(analysis, hypothesis)}", soft_wrap=True)

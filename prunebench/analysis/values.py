@@ -1,26 +1,20 @@
-"""The numbers of an analysis: plain values that are stored as JSON beside the records and rendered from there."""
+"""Schema of an analysis: plain values that are stored as JSON beside the records and rendered from there."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from prunebench.errors import StoreError
-from prunebench.results.record import without_nan
-from prunebench.results.store import write_atomically
+SCHEMA_VERSION = 2
 
-ALL_METHODS, WITHIN = "all methods", "within methods"
-"""In a method's place: all runs, and their ranks among the runs of their own method."""
-WORKING = " (working)"
-"""Marks a measure of the runs that keep most of the dense accuracy."""
-
-SCHEMA_VERSION = 1
-
-Verdict = Literal["for", "against", "undecided"]
+Verdict = Literal["supported", "contradicted", "undecided"]
+VERDICTS: tuple[Verdict, ...] = ("supported", "contradicted", "undecided")
+Scope = Literal["all methods", "within methods", "method", "condition"]
+"""Over the runs of all methods; over their ranks among those of their own method; of one method; of one condition."""
+Kind = Literal["harmless pruning", "rank correlation", "changed samples", "biased outputs"]
+WORKING_SHARE = 0.9
+"""A run works if it has at least this share of its dense model's accuracy on data as in training."""
+Relation = Literal["at least", "at most", "above"]
 
 
 @dataclass(frozen=True)
@@ -32,10 +26,20 @@ class Estimate:
     high: float | None
     n: int
 
+    @property
+    def half_width(self) -> float | None:
+        """Of a symmetric interval; None without one."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    def times(self, scale: float) -> Estimate:
+        """The same in another unit."""
+        mean, low, high = (None if v is None else scale * v for v in (self.mean, self.low, self.high))
+        return Estimate(mean, low, high, self.n)
+
 
 @dataclass(frozen=True)
 class Measure:
-    """What a curve shows. `unit`: `percent` (a 0-1 share), `points` (a difference of shares) or `number`."""
+    """A quantity of a run. `unit`: `percent` (a 0-1 share), `points` (a difference of shares) or `number`."""
 
     key: str
     title: str
@@ -44,11 +48,15 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Condition:
     """One method at one sparsity (None: the method's own choice; the dense model: 0), over its seeds.
 
-    `values` by measure: mean and t interval over seeds. `changes`: the same of the differences from the dense model
-    of the same seed. `sampled` and `sampled_changes`: bootstrap intervals over seeds and samples, of the accuracies.
+    Args:
+        achieved: share of zeros counted, mean over seeds.
+        values: by measure, mean and t interval over seeds.
+        changes: the same of the differences from the dense model of the same seed.
+        sampled, sampled_changes: bootstrap intervals over seeds and samples, of the accuracies.
+        deferred: in some run the dense model answered for some samples, so that its weights are needed too.
     """
 
     method: str
@@ -60,11 +68,12 @@ class Cell:
     changes: dict[str, Estimate] = field(default_factory=dict)
     sampled: dict[str, Estimate] = field(default_factory=dict)
     sampled_changes: dict[str, Estimate] = field(default_factory=dict)
+    deferred: bool = False
 
 
 @dataclass(frozen=True)
 class AttributeRow:
-    """One attribute (or class, one against the rest) in one cell: means over seeds by measure."""
+    """One attribute (or class, one against the rest) in one condition: means over seeds by measure."""
 
     name: str
     method: str
@@ -75,9 +84,9 @@ class AttributeRow:
 
 @dataclass(frozen=True)
 class GroupChange:
-    """Accuracy of one (label, bias) group in the dense models and in those of a cell, and whether it changed.
+    """Accuracy of one (label, bias) group in the dense models and in those of a condition, and whether it changed.
 
-    `change` is a difference of shares; `p_value` Welch's, `corrected_p` Holm's over the groups of the cell.
+    `change` is a difference of shares; `p_value` Welch's, `corrected_p` Holm's over the groups of the condition.
     """
 
     label: str
@@ -95,11 +104,11 @@ class GroupChange:
 
 @dataclass(frozen=True)
 class ExemplarRow:
-    """Compression-identified exemplars of a cell: see `metrics.flips.Exemplars`.
+    """Compression-identified exemplars (CIE) of a condition: see `metrics.populations.Exemplars`.
 
-    `share` compares all dense with all sparse seeds; `matched_share` with `taxicab`, and `control_share` with
-    `control_taxicab`, populations of equal size, sparse and dense. `right_share`: of the exemplars, those that the
-    sparse mode gets right.
+    `share` compares all dense with all sparse seeds; `matched_share` with `l1_distance`, and `control_share` with
+    `control_l1_distance`, populations of equal size, sparse and dense. `right_share`: of the exemplars, those that
+    the sparse mode gets right.
     """
 
     method: str
@@ -107,31 +116,31 @@ class ExemplarRow:
     share: float | None
     matched_share: float | None
     control_share: float | None
-    taxicab: float | None
-    control_taxicab: float | None
+    l1_distance: float | None
+    control_l1_distance: float | None
     right_share: float | None
     population: int
 
 
 @dataclass(frozen=True)
-class SampleForetelling:
+class SamplePredictability:
     """How well the dense models' uncertainty ranks the samples that pruning changes.
 
-    `event`: `modal exemplar`, `flip` (a seed's label changed) or `new error`. `happened`: share of the samples.
+    `event`: `modal exemplar`, `flip` (a seed's label changed) or `new error`; `event_rate`: its share of the samples.
     """
 
     method: str
     sparsity: float | None
     event: str
-    happened: float | None
+    event_rate: float | None
     area_under_curve: Estimate
     average_precision: float | None
     recall_at_5_percent: float | None
 
 
 @dataclass(frozen=True)
-class AttributeForetelling:
-    """Spearman's rank correlation, over attributes, of a criterion of the dense model with the change of the bias.
+class AttributePredictability:
+    """Spearman's rho, over attributes, of a criterion of the dense model with the change of the bias.
 
     With a bootstrap interval over attributes; none with few of them.
     """
@@ -144,21 +153,22 @@ class AttributeForetelling:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rank correlation of two measures over the runs of a method.
+    """Spearman's rho of two measures over runs: one a seed; mean and t interval over seeds.
 
-    None: over the runs of all methods; `within methods`: over their ranks among the runs of the same method. One rho
-    a seed; mean and t interval over seeds.
+    `method` is given where the scope is one method; `working`: over the runs that keep most of the dense accuracy.
     """
 
+    scope: Scope
     method: str | None
     first: str
     second: str
+    working: bool
     rho: Estimate
 
 
 @dataclass(frozen=True)
 class LossSplit:
-    """Bias and variance of the squared loss over seeds, in a cell."""
+    """Bias and variance of the squared loss over seeds, in a condition."""
 
     method: str
     sparsity: float | None
@@ -169,44 +179,77 @@ class LossSplit:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """One line of a claim: what was looked at, the numbers in words, and what they say."""
+class BoundTest:
+    """An estimate against a threshold: what its whole 95 % interval says.
 
-    what: str
-    numbers: str
+    Supported where it lies wholly on the side that `relation` names, contradicted where wholly on the other.
+    """
+
+    quantity: str
+    estimate: Estimate
+    relation: Relation
+    threshold: float
     verdict: Verdict
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A claim of Iofinova et al. (2023), what the data say of it, and every line of evidence."""
+class Evidence:
+    """What the data say of a hypothesis in one place.
 
-    key: str
-    statement: str
-    answer: str
+    Args:
+        subject: what is looked at: measures, an event, or a criterion of the dense model.
+        method: of scopes `method` and `condition`; `sparsity` and `achieved` of the latter.
+        working: whether only runs that keep most of the dense accuracy are looked at.
+        verdict: of all tests together: contradicted if one is, supported if all are.
+    """
+
+    kind: Kind
+    subject: tuple[str, ...]
+    scope: Scope
+    method: str | None
+    sparsity: float | None
+    achieved: float | None
+    working: bool
+    tests: tuple[BoundTest, ...]
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A hypothesis of Iofinova et al. (2023), by its letter, and all evidence."""
+
+    key: Literal["a", "b", "c"]
     evidence: tuple[Evidence, ...]
-
-    def count(self, verdict: Verdict) -> int:
-        return sum(line.verdict == verdict for line in self.evidence)
 
 
 @dataclass(frozen=True)
 class SusceptibleSample:
-    """A test sample of which the dense models are least sure: what it is, and what they and pruned ones say."""
+    """A test sample of which the dense models are least sure: what it is, and what they and pruned ones say.
+
+    `label`, `dense` and `sparse` are classes, or yes or no of the `attribute` that they are least sure of.
+    `flipped_share`: of the pruned runs, those whose label differs from that of the dense run of the same seed.
+    """
 
     index: int
     score: float
+    attribute: str | None
     label: str
     bias: str
     dense: str
     sparse: str
     flipped_share: float | None
-    """Share of the pruned runs whose label differs from that of the dense run of the same seed."""
 
 
 @dataclass(frozen=True)
 class TaskAnalysis:
-    """Everything that the page of one task (with one model and recipe) shows."""
+    """Everything that the page of one task (with one model and recipe) shows.
+
+    Args:
+        outputs: names of the classes or attributes.
+        accuracy_key: the measure that hypothesis (a) takes as accuracy: on data distributed as in training.
+        left_out: runs that could not be analysed, and why.
+        code: package version and commit that computed this.
+    """
 
     schema_version: int
     slug: str
@@ -217,70 +260,34 @@ class TaskAnalysis:
     recipe: dict[str, Any]
     multi_label: bool
     outputs: tuple[str, ...]
-    """Names of the classes or attributes."""
     identities: tuple[str, ...]
     bias_name: str
     accuracy_key: str
-    """The measure that claim (a) takes as accuracy: on data distributed as in training."""
     bias_key: str
     seeds: tuple[int, ...]
     samples: int
     runs: int
     left_out: tuple[str, ...]
-    """Runs that could not be analysed, and why."""
     measures: tuple[Measure, ...]
     attribute_measures: tuple[Measure, ...]
-    cells: tuple[Cell, ...]
+    conditions: tuple[Condition, ...]
     attributes: tuple[AttributeRow, ...]
     groups: tuple[GroupChange, ...]
     exemplars: tuple[ExemplarRow, ...]
     splits: tuple[LossSplit, ...]
     correlations: tuple[Correlation, ...]
-    sample_foretelling: tuple[SampleForetelling, ...]
-    attribute_foretelling: tuple[AttributeForetelling, ...]
+    sample_predictability: tuple[SamplePredictability, ...]
+    attribute_predictability: tuple[AttributePredictability, ...]
     susceptible: tuple[SusceptibleSample, ...]
-    claims: tuple[Claim, ...]
+    hypotheses: tuple[Hypothesis, ...]
     code: dict[str, str | bool | None]
-    """Package version and commit that computed this."""
 
     @property
     def grid_name(self) -> str:
         """The file, beside the JSON, that shows the susceptible samples."""
         return f"{self.slug}-samples.png"
 
-
-def write_analysis(analysis: TaskAnalysis, folder: Path) -> Path:
-    """Write `<slug>.json` into a folder that exists; returns its path."""
-    path = folder / f"{analysis.slug}.json"
-    write_atomically(path, to_json(analysis).encode())
-    return path
-
-
-def to_json(analysis: TaskAnalysis) -> str:
-    """Its text at rest; undefined numbers are null."""
-    return json.dumps(without_nan(dataclasses.asdict(analysis)), sort_keys=True, indent=1) + "\n"
-
-
-def read_analysis(path: Path) -> TaskAnalysis:
-    """Read and validate one analysis. Raises StoreError with the path and the reason."""
-    from pydantic import ValidationError
-
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        found = values.get("schema_version") if isinstance(values, dict) else None
-        if found != SCHEMA_VERSION:
-            raise StoreError(f"{path}: analysis schema {found}, want {SCHEMA_VERSION}: analyze again")
-        return _adapter().validate_json(json.dumps(values), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise StoreError(f"{path}: invalid analysis: {where}: {first['msg']}") from error
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read: {error}; analyze again") from error
-
-
-@functools.cache
-def _adapter() -> Any:
-    from pydantic import ConfigDict, TypeAdapter, with_config
-
-    return TypeAdapter(with_config(ConfigDict(extra="forbid"))(TaskAnalysis))
+    @property
+    def output_noun(self) -> str:
+        """What its outputs are."""
+        return "attributes" if self.multi_label else "classes"

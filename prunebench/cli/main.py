@@ -141,7 +141,7 @@ def analyze(
     ] = None,
     task: Annotated[list[str], typer.Option(help="Only these tasks.")] = [],  # noqa: B006
 ) -> None:
-    """What pruning did to uncertainty, dependence and bias: tables, figures, pages, and the three claims."""
+    """What pruning did to uncertainty, dependence and bias: tables, plots, pages, and three hypotheses."""
     from prunebench.cli.progress import analyze_with_progress
 
     raise typer.Exit(analyze_with_progress(results, data_root, out, task))

@@ -155,24 +155,21 @@ def _report(plan: SuitePlan, outcome: Outcome, seconds: float) -> int:
 def analyze_with_progress(
     results: Path, data_root: Path | None, out: Path | None, tasks: Sequence[str]
 ) -> int:
-    """Analyse stored runs, then write the board with the pages; 1 if a section could not be analysed."""
+    """Analyse stored runs, then write the board with the pages; 1 if a track could not be analysed."""
     from prunebench.analysis.session import analyze_folder
 
     failed = analyze_folder(results, data_root, tasks, console)
-    status = write_leaderboard([results], out or results / "leaderboard", redraw=True)
+    status = write_leaderboard([results], out or results / "leaderboard")
     return 1 if failed else status
 
 
-def write_leaderboard(
-    results: Sequence[Path], out: Path, readme: Path | None = None, *, redraw: bool = False
-) -> int:
+def write_leaderboard(results: Sequence[Path], out: Path, readme: Path | None = None) -> int:
     """Write the board from the records of several folders, and the pages of the analyses stored beside them.
 
-    Still figures are drawn where they are missing or out of date, with `redraw` all. Gives the exit status: 1 if a
-    record is damaged or does not pass `check`.
+    Gives the exit status: 1 if a record is damaged or does not pass `check`.
     """
-    from prunebench.analysis.markdown import claims_excerpt
-    from prunebench.analysis.publish import publish
+    from prunebench.analysis.build import build_pages
+    from prunebench.analysis.report import hypotheses_excerpt
     from prunebench.leaderboard.readme import update_readme
     from prunebench.results.store import open_results
     from prunebench.submission import sound_records
@@ -181,9 +178,9 @@ def write_leaderboard(
     damaged = [entry for _, broken in read for entry in broken]
     for entry in damaged:
         errors.print(f"left out: {entry.reason}", style="red", soft_wrap=True)
-    made = publish([record for found, _ in read for record in found], results, out, redraw=redraw)
+    made = build_pages([record for found, _ in read for record in found], results, out)
     if readme is not None:
-        update_readme(made.board, readme, claims_excerpt(made.analyses))
+        update_readme(made.board, readme, hypotheses_excerpt(made.analyses))
     console.print(
         f"{made.board.runs} runs -> {out / 'README.md'}, {out / 'site' / 'index.html'}"
         + (f"; {len(made.analyses)} analyses -> {out / 'analysis' / 'README.md'}" if made.analyses else ""),

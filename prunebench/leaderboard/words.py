@@ -1,4 +1,4 @@
-"""How the board speaks: what its terms mean, and how numbers are written."""
+"""Words of the leaderboard: what its terms mean."""
 
 from __future__ import annotations
 

@@ -1,0 +1,314 @@
+"""Pages of analyses: an index and a page a task in Markdown with SVG plots, and an interactive page a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from prunebench.analysis import tables, words
+from prunebench.analysis.plots import (
+    PagePlot,
+    Styles,
+    analysis_styles,
+    conditions_of,
+    lead_measures,
+    methods_of,
+    plots_of,
+    sparsities_of,
+)
+from prunebench.analysis.values import Hypothesis, TaskAnalysis
+from prunebench.errors import StoreError, UsageError
+from prunebench.leaderboard import AnalysisLink
+from prunebench.report import format as fmt
+from prunebench.report import html, markdown
+from prunebench.report.plot import HeatMap, Plot
+from prunebench.report.svg import svg
+from prunebench.report.table import Table
+
+TEMPLATES = Path(__file__).parent / "templates"
+SHORT, LONG = 12, 20
+"""On a Markdown page, tables of more rows than SHORT are folded, and those of more than LONG stand on the interactive
+page alone, or in part."""
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table with its words; `lead` are the columns that a Markdown page shows of a long one."""
+
+    table: Table[Any]
+    words: str = ""
+    lead: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PagePart:
+    """A heading, words, and tables; plots belong to it by `anchor`."""
+
+    anchor: str
+    title: str
+    words: str
+    tables: tuple[PageTable, ...]
+
+
+def analysis_files(
+    analyses: Sequence[TaskAnalysis], grids: Mapping[str, Path], board_methods: Sequence[str] = ()
+) -> dict[str, bytes]:
+    """All generated files by path below the leaderboard's folder: a pure function of the analyses.
+
+    `analysis/README.md`, `analysis/<slug>.md` with `analysis/figures/*.svg`, `site/<slug>-analysis.html`, which wants
+    `plotly.min.js` beside it.
+
+    Args:
+        analyses: in any order.
+        grids: by slug, the image of the susceptible samples, which is copied beside both pages.
+        board_methods: the leaderboard's methods, so that colours agree.
+
+    Raises:
+        StoreError: an image cannot be read. UsageError: two analyses have the same slug.
+    """
+    pages = {link.slug: link.page for link in links_of(analyses)}
+    ordered = sorted(analyses, key=lambda analysis: analysis.slug)
+    styles = analysis_styles(ordered, board_methods)
+    files = {"analysis/README.md": index_markdown(ordered).encode()}
+    for analysis in ordered:
+        slug, grid = analysis.slug, analysis.slug in grids
+        plots = plots_of(analysis, styles)
+        files[f"analysis/{slug}.md"] = task_markdown(analysis, plots, grid=grid).encode()
+        page = task_page(analysis, styles, plots, siblings=ordered, grid=grid)
+        files[f"site/{pages[slug]}"] = page.encode()
+        for plot in plots:
+            if plot.static:
+                files[f"analysis/figures/{slug}-{plot.name}.svg"] = svg(plot.picture).encode()
+        if grid:
+            image = _read(grids[slug])
+            files |= {f"{folder}/{analysis.grid_name}": image for folder in ("analysis/figures", "site")}
+    return files
+
+
+def links_of(analyses: Sequence[TaskAnalysis]) -> list[AnalysisLink]:
+    """What the leaderboard links to, by slug. Raises UsageError if two analyses would share their pages."""
+    slugs = sorted(analysis.slug for analysis in analyses)
+    for slug, following in pairwise(slugs):
+        if slug == following:
+            raise UsageError(f"two analyses are named {slug}: pass one results folder that holds it")
+    found = (AnalysisLink(analysis.slug, analysis.task, words.page_name(analysis)) for analysis in analyses)
+    return sorted(found, key=lambda link: link.slug)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror or error}; analyze again") from error
+
+
+# Parts
+
+
+def parts_of(analysis: TaskAnalysis) -> list[PagePart]:
+    """Everything below the hypotheses; tables without rows are dropped, parts without anything too."""
+    leads = tuple(measure.key for measure in lead_measures(analysis))
+    place = ("sparsity", "method")
+    changed, unlisted = tables.changed_groups_table(analysis)
+    more = f" {unlisted} more are in the JSON." if unlisted else ""
+    kind = ("By attribute", words.ATTRIBUTES) if analysis.multi_label else ("By class", words.CLASSES)
+    by_output = [
+        PageTable(tables.outputs_table(analysis, measure), words.sentence(measure.help))
+        for measure in analysis.attribute_measures
+    ]
+    parts = (
+        PagePart("sparsity", "Against sparsity", words.PLUS_MINUS, (
+            PageTable(tables.measures_table(analysis), words.PLUS_MINUS, (*place, *leads, "seeds")),
+            PageTable(tables.changes_table(analysis), words.CHANGES),
+            PageTable(tables.sampled_table(analysis), words.SAMPLED),
+        )),
+        PagePart("together", "What goes with bias", words.CORRELATIONS,
+                 (PageTable(tables.correlation_table(analysis), words.CORRELATIONS),)),
+        PagePart("attributes", *kind, tuple(by_output)),
+        PagePart("groups", "By group", words.GROUPS, (
+            PageTable(tables.group_summary_table(analysis)),
+            PageTable(changed, f"Those with corrected p < {tables.ALPHA:g}.{more}"),
+        )),
+        PagePart("exemplars", "Compression-identified exemplars", words.EXEMPLARS, (
+            PageTable(tables.exemplar_table(analysis), words.EXEMPLARS,
+                      (*place, "matched_share", "control_share", "beyond", "right_share")),
+        )),
+        PagePart("predictability", "What the dense model predicts", words.SAMPLES, (
+            PageTable(tables.sample_table(analysis)),
+            PageTable(tables.criterion_table(analysis), words.OUTPUTS.format(names=analysis.output_noun)),
+            PageTable(tables.susceptible_table(analysis), words.SUSCEPTIBLE),
+        )),
+        PagePart("splits", "Bias and variance over seeds", words.SPLITS,
+                 (PageTable(tables.split_table(analysis), words.SPLITS),)),
+    )  # fmt: skip
+    kept = []
+    for part in parts:
+        filled = tuple(entry for entry in part.tables if entry.table.rows)
+        if filled:
+            kept.append(PagePart(part.anchor, part.title, part.words, filled))
+    return kept
+
+
+# Markdown
+
+
+def index_markdown(analyses: Sequence[TaskAnalysis]) -> str:
+    """`README.md`: a row a task with what the evidence says of each hypothesis, then the answers."""
+    parts = [f"# {words.TITLE}", words.LEAD]
+    if not analyses:
+        return markdown.page([*parts, "There are no analyses yet: run `prunebench analyze RESULTS`."])
+    parts += _verdicts(analyses)
+    for analysis in analyses:
+        parts.append(f"## {markdown.link(words.page_name(analysis), f'{analysis.slug}.md')}")
+        parts.append(markdown.escape(words.coverage(analysis)))
+        answers = (f"**({h.key})** {markdown.escape(words.answer(analysis, h))}" for h in analysis.hypotheses)
+        parts.append(markdown.bullets(answers))
+    return markdown.page([*parts, words.SOURCE])
+
+
+def hypotheses_excerpt(analyses: Sequence[TaskAnalysis], folder: str = "leaderboard/analysis") -> str:
+    """What the index says of the hypotheses, for a page from which the analyses lie in `folder`; empty for none."""
+    parts = _verdicts(sorted(analyses, key=lambda analysis: analysis.slug), f"{folder}/")
+    return "".join(f"{part}\n\n" for part in parts)
+
+
+def _verdicts(analyses: Sequence[TaskAnalysis], folder: str = "") -> list[str]:
+    """The hypotheses, and a row a task with what the evidence says of each; nothing for no analyses."""
+    keys = sorted({hypothesis.key for analysis in analyses for hypothesis in analysis.hypotheses})
+    if not keys:
+        return []
+    rows = []
+    for analysis in analyses:
+        told = {hypothesis.key: words.tally(hypothesis.evidence) for hypothesis in analysis.hypotheses}
+        name = markdown.link(words.page_name(analysis), f"{folder}{analysis.slug}.md")
+        rows.append([name, *(told.get(key, fmt.MISSING) for key in keys)])
+    return [
+        markdown.bullets(f"**Hypothesis ({key}).** {words.HYPOTHESES[key]}." for key in keys),
+        markdown.pipe_table(["Task", *(f"Hypothesis ({key})" for key in keys)], rows),
+        "Tests that are for and against each hypothesis, and those that the data leave undecided.",
+    ]
+
+
+def task_markdown(analysis: TaskAnalysis, plots: Sequence[PagePlot], *, grid: bool) -> str:
+    """`<slug>.md`; plots are in `figures/` (`grid`: the samples' image too), the interactive page in `../site/`."""
+    slug = analysis.slug
+    parts = [f"# {words.TITLE}: {markdown.escape(words.page_name(analysis))}", words.LEAD]
+    parts.append(
+        f"{markdown.escape(words.coverage(analysis))} Interactive plots and all tables: "
+        f"`site/{slug}-analysis.html`, which `prunebench leaderboard` writes. [All tasks](README.md). "
+        "[Leaderboard](../README.md)."
+    )
+    parts.append(markdown.escape(f"{words.sentence(analysis.title)} {words.setting(analysis)}"))
+    parts.append(_terms(words.HOW_TO_READ))
+    if analysis.left_out:
+        lines = markdown.bullets(map(markdown.escape, analysis.left_out))
+        parts.append(_folded(f"Runs left out ({len(analysis.left_out)})", lines))
+    parts.append("## The hypotheses")
+    for hypothesis in analysis.hypotheses:
+        parts += _hypothesis(analysis, hypothesis)
+    for part in parts_of(analysis):
+        parts += _part(analysis, part, [plot for plot in plots if plot.static], grid)
+    parts += ["## What the measures mean", _terms(words.measure_terms(analysis))]
+    return markdown.page([*parts, words.SOURCE, markdown.escape(words.origin(analysis))])
+
+
+def _hypothesis(analysis: TaskAnalysis, hypothesis: Hypothesis) -> list[str]:
+    relations = tables.relation_table(analysis, hypothesis)
+    evidence = PageTable(tables.evidence_table(analysis, hypothesis))
+    return [
+        f"### ({hypothesis.key}) {words.HYPOTHESES[hypothesis.key]}",
+        f"*{markdown.escape(words.statement(analysis, hypothesis))}*",
+        f"**{words.verdict(hypothesis)}** {markdown.escape(words.details(analysis, hypothesis))}".rstrip(),
+        "" if relations is None else markdown.markdown_table(relations),
+        *(_table(evidence) if hypothesis.evidence else []),
+    ]
+
+
+def _part(analysis: TaskAnalysis, part: PagePart, plots: Iterable[PagePlot], grid: bool) -> list[str]:
+    parts = [f"## {part.title}", markdown.escape(part.words)]
+    for plot in plots:
+        if plot.part == part.anchor:
+            title = plot.picture.title
+            parts.append(markdown.picture(title, f"figures/{analysis.slug}-{plot.name}.svg"))
+            parts.append(f"*{markdown.escape(plot.caption)}*")
+    for entry in part.tables:
+        parts += _table(entry, hide=part.words)
+    if grid and part.anchor == "predictability":
+        parts.append(markdown.picture("The most susceptible samples", f"figures/{analysis.grid_name}"))
+        parts.append(f"*{words.SUSCEPTIBLE}*")
+    return parts
+
+
+def _table(entry: PageTable, hide: str = "") -> list[str]:
+    """The table, folded if it is longish; of a long one the leading columns, or where it stands."""
+    table, rows = entry.table, len(entry.table.rows)
+    said = "" if entry.words == hide else markdown.escape(entry.words)
+    title = f"{table.title} ({fmt.plural(rows, 'row')})"
+    if rows <= SHORT:
+        return [f"### {table.title}", said, markdown.markdown_table(table)]
+    if rows > LONG and not entry.lead:
+        return [f"{markdown.escape(title)}: on the interactive page."]
+    if rows > LONG:
+        table = table.choose(*(key for key in entry.lead if key in table.keys))
+        title += ", the leading columns"
+    return [_folded(title, "\n\n".join(filter(None, (said, markdown.markdown_table(table)))))]
+
+
+def _terms(entries: Iterable[tuple[str, str]]) -> str:
+    return markdown.bullets(f"**{markdown.escape(term)}.** {markdown.escape(text)}" for term, text in entries)
+
+
+def _folded(summary: str, body: str) -> str:
+    return f"<details>\n<summary>{markdown.escape(summary)}</summary>\n\n{body}\n\n</details>"
+
+
+# Interactive page
+
+
+def task_page(
+    analysis: TaskAnalysis,
+    styles: Styles,
+    plots: Sequence[PagePlot],
+    *,
+    siblings: Sequence[TaskAnalysis],
+    grid: bool,
+) -> str:
+    """`<slug>-analysis.html`; it wants `plotly.min.js` beside it, and with `grid` the samples' image."""
+    shown = [plot for plot in plots if not plot.static]
+    pictures = [plot.picture for plot in shown if isinstance(plot.picture, Plot | HeatMap)]
+    native = any(not row.dense and row.sparsity is None for row in analysis.conditions)
+    return html.render(
+        "analysis.html.j2",
+        folder=TEMPLATES,
+        analysis=analysis,
+        words=words,
+        name=words.page_name(analysis),
+        siblings=[(other.slug, words.page_name(other)) for other in siblings],
+        hypotheses=[
+            (
+                entry,
+                tables.relation_table(analysis, entry),
+                tables.tally_table(analysis, entry),
+                tables.evidence_table(analysis, entry),
+            )
+            for entry in analysis.hypotheses
+        ],
+        parts=parts_of(analysis),
+        plots=[(plot.part, plot.picture) for plot in shown if isinstance(plot.picture, Plot)],
+        maps=[picture for picture in pictures if isinstance(picture, HeatMap)],
+        legend=[_switch(analysis, method, styles) for method in methods_of(analysis)],
+        reference=html.reference("dense"),
+        sparsities=[*map(fmt.sparsity, sparsities_of(analysis)), *(["native"] if native else [])],
+        grid=grid,
+        data=html.script_json({"analysis": {"figures": html.page_figures(pictures)}}),
+    )
+
+
+def _switch(analysis: TaskAnalysis, method: str, styles: Styles) -> html.Switch:
+    rows, style = conditions_of(analysis, method), styles[method]
+    if all(row.sparsity is None for row in rows):
+        return html.switch(method, type(style)(style.colour, style.dash, "star"), line=False)
+    return html.switch(method, style)
