@@ -242,11 +242,16 @@ def tally_table(analysis: TaskAnalysis, hypothesis: Hypothesis) -> Table[Any]:
 # Conditions
 
 
+def _of(field: str, measure: Measure) -> Callable[[Any], Estimate | None]:
+    """A measure of a condition, in one of its fields."""
+    return lambda row: getattr(row, field).get(measure.key)
+
+
 def measures_table(analysis: TaskAnalysis) -> Table[Any]:
     """Every measure of every condition, mean and t half-width over seeds."""
     columns = [
         number_column("achieved", "Achieved", "Share of zeros counted after fine-tuning, mean over seeds", 4),
-        *(estimate_column(m, lambda row, m=m: row.values.get(m.key)) for m in analysis.measures),  # type: ignore[misc]
+        *(estimate_column(m, _of("values", m)) for m in analysis.measures),
         count_column("seeds", "Seeds", "Number of seeds behind the row", value=lambda row: len(row.seeds)),
     ]
     return condition_table("All measures", columns, analysis.conditions)
@@ -258,7 +263,7 @@ def changes_table(analysis: TaskAnalysis) -> Table[Any]:
     columns = [
         estimate_column(
             m,
-            lambda row, m=m: row.changes.get(m.key),  # type: ignore[misc]
+            _of("changes", m),
             m.title if m.unit == "number" else f"{m.title}, points",
         )
         for m in measures
@@ -270,19 +275,17 @@ def changes_table(analysis: TaskAnalysis) -> Table[Any]:
 def sampled_table(analysis: TaskAnalysis) -> Table[Any]:
     """Accuracies and their changes with bootstrap intervals over seeds and samples."""
     measures = [m for m in analysis.measures if any(m.key in row.sampled for row in analysis.conditions)]
-    columns = []
+    columns: list[Column[Any]] = []
     for m in measures:
         number = words.decimals_of(m), words.scale_of(m)
         columns += [
-            ends_column(
-                m.key, words.titled(m), m.help, *number, value=lambda row, m=m: row.sampled.get(m.key)
-            ),  # type: ignore[misc]
+            ends_column(m.key, words.titled(m), m.help, *number, value=_of("sampled", m)),
             ends_column(
                 f"{m.key} change",
                 f"{m.title}, change, points",
                 f"Pruned minus dense. {m.help}",
                 *number,
-                value=lambda row, m=m: row.sampled_changes.get(m.key),  # type: ignore[misc]
+                value=_of("sampled_changes", m),
             ),
         ]
     return condition_table("Over other images too", columns, analysis.conditions if measures else [])
@@ -372,7 +375,7 @@ def _summary(place: tuple[str, float | None], groups: Sequence[GroupChange]) -> 
 
 def changed_groups_table(analysis: TaskAnalysis) -> tuple[Table[Any], int]:
     """The groups whose accuracy changed (corrected p), and how many of them are not listed."""
-    columns = (
+    columns: tuple[Column[Any], ...] = (
         text_column("label", "Label", value=lambda row: row.label),
         text_column("bias", "Bias", value=lambda row: row.bias),
         text_column(

@@ -14,6 +14,7 @@ from prunebench.analysis.values import (
     Evidence,
     Hypothesis,
     Measure,
+    Scope,
     TaskAnalysis,
 )
 from prunebench.report import format as fmt
@@ -299,7 +300,7 @@ def measure_title(analysis: TaskAnalysis, key: str, *, working: bool = False) ->
 def rho_lines(analysis: TaskAnalysis, first: str, second: str) -> list[str]:
     """`all runs 0.20 [0.05, 0.35]`, `working runs ...` of two measures; empty where not computed."""
     found = {(c.scope, c.first, c.second, c.working): c.rho for c in analysis.correlations}
-    choices = (
+    choices: tuple[tuple[str, Scope, bool], ...] = (
         ("all runs", "all methods", False),
         ("working runs", "all methods", True),
         ("working runs within methods", "within methods", True),
