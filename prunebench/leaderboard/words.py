@@ -1,17 +1,6 @@
-"""Words of the leaderboard: what its terms mean."""
+"""Words of the leaderboard: what its numbers mean. An empty text is filled from the registry of metrics."""
 
 from __future__ import annotations
-
-import math
-
-from prunebench.stats.intervals import Interval
-
-MISSING = "\u2014"
-"""Em dash: no value, because a seed is missing or the value is undefined."""
-UNKNOWN = "\u2013"
-"""En dash: a half-width that one seed cannot give."""
-MINUS = "\u2212"
-TIMES = "\u00d7"
 
 INTRODUCTION = (
     "What pruning costs the minorities of a vision model, and what it really gains in speed. Every number "
@@ -95,39 +84,3 @@ HOW_TO_READ = (
         "row has no mean (em dash), and the reason stands below the table.",
     ),
 )
-
-
-def number(value: float, decimals: int) -> str:
-    """A number with fixed decimals and a true minus; an em dash for nan. Never a negative zero."""
-    if not math.isfinite(value):
-        return MISSING
-    text = f"{value:.{decimals}f}"
-    return (f"{abs(value):.{decimals}f}" if float(text) == 0 else text).replace("-", MINUS)
-
-
-def with_half_width(interval: Interval, scale: float, decimals: int) -> str:
-    """`37.9 ± 1.2`; an en dash for an unknown half-width, an em dash where there is no mean."""
-    if not math.isfinite(interval.mean):
-        return MISSING
-    width = number(scale * interval.half_width, decimals) if math.isfinite(interval.half_width) else UNKNOWN
-    return f"{number(scale * interval.mean, decimals)} ± {width}"
-
-
-def in_percent(interval: Interval) -> str:
-    """A fraction's interval in percent, one decimal."""
-    return with_half_width(interval, 100, 1)
-
-
-def count(value: float) -> str:
-    """`661,898`."""
-    return f"{value:,.0f}" if math.isfinite(value) else MISSING
-
-
-def millions(value: float) -> str:
-    """`11.75` of 11,745,792; three decimals below one million."""
-    return number(value / 1e6, 2 if value >= 1e6 else 3)
-
-
-def sparsity_words(sparsity: float | None) -> str:
-    """`0.9`, or `native` where the method chose."""
-    return "native" if sparsity is None else f"{sparsity:g}"
