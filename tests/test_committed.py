@@ -88,6 +88,20 @@ def test_any_metrics_and_seconds_come_back(
     assert {name: found[name] for name in metrics} == metrics
 
 
+def test_words_of_the_form_are_words_in_a_record(tmp_path: Path) -> None:
+    """`absent`, `all` and the names of the form's own lines mean nothing special within a record."""
+    record = full_records()[0]
+    timed = {"environment": "absent", "code": "all", "utc": "run", "cpu": "stamp"}
+    assert record.cost is not None
+    cost = replace(record.cost, timed_on=timed, latency_path="absent")
+    odd = replace(record, cost=cost, splits_hash="absent", started_utc="all", method={"absent": "absent"})
+    odd = replace(odd, metrics={"absent": None, "values": 0.5, "run_id": -0.0}, notes={"stamp": 1.0})
+    write(tmp_path / "store", [odd])
+    export_results(tmp_path / "store", tmp_path / "committed")
+    import_results(tmp_path / "committed", tmp_path / "again")
+    assert runs_of(tmp_path / "again") == runs_of(tmp_path / "store")
+
+
 def test_a_field_that_a_record_leaves_out_stays_out(tmp_path: Path) -> None:
     values = json.loads(to_json(full_records()[0]))
     del values["mining"], values["metrics"], values["scored_on"]
@@ -311,6 +325,22 @@ def test_an_import_says_where_a_fault_is_and_writes_nothing(
     if fault != "another order":
         with pytest.raises(StoreError, match="mend these lines first"):
             export_results(tmp_path / "store", committed)
+
+
+def test_no_line_however_wrong_stops_the_reading_of_others(committed: Path) -> None:
+    rng, junk = random.Random(0), [None, True, -1, "", "absent", [], {}, [[]], {"a": 1}, 1e308, "x" * 50]
+    path = committed / safe_name(TASK) / "beta.jsonl"
+    text, others = path.read_text(), len(full_records()) - 6
+    for _ in range(100):
+        lines = text.splitlines()
+        number = rng.randrange(len(lines))
+        line = json.loads(lines[number])
+        inner = line["run"] if "run" in line and rng.random() < 0.8 else line
+        inner[rng.choice(list(inner))] = rng.choice(junk)
+        lines[number] = json.dumps(line)
+        path.write_text("\n".join(lines))
+        assert len(open_results(committed).records()[0]) >= others
+        assert form_problems(committed), lines[number]
 
 
 @pytest.mark.parametrize(

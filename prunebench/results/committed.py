@@ -229,8 +229,7 @@ class _Parts:
             if _dump(zeros.get("asked")) == _dump(run["sparsity"]):
                 run["zeros"].pop("asked")
         for name, value in rest.items():
-            since, default = DEFAULTS.get(name, (0, ABSENT))
-            if since > version or value != default:
+            if name not in DEFAULTS or DEFAULTS[name][0] > version or DEFAULTS[name][1] != value:
                 run[name] = value
 
     def _latency(self, latency: Values, shared: Entries) -> Values:
@@ -455,6 +454,8 @@ class _Reader:
 
     def _spread(self, number: int, column: Values) -> None:
         name, split, values = column["metric"], column["split"], column["values"]
+        if not isinstance(name, str):
+            raise ValueError("metric: want a name")
         if not isinstance(values, list) or len(values) != len(self._runs):
             raise ValueError(f"metric {name!a:.60}: want a value for each of {len(self._runs)} runs")
         if split not in SPLITS.values():

@@ -10,13 +10,11 @@ from typing import Any
 from prunebench.errors import StoreError
 from prunebench.results.committed import (
     CONTEXT,
-    Entry,
     Problem,
     encode_context,
     encode_task,
     is_committed,
     parse_context,
-    read_committed,
     read_context,
     safe_name,
 )
@@ -149,17 +147,18 @@ def import_results(
 
 def form_problems(folder: Path) -> list[str]:
     """What is wrong with the committed form of a folder, each with file and line: also order and spacing."""
-    entries, problems = read_committed(folder)
-    if problems:
-        return [str(problem) for problem in problems]
-    found = [_first_difference(path, text) for path, text in _wanted(folder, entries).items()]
+    documents, damaged = _chosen(CommittedStore(folder))
+    if damaged:
+        return [entry.reason for entry in damaged]
+    wanted = _wanted(folder, [document.values for document in documents])
+    found = [_first_difference(path, text) for path, text in wanted.items()]
     return [str(problem) for problem in found if problem is not None]
 
 
-def _wanted(folder: Path, entries: Sequence[Entry]) -> dict[Path, str]:
+def _wanted(folder: Path, records: Sequence[dict[str, Any]]) -> dict[Path, str]:
     """The text that each file has in canonical form; none where there is no run of its task."""
     wanted = {path: "" for pattern in (CONTEXT, "*.jsonl") for path in sorted(folder.glob(f"*/{pattern}"))}
-    for task, runs in _by_task(entry.values for entry in entries).items():
+    for task, runs in _by_task(records).items():
         wanted |= {folder / safe_name(task) / name: text for name, text in encode_task(task, runs).items()}
     return wanted
 
