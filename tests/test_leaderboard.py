@@ -590,3 +590,22 @@ def test_terminal_tables() -> None:
 
 def test_the_factory_makes_the_cell_it_says() -> None:
     assert run("magnitude", 0.9, 0).run_spec == CELL
+
+
+def test_a_mean_of_runs_that_were_made_differently_is_marked() -> None:
+    other = {**MACHINE, "torch": "2.15.0", "cpu": "Processor Two"}
+    alike = [run("m", 0.9, seed) for seed in range(2)]
+    mixed = [run("n", 0.9, 0), run("n", 0.9, 1, environment=other, code={"dirty": True})]
+    (track,) = build_board([*alike, *mixed]).tracks
+    assert {row.method: row.mixed for row in track.rows} == {
+        "m": (),
+        "n": (
+            "torch 2.11.0 and 2.15.0",
+            "Processor One and Processor Two",
+            "code with and without uncommitted changes",
+        ),
+    }
+    text = board_markdown(build_board([*alike, *mixed]))
+    assert "| n † " in text
+    assert "| m " in text
+    assert "† n at sparsity 0.9 joins runs of torch 2.11.0 and 2.15.0; Processor One" in text

@@ -117,7 +117,7 @@ def _track(runs: Sequence[RunRecord], slug: str, groups: Sequence[Sequence[RunRe
         rows=rows,
         aligned=_aligned(runs),
         problems=tuple(_problems(runs, rows)),
-        notes=(*_notes(runs), *_extra_seeds(every, seeds)),
+        notes=(*_notes(runs), *_mixed_rows(rows), *_extra_seeds(every, seeds)),
     )
 
 
@@ -257,7 +257,20 @@ def _row(
         mining_precision=mean_interval([found.precision for found in mining]) if mining else None,
         mining_recall=mean_interval([found.recall for found in mining]) if mining else None,
         groups=_group_means(done),
+        mixed=_mixed(done),
     )
+
+
+def _mixed(runs: Sequence[RunRecord]) -> tuple[str, ...]:
+    """What runs of one row differ in besides their seeds, in words; empty where they were made alike."""
+    found = []
+    for name, words in (("torch", "torch {}"), ("cpu", "{}"), ("gpu", "{}")):
+        values = sorted({str(run.environment.get(name)) for run in runs})
+        if len(values) > 1:
+            found.append(words.format(" and ".join(values)))
+    if len({bool(run.code.get("dirty")) for run in runs}) > 1:
+        found.append("code with and without uncommitted changes")
+    return tuple(found)
 
 
 def _row_cost(runs: Sequence[RunRecord]) -> RowCost:
@@ -363,6 +376,15 @@ def _notes(runs: Sequence[RunRecord]) -> list[str]:
         if len(hashes) > 1:
             notes.append(f"Runs of seed {seed} saw different splits: their differences are not paired.")
     return notes
+
+
+def _mixed_rows(rows: Sequence[MethodRow]) -> list[str]:
+    """Which means join runs that were made differently, and in what."""
+    return [
+        f"† {at_sparsity(row.method, row.sparsity, dense=row.dense)} joins runs of {'; '.join(row.mixed)} in one mean."
+        for row in rows
+        if row.mixed
+    ]
 
 
 def _extra_seeds(runs: Sequence[RunRecord], planned: Sequence[int]) -> list[str]:

@@ -135,7 +135,7 @@ def speed_up(interval: Interval) -> str:
 LEADING = (
     Column("sparsity", "Sparsity", "Share of zeros asked for", value=of_row(lambda row: row.tag),
            order=lambda tag: float(tag) if tag[0].isdigit() else {"dense": 0.0}.get(tag), short="Zeros"),
-    text_column("method", "Method", value=of_row(lambda row: row.method), lead=True),
+    text_column("method", "Method", value=of_row(lambda row: row.label), lead=True),
     text_column("supervision", "Supervision", "Bias labels that the method may see",
                 value=of_row(lambda row: row.supervision)),
     Column("achieved", "Achieved", "Share of zeros counted after fine-tuning, mean over seeds",

@@ -80,6 +80,13 @@ class MethodRow:
     mining_precision: Interval | None = None
     mining_recall: Interval | None = None
     groups: tuple[tuple[float | None, ...], ...] = ()
+    mixed: tuple[str, ...] = ()
+    """What its runs differ in besides the seed: versions of torch, processors, or code that was not committed."""
+
+    @property
+    def label(self) -> str:
+        """The method, marked where its means join runs that were made differently."""
+        return f"{self.method} †" if self.mixed else self.method
 
     @property
     def complete(self) -> bool:
