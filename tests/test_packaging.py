@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import prunebench
+from prunebench.methods.discovery import builtin_methods, builtin_names
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 PACKAGES = (ROOT / "prunebench", ROOT / "kernels" / "prunebench_kernels")
@@ -70,6 +71,10 @@ def test_a_misspelt_name_is_answered_before_torch_is_loaded(
     assert done.returncode == 2
     assert hint in done.stderr
     assert done.stdout == "False\n"
+
+
+def test_names_read_from_the_source_are_those_of_the_methods() -> None:
+    assert sorted(builtin_names()) == sorted(builtin_methods())
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -173,7 +174,8 @@ def builtin_methods() -> dict[str, Method]:
     return found
 
 
-def builtin_names() -> list[str]:
+@functools.cache
+def builtin_names() -> tuple[str, ...]:
     """Names of all methods of the package, read from its source: in an instant, without importing torch.
 
     A name is the first text in a call at the top of a module, or in a decorator there: `@criterion("magnitude", ...)`,
@@ -184,7 +186,7 @@ def builtin_names() -> list[str]:
         for node in ast.parse(path.read_bytes()).body:
             makers = [node.value] if isinstance(node, ast.Assign) else getattr(node, "decorator_list", [])
             found += [name for maker in makers if (name := _first_text(maker)) is not None]
-    return found
+    return tuple(found)
 
 
 def _first_text(call: ast.expr) -> str | None:
