@@ -290,7 +290,7 @@ def test_a_folder_that_cannot_be_written_to(
 def test_too_small_to_split(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = make_images(10)
     small = Cifar10(images[:3], labels[:3].astype(np.int64), 2, official=True)
-    monkeypatch.setattr("prunebench.tasks.corrupted_cifar10.read_cifar10", lambda _: small)
+    monkeypatch.setattr("prunebench.tasks.cifar10.read_cifar10", lambda _: small)
     with pytest.raises(DataError, match="too small"):
         CorruptedCifar10(0.01).splits(root, 0)
 

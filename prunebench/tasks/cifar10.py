@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky, 2009) from disk: the official archive in either version, or a lossless copy as mosaics.
+"""CIFAR-10 (Krizhevsky, 2009) from disk, and what its tasks share: either official archive, or a copy as mosaics.
 
     cifar-10-batches-bin/    data_batch_1.bin .. 5, test_batch.bin: a label byte, then 3072 bytes, an image
     cifar-10-batches-py/     data_batch_1 .. 5, test_batch: Python pickles, what torchvision unpacks
@@ -23,12 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from prunebench.data.cache import keep_images
 from prunebench.data.decoding import DAMAGE
 from prunebench.errors import DataError
+from prunebench.results.spec import Recipe, View
+from prunebench.tasks.base import Split, Splits, Task
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE
@@ -36,7 +40,14 @@ BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 MOSAICS = tuple(f"train_{number}.webp" for number in range(5))
 FETCH = "uv run python -c \"from torchvision.datasets import CIFAR10; CIFAR10('data', download=True)\""
 
+CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+VAL_SHARE = 0.1
+
 Bytes = NDArray[np.uint8]
+Whole = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -56,12 +67,71 @@ class Cifar10:
         digest.update(self.labels.astype(np.uint8).tobytes())
         return ("" if self.official else "mosaics-") + digest.hexdigest()[:16]
 
+    @property
+    def test(self) -> Whole:
+        """Positions of the test images."""
+        return np.arange(self.train, len(self.labels))
+
+    def shuffled(self, seed: int) -> tuple[Whole, Whole]:
+        """Positions of the training images in an order drawn by `seed`: the first tenth to validate, the rest to train.
+
+        Raises DataError where that leaves a split empty.
+        """
+        order = np.random.default_rng([seed, 69_621]).permutation(self.train)
+        held = round(VAL_SHARE * self.train)
+        if held == 0 or self.train == len(self.labels):
+            raise DataError(f"CIFAR-10 with {len(self.labels)} images is too small to be split")
+        return order[held:], order[:held]
+
+    def split(self, positions: Whole, bias: Whole, images: Bytes | None = None) -> Split:
+        """Some images `[N, 32, 32, 3]` (default: as they are) with their labels and bias."""
+        shown = self.images[positions] if images is None else images
+        x = torch.from_numpy(np.ascontiguousarray(shown.transpose(0, 3, 1, 2)))
+        return Split(x, torch.from_numpy(self.labels[positions]), torch.from_numpy(bias))
+
+
+class Cifar10Task(Task):
+    """A task of CIFAR-10's ten classes. Of the training images a tenth validates; in training they are mirrored.
+
+    Budget: ResNet-8 from scratch, as on every task of photographs that a CPU trains; choose another with `model` and
+    `recipe` of a suite.
+    """
+
+    version = 1
+    source = "CIFAR-10 (Krizhevsky, 2009)"
+    num_classes = len(CLASSES)
+    num_biases = 2
+    model = "resnet8"
+    recipe = Recipe(
+        steps=3000, finetune_steps=750, batch_size=128, lr=2e-3, finetune_lr=2e-3, schedule="cosine"
+    )
+    mean, std = CIFAR_MEAN, CIFAR_STD
+    view = View(resize=SIDE, crop=SIDE, flip=True)
+
+    def fingerprint(self, data_root: Path | None) -> str:
+        """Sixteen hex digits of images and labels as they are on disk; after `mosaics-` where not official."""
+        return read_cifar10(data_root).fingerprint
+
+    def draw(self, data_root: Path | None, seed: int) -> Splits:
+        source = read_cifar10(data_root)
+        try:
+            return self.draw_from(source, seed)
+        except DataError as error:
+            raise DataError(f"{self.name}: {error}") from error
+
+    def draw_from(self, source: Cifar10, seed: int) -> Splits:
+        """The splits of one draw from images and labels as read."""
+        raise NotImplementedError
+
+    def aligned(self, y: Tensor, bias: Tensor) -> Tensor:
+        return bias == 0
+
 
 def read_cifar10(data_root: Path | None) -> Cifar10:
     """CIFAR-10 under `data_root`, in the first of the three forms that is there. Raises DataError."""
     if data_root is None:
         raise DataError(
-            "corrupted-cifar10 needs CIFAR-10: pass --data-root DIR (or set PRUNEBENCH_DATA). "
+            "CIFAR-10 is needed: pass --data-root DIR (or set PRUNEBENCH_DATA). "
             f"To download it: {FETCH}, then --data-root data"
         )
     forms: tuple[tuple[str, str, Callable[[Path], Cifar10]], ...] = (

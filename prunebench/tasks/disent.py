@@ -30,6 +30,7 @@ from prunebench.data.decoding import DAMAGE
 from prunebench.errors import DataError, UsageError
 from prunebench.results.spec import Recipe
 from prunebench.tasks.base import Split, Splits, Task
+from prunebench.tasks.cifar10 import CIFAR_MEAN, CIFAR_STD
 from prunebench.tasks.colored_digits import ColoredDigits
 from prunebench.tasks.colored_mnist import ColoredMnist
 
@@ -119,7 +120,6 @@ TOLERANCE = 0.5
 FILE_NAME = re.compile(r"(?:.*_)?([0-9]{1,3})_([0-9]{1,3})\.[^_]*")
 CHUNK = 256
 BIAS_NAMES = {"cmnist": "colour", "cifar10c": "corruption", "bffhq": "gender"}
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 RESNET_RECIPE = Recipe(steps=10_000, finetune_steps=1000, batch_size=256, lr=1e-3, finetune_lr=5e-4)
 Pair = tuple[int, int]
 
