@@ -25,6 +25,7 @@ from prunebench.metrics.registry import (
     metrics,
     metrics_in,
 )
+from prunebench.results.frame import results_frame
 
 
 def test_names_are_those_of_records() -> None:
@@ -91,6 +92,11 @@ def test_metrics_whose_needs_a_split_lacks_are_left_out() -> None:
     assert not found.keys() & {"train_weighted", "attribute_accuracy"}
     counted = dataclasses.replace(split, train_count=torch.tensor([[9, 1], [0, 0]]))
     assert compute_metrics(counted) == found | {"train_weighted": pytest.approx(0.9)}
+
+
+def test_the_frame_has_a_column_of_every_metric_on_both_splits() -> None:
+    columns = results_frame([]).columns
+    assert {prefix + entry.name for entry in metrics() for prefix in ("", "val_")} <= set(columns)
 
 
 ROOT = Path(__file__).parent.parent

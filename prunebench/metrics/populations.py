@@ -44,21 +44,6 @@ class Exemplars:
     control_l1_distance: float
 
     @property
-    def taxicab(self) -> Tensor:
-        """The former name of `l1_distance`."""
-        return self.l1_distance
-
-    @property
-    def matched_taxicab(self) -> float:
-        """The former name of `matched_l1_distance`."""
-        return self.matched_l1_distance
-
-    @property
-    def control_taxicab(self) -> float:
-        """The former name of `control_l1_distance`."""
-        return self.control_l1_distance
-
-    @property
     def share(self) -> float:
         """Share of samples whose modal label changed."""
         return float(torch.as_tensor(self.modal).double().mean())

@@ -151,11 +151,6 @@ class Predictability:
         """Share of the samples to which the event happened."""
         return self.events / self.samples
 
-    @property
-    def happened(self) -> int:
-        """The former name of `events`."""
-        return self.events
-
 
 def evaluate_predictability(score: Array, event: Array) -> Predictability:
     """AUROC, average precision, and the share of the events among the 5 % of samples with the highest score.

@@ -12,18 +12,6 @@ import polars
 from prunebench.metrics.registry import metrics
 from prunebench.results.record import RunRecord
 
-METRICS = (
-    "plain",
-    "unbiased",
-    "aligned",
-    "conflicting",
-    "worst_group",
-    "bias_gap",
-    "entropy",
-    "confidence",
-    "negative_log_likelihood",
-)
-
 _TEXT, _REAL, _WHOLE = polars.String(), polars.Float64(), polars.Int64()
 _LEADING: dict[str, polars.DataType] = {
     "run_id": _TEXT,
