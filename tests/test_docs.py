@@ -20,6 +20,7 @@ import pytest
 import typer
 
 from prunebench.cli.main import app
+from prunebench.methods.experiment import Experiment
 from prunebench.submission import check_method
 from prunebench.suites import load_suite, suite_names
 
@@ -117,6 +118,13 @@ def test_methods_of_the_pages_keep_the_contract(name: str, tmp_path: Path) -> No
     path = tmp_path / name
     path.write_text(titled(name), encoding="utf-8")
     assert [finding for finding in check_method(str(path)) if not finding.ok] == []
+
+
+def test_the_page_s_experiment_is_the_one_there_is() -> None:
+    table = (ROOT / "docs" / "add-a-method.md").read_text().partition("## What `experiment` gives")[2]
+    names = re.findall(r"`(\w+)\(", "".join(re.findall(r"^\| (.*?) \|", table, flags=re.MULTILINE)))
+    assert len(names) > 10
+    assert [name for name in names if name != "len" and not hasattr(Experiment, name)] == []
 
 
 def test_the_page_s_task_draws_its_splits(tmp_path: Path) -> None:
