@@ -7,12 +7,7 @@ import math
 from dataclasses import dataclass, replace
 
 from prunebench.analysis.hypotheses import evaluate_hypotheses
-from prunebench.analysis.measures import (
-    ATTRIBUTE_ROW_MEASURES,
-    ATTRIBUTE_TASK_MEASURES,
-    CLASS_MEASURES,
-    CLASS_ROW_MEASURES,
-)
+from prunebench.analysis.measures import output_measures, task_measures
 from prunebench.analysis.values import (
     SCHEMA_VERSION,
     AttributePredictability,
@@ -74,7 +69,7 @@ def estimate(mean: float, half: float, seeds: int = 3) -> Estimate:
 
 LEVELS = {
     "in_distribution": (0.985, -0.25), "attribute_accuracy": (0.96, -0.2), "unbiased": (0.6, -0.45),
-    "conflicting": (0.5, -0.45), "worst_group": (0.1, -0.1), "bias_gap": (0.4, 0.45),
+    "aligned": (0.95, -0.2), "conflicting": (0.5, -0.45), "worst_group": (0.1, -0.1), "bias_gap": (0.4, 0.45),
     "bias_amplification": (0.05, 0.2), "amplification_defined": (1.0, -0.1),
     "calibrated_bias_amplification": (0.02, 0.1),
     "uncertain_share": (0.1, 0.6), "entropy": (0.2, 0.7), "logit_correlation": (0.3, 0.4),
@@ -176,8 +171,8 @@ def class_analysis(methods: tuple[str, ...] = METHODS, seeds: tuple[int, ...] = 
     """Ten classes, a bias by colour, fourteen methods and one of native sparsity."""
     found = places(methods)
     pruned = [place for place in found if not place.dense]
-    keys = tuple(measure.key for measure in CLASS_MEASURES)
-    row_keys = tuple(measure.key for measure in CLASS_ROW_MEASURES)
+    keys = tuple(measure.key for measure in task_measures(multi_label=False))
+    row_keys = tuple(measure.key for measure in output_measures(multi_label=False))
     names = tuple(map(str, range(10)))
     return judged(TaskAnalysis(
         schema_version=SCHEMA_VERSION,
@@ -197,8 +192,8 @@ def class_analysis(methods: tuple[str, ...] = METHODS, seeds: tuple[int, ...] = 
         samples=540,
         runs=len(found) * len(seeds),
         left_out=("snip at 0.99, seed 2: no stored outputs",),
-        measures=CLASS_MEASURES,
-        attribute_measures=CLASS_ROW_MEASURES,
+        measures=task_measures(multi_label=False),
+        attribute_measures=output_measures(multi_label=False),
         conditions=tuple(cell(place, keys, seeds) for place in found),
         attributes=tuple(
             AttributeRow(
@@ -230,8 +225,8 @@ def attribute_analysis() -> TaskAnalysis:
     """Eight binary attributes, three methods, and a value missing here and there."""
     methods = ("dcwp", "gmp-ri", "magnitude")
     found = places(methods, native=False)
-    keys = tuple(measure.key for measure in ATTRIBUTE_TASK_MEASURES)
-    row_keys = tuple(measure.key for measure in ATTRIBUTE_ROW_MEASURES)
+    keys = tuple(measure.key for measure in task_measures(multi_label=True))
+    row_keys = tuple(measure.key for measure in output_measures(multi_label=True))
     base = class_analysis(methods)
     cells = [cell(place, keys, (0, 1, 2)) for place in found]
     holed = replace(cells[3], values={**cells[3].values, "bias_amplification": NOTHING})
@@ -246,8 +241,8 @@ def attribute_analysis() -> TaskAnalysis:
         accuracy_key="attribute_accuracy",
         bias_key="bias_amplification",
         left_out=(),
-        measures=ATTRIBUTE_TASK_MEASURES,
-        attribute_measures=ATTRIBUTE_ROW_MEASURES,
+        measures=task_measures(multi_label=True),
+        attribute_measures=output_measures(multi_label=True),
         conditions=(*cells[:3], holed, *cells[4:]),
         attributes=tuple(
             AttributeRow(

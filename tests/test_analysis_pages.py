@@ -260,7 +260,7 @@ def test_rank_correlations_over_all_runs_come_first_then_those_within_methods() 
     rows = tables.correlation_table(analysis).texts()
     assert [row[0] for row in rows] == ["all methods", "all methods", "within methods", "dcwp"]
     assert rows[2] == [
-        "within methods", "Uncertain predictions", "Bias gap, working runs", "0.50 [0.40, 0.60]", "60"
+        "within methods", "Fraction of uncertain predictions", "Bias gap, working runs", "0.50 [0.40, 0.60]", "60"
     ]  # fmt: skip
     assert words.rho_lines(analysis, "uncertain_share", "bias_gap") == [
         "all runs 0.62 [0.50, 0.71]", "working runs within methods 0.50 [0.40, 0.60]",
@@ -532,7 +532,7 @@ def test_the_map_shows_another_measure(browser: object, written: Path) -> None:
     assert choice.input_value() == "map-bias_amplification"
     values = "document.querySelector('.plot.map').data[0].z"
     before = visit.page.evaluate(values)
-    choice.select_option(label="Uncertain predictions")
+    choice.select_option(label="Fraction of uncertain predictions")
     assert visit.page.evaluate(values) != before
     assert visit.complaints == []
     visit.context.close()

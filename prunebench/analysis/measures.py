@@ -12,119 +12,73 @@ from prunebench.metrics.arrays import as_finite
 from prunebench.metrics.bias import bias_amplification
 from prunebench.metrics.calibration import expected_calibration_error, rare_value_underprediction
 from prunebench.metrics.classes import one_hot, one_vs_rest
+from prunebench.metrics.registry import metric_or_plain, metrics
 from prunebench.metrics.uncertainty import uncertain_share
 from prunebench.runner.ground_truth import GroundTruth
 
-ACCURACY = {
-    "in_distribution": Measure(
-        "in_distribution",
-        "In-distribution accuracy",
+OWN_MEASURES = (
+    Measure(
+        "in_distribution", "In-distribution accuracy",
         "Share of right validation images, which carry the training bias: the accuracy that pruning papers report "
         "(calibrated methods fit their thresholds on them)",
         "percent",
     ),
-    "attribute_accuracy": Measure(
-        "attribute_accuracy",
-        "Attribute accuracy",
-        "Share of right test outputs, mean over attributes; the test split is distributed as training",
-        "percent",
-    ),
-    "unbiased": Measure(
-        "unbiased", "Unbiased accuracy", "Mean accuracy over (label, bias) groups", "percent"
-    ),
-    "conflicting": Measure(
-        "conflicting", "Bias-conflicting accuracy", "Mean accuracy over bias-conflicting groups", "percent"
-    ),
-    "worst_group": Measure("worst_group", "Worst-group accuracy", "Lowest accuracy of a group", "percent"),
-}
-BIAS = {
-    "bias_gap": Measure(
-        "bias_gap",
-        "Bias gap",
-        "Aligned minus conflicting accuracy: what it costs an image to break the pattern of the training set",
-        "points",
-    ),
-    "bias_amplification": Measure(
-        "bias_amplification",
-        "Bias amplification",
-        "Of the images predicted to have an attribute, the share in the identity group that has it more often in "
-        "training, minus that share among images that have it; mean over attributes. Above 0: amplified",
-        "points",
-    ),
-    "amplification_defined": Measure(
-        "amplification_defined",
-        "Amplification defined",
+    Measure(
+        "amplification_defined", "Amplification defined",
         "Share of the outputs (and identities) whose bias amplification is defined: nothing can be said of one that is "
         "never predicted. Changes are taken over those that are defined in both models",
         "percent",
     ),
-    "calibrated_bias_amplification": Measure(
-        "calibrated_bias_amplification",
-        "Threshold-calibrated bias amplification",
-        "The same with thresholds that predict as many positives on validation as there are",
-        "points",
-    ),
-}
+    Measure("recall", "Recall", "Share of the class's images that are right", "percent"),
+    Measure("accuracy", "Accuracy", "Share of right outputs", "percent"),
+)  # fmt: skip
+"""Those that are no metrics of a record."""
 DEFINED = {"bias_amplification": "amplification_defined"}
 """Measures that are means over entries which may be undefined, and the measure that says how many are not."""
-UNCERTAINTY = {
-    "uncertain_share": Measure(
-        "uncertain_share",
-        "Uncertain predictions",
-        "Share of probabilities strictly between 0.1 and 0.9, mean over outputs",
-        "percent",
-    ),
-    "entropy": Measure("entropy", "Entropy", "Of the predicted distribution, 1 for uniform", "number"),
-    "logit_correlation": Measure(
-        "logit_correlation", "Logit correlation", "Mean |Pearson r| between the outputs' logits", "number"
-    ),
-    "interdependence": Measure(
-        "interdependence",
-        "Interdependence",
-        "R2 of predicting one attribute's prediction from the others', mean over attributes",
-        "number",
-    ),
-    "calibration_error": Measure(
-        "calibration_error",
-        "Calibration error",
-        "Expected calibration error in 10 bins of the positive class, mean over outputs",
-        "points",
-    ),
-    "underprediction": Measure(
-        "underprediction",
-        "Rare values predicted",
-        "How often the rarer value is predicted over how often it is true, mean over outputs; below 1: too rarely",
-        "number",
-    ),
-}
-CLASS_MEASURES = (
-    *(ACCURACY[key] for key in ("in_distribution", "unbiased", "conflicting", "worst_group")),
-    *(BIAS[key] for key in ("bias_gap", "bias_amplification", "amplification_defined")),
-    *(UNCERTAINTY[key] for key in ("uncertain_share", "entropy", "logit_correlation", "calibration_error")),
+OF_OUTPUTS = ("bias_amplification", "uncertain_share", "calibration_error")
+"""Measures of a run of classes that are means over its outputs, each class against the rest."""
+CLASS_KEYS = (
+    "in_distribution", "unbiased", "conflicting", "worst_group", "bias_gap", "bias_amplification",
+    "amplification_defined", "uncertain_share", "entropy", "logit_correlation", "calibration_error",
+)  # fmt: skip
+ATTRIBUTE_KEYS = (
+    "attribute_accuracy", "unbiased", "worst_group", "bias_gap", "bias_amplification", "amplification_defined",
+    "calibrated_bias_amplification", "uncertain_share", "entropy", "logit_correlation", "interdependence",
+    "calibration_error", "underprediction",
+)  # fmt: skip
+CLASS_OUTPUT_KEYS = (
+    "recall",
+    "bias_amplification",
+    "uncertain_share",
+    "calibration_error",
+    "underprediction",
 )
-ATTRIBUTE_TASK_MEASURES = (
-    *(ACCURACY[key] for key in ("attribute_accuracy", "unbiased", "worst_group")),
-    *BIAS.values(),
-    *UNCERTAINTY.values(),
-)
-RECALL = Measure("recall", "Recall", "Share of the class's images that are right", "percent")
-OUTPUT_ACCURACY = Measure("accuracy", "Accuracy", "Share of right outputs", "percent")
-CLASS_ROW_MEASURES = (
-    RECALL,
-    BIAS["bias_amplification"],
-    UNCERTAINTY["uncertain_share"],
-    UNCERTAINTY["calibration_error"],
-    UNCERTAINTY["underprediction"],
-)
-ATTRIBUTE_ROW_MEASURES = (
-    OUTPUT_ACCURACY,
-    BIAS["bias_amplification"],
-    BIAS["calibrated_bias_amplification"],
-    *(
-        UNCERTAINTY[key]
-        for key in ("uncertain_share", "interdependence", "calibration_error", "underprediction")
-    ),
-)
+ATTRIBUTE_OUTPUT_KEYS = (
+    "accuracy", "bias_amplification", "calibrated_bias_amplification", "uncertain_share", "interdependence",
+    "calibration_error", "underprediction",
+)  # fmt: skip
+
+
+def task_measures(*, multi_label: bool) -> tuple[Measure, ...]:
+    """The measures of a run; metrics of the leaderboard that are not among those named above come last."""
+    keys = ATTRIBUTE_KEYS if multi_label else CLASS_KEYS
+    further = (m.name for m in metrics() if m.board and (multi_label or not m.of_attributes))
+    return tuple(map(measure_named, dict.fromkeys((*keys, *further))))
+
+
+def output_measures(*, multi_label: bool) -> tuple[Measure, ...]:
+    """The measures of a single class or attribute."""
+    return tuple(map(measure_named, ATTRIBUTE_OUTPUT_KEYS if multi_label else CLASS_OUTPUT_KEYS))
+
+
+def measure_named(key: str) -> Measure:
+    """A measure by key: one of the analysis' own, or a metric as its registry words it."""
+    own = {measure.key: measure for measure in OWN_MEASURES}
+    if key in own:
+        return own[key]
+    found = metric_or_plain(key)
+    unit = {"%": "percent", "points": "points"}.get(found.unit, "number")
+    return Measure(key, found.title, found.help, unit)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -184,11 +138,9 @@ def _measure_classes(logits: Tensor, val_logits: Tensor, truth: GroundTruth) -> 
         "calibration_error": expected_calibration_error(binary, label),
         "underprediction": rare_value_underprediction(prediction, label, one_hot(truth.y["train"], classes)),
     }
-    values = {key: summary[key] for key in ("unbiased", "conflicting", "worst_group", "bias_gap")}
-    values |= {key: summary[key] for key in ("entropy", "logit_correlation")}
+    values = {m.key: summary[m.key] for m in task_measures(multi_label=False) if m.key in summary}
+    values |= {key: float(outputs[key].nanmean()) for key in OF_OUTPUTS}
     values["in_distribution"] = float((val_logits.argmax(1) == truth.y["val"]).double().mean())
-    for key in ("bias_amplification", "uncertain_share", "calibration_error"):
-        values[key] = float(outputs[key].nanmean())
     return values, outputs, {"bias_amplification": outputs["bias_amplification"]}
 
 
@@ -221,11 +173,7 @@ def _measure_attributes(logits: Tensor, val_logits: Tensor, truth: GroundTruth) 
         "calibration_error": table.calibration_error,
         "underprediction": table.underprediction,
     }
-    values = {
-        measure.key: summary[measure.key]
-        for measure in ATTRIBUTE_TASK_MEASURES
-        if measure.key not in DEFINED.values()
-    }
+    values = {m.key: summary[m.key] for m in task_measures(multi_label=True) if m.key in summary}
     entries = {
         "bias_amplification": table.amplification,
         "calibrated_bias_amplification": table.calibrated_amplification,

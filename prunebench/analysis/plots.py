@@ -226,9 +226,8 @@ def _measure_plots(analysis: TaskAnalysis, styles: Styles) -> Iterable[PagePlot]
         plot = _over_sparsity(analysis, styles, m.title, y, _reading_of(m), words.decimals_of(m))
         if m in leads:
             grid = _panels(analysis, plot, f"{m.title} against sparsity", _seeds_note(analysis))
-            yield PagePlot(
-                "sparsity", m.key, grid, f"{m.title} against sparsity. {m.help}. {BACKGROUND}", True
-            )
+            caption = f"{m.title} against sparsity. {m.help}. {BACKGROUND}"
+            yield PagePlot("sparsity", m.key, grid, caption, static=True)
         yield _interactive("sparsity", plot, m.key, m.title, f"{m.help}.")
 
 
@@ -240,10 +239,11 @@ def _scatter_plots(analysis: TaskAnalysis, styles: Styles) -> Iterable[PagePlot]
         told = words.rho_lines(analysis, x.key, y.key)
         rho = f" Spearman's rho: {'; '.join(told)}." if told else ""
         title, key = f"{y.title} against {x.title.lower()}", f"{x.key}-{y.key}"
-        series = tuple(_scatter_series(analysis, styles, (x, y)))
-        plot = Plot(
-            title, Axis(words.axis_title(x)), Axis(words.axis_title(y)), series, key=key, caption=said + rho
+        series, axes = (
+            tuple(_scatter_series(analysis, styles, (x, y))),
+            map(Axis, map(words.axis_title, (x, y))),
         )
+        plot = Plot(title, *axes, series, key=key, caption=said + rho)
         yield PagePlot("together", key, plot, plot.caption, static=False)
         plots.append(replace(plot, title="", subtitle="\n".join(told), width=350, height=300))
     against = " and ".join(x.title.lower() for x, _ in scatter_pairs(analysis))
@@ -288,9 +288,8 @@ def _heat_maps(analysis: TaskAnalysis) -> Iterable[PagePlot]:
             title = f"Change of {heat.title.lower()} from dense: {_name(analysis)}"
             note = "A block is a method, its columns sparser to the right; crossed: undefined"
             caption = f"Change of {heat.title.lower()} from the dense model. {heat.caption}"
-            yield PagePlot(
-                "attributes", "attributes", replace(heat, title=title, subtitle=note), caption, True
-            )
+            picture = replace(heat, title=title, subtitle=note)
+            yield PagePlot("attributes", "attributes", picture, caption, static=True)
         yield PagePlot("attributes", heat.key, heat, heat.caption, static=False)
 
 
@@ -337,12 +336,9 @@ def _exemplar_plots(analysis: TaskAnalysis, styles: Styles) -> Iterable[PagePlot
     name = "control: dense and other dense"
     rules = tuple(Rule(100 * c, name, hint=f"control {100 * c:.1f} %") for c in controls)
     plot = replace(plot_of("matched_share" if matched else "share"), rules=rules)
-    what = (
-        "Populations of equal size, dense and pruned"
-        if matched
-        else "All seeds; one dense seed has no control"
-    )
-    grid = _panels(analysis, plot, "Share of compression-identified exemplars", what)
+    note = "Populations of equal size, dense and pruned"
+    note = note if matched else "All seeds; one dense seed has no control"
+    grid = _panels(analysis, plot, "Share of compression-identified exemplars", note)
     caption = "Share of exemplars against sparsity, and what other seeds alone would give."
     yield PagePlot("exemplars", "exemplars", grid, caption, static=True)
     title = f"Exemplars, {'equal populations' if matched else 'all seeds'}"
@@ -359,7 +355,8 @@ def _predictability_plots(analysis: TaskAnalysis, styles: Styles) -> Iterable[Pa
     rows = {(r.method, r.sparsity, r.event): r.area_under_curve for r in analysis.sample_predictability}
     events = list(dict.fromkeys(row.event for row in analysis.sample_predictability))
     means = [area.mean for area in rows.values() if area.mean is not None]
-    y, guess = Axis("AUROC", low=min([0.4, *means]) // 0.1 / 10, high=1.0), (Rule(0.5, "guessing"),)
+    y = Axis("AUROC", low=math.floor(10 * min([0.4, *means]) + 1e-9) / 10, high=1.0)
+    guess = (Rule(0.5, "guessing"),)
 
     def read(event: str) -> Reading:
         return lambda row: None if row.dense else rows.get((row.method, row.sparsity, event))
@@ -375,7 +372,7 @@ def _predictability_plots(analysis: TaskAnalysis, styles: Styles) -> Iterable[Pa
     title = f"The dense models' uncertainty and the samples that pruning changes: {_name(analysis)}"
     note = "AUROC with its 95 % interval; stars: native sparsity"
     caption = (
-        "How well the dense models' uncertainty ranks the samples that pruning changed. 0.5 is guessing."
+        "How well the dense models' uncertainty ranks the samples that pruning changed; 0.5 is guessing."
     )
     grid = PlotGrid(title, tuple(panels), COLUMNS, note, shared=True)
     yield PagePlot("predictability", "predictability", grid, caption, static=True)
@@ -392,10 +389,8 @@ def _split_plots(analysis: TaskAnalysis, styles: Styles) -> Iterable[PagePlot]:
     sparsities += [None] * any(row.sparsity is None for row in analysis.conditions)
     names = ["dense", *(fmt.sparsity(sparsity) for sparsity in sparsities)]
     dense = next((row for row in analysis.splits if row.dense), None)
-    x, y = (
-        Axis("Sparsity", ticks=tuple((float(i), name) for i, name in enumerate(names))),
-        Axis("Squared loss", low=0),
-    )
+    x = Axis("Sparsity", ticks=tuple((float(i), name) for i, name in enumerate(names)))
+    y = Axis("Squared loss")
     panels = []
     for method in methods_of(analysis):
         found = [dense, *(rows.get((method, sparsity, False)) for sparsity in sparsities)]

@@ -217,13 +217,14 @@ def task_markdown(analysis: TaskAnalysis, plots: Sequence[PagePlot], *, grid: bo
 
 def _hypothesis(analysis: TaskAnalysis, hypothesis: Hypothesis) -> list[str]:
     relations = tables.relation_table(analysis, hypothesis)
-    evidence = PageTable(tables.evidence_table(analysis, hypothesis))
+    evidence = tables.evidence_table(analysis, hypothesis)
+    lead = evidence.keys if hypothesis.key == "a" else ()
     return [
         f"### ({hypothesis.key}) {words.HYPOTHESES[hypothesis.key]}",
         f"*{markdown.escape(words.statement(analysis, hypothesis))}*",
         f"**{words.verdict(hypothesis)}** {markdown.escape(words.details(analysis, hypothesis))}".rstrip(),
         "" if relations is None else markdown.markdown_table(relations),
-        *(_table(evidence) if hypothesis.evidence else []),
+        *(_tables([PageTable(evidence, lead=lead)]) if hypothesis.evidence else []),
     ]
 
 
@@ -234,27 +235,33 @@ def _part(analysis: TaskAnalysis, part: PagePart, plots: Iterable[PagePlot], gri
             title = plot.picture.title
             parts.append(markdown.picture(title, f"figures/{analysis.slug}-{plot.name}.svg"))
             parts.append(f"*{markdown.escape(plot.caption)}*")
-    for entry in part.tables:
-        parts += _table(entry, hide=part.words)
+    parts += _tables(part.tables, hide=part.words)
     if grid and part.anchor == "predictability":
         parts.append(markdown.picture("The most susceptible samples", f"figures/{analysis.grid_name}"))
         parts.append(f"*{words.SUSCEPTIBLE}*")
     return parts
 
 
-def _table(entry: PageTable, hide: str = "") -> list[str]:
-    """The table, folded if it is longish; of a long one the leading columns, or where it stands."""
-    table, rows = entry.table, len(entry.table.rows)
-    said = "" if entry.words == hide else markdown.escape(entry.words)
-    title = f"{table.title} ({fmt.plural(rows, 'row')})"
-    if rows <= SHORT:
-        return [f"### {table.title}", said, markdown.markdown_table(table)]
-    if rows > LONG and not entry.lead:
-        return [f"{markdown.escape(title)}: on the interactive page."]
-    if rows > LONG:
-        table = table.choose(*(key for key in entry.lead if key in table.keys))
-        title += ", the leading columns"
-    return [_folded(title, "\n\n".join(filter(None, (said, markdown.markdown_table(table)))))]
+def _tables(entries: Sequence[PageTable], hide: str = "") -> list[str]:
+    """Short tables, longish ones folded, of long ones the leading columns, and which stand on the other page alone."""
+    parts, elsewhere = [], []
+    for entry in entries:
+        table, rows = entry.table, len(entry.table.rows)
+        said = "" if entry.words == hide else markdown.escape(entry.words)
+        title = f"{table.title} ({fmt.plural(rows, 'row')})"
+        if rows > LONG and not entry.lead:
+            elsewhere.append(markdown.escape(title))
+            continue
+        if rows > LONG and table.keys != entry.lead:
+            table = table.choose(*entry.lead)
+            title += ", the leading columns"
+        text = markdown.markdown_table(table)
+        parts += (
+            [f"### {table.title}", said, text]
+            if rows <= SHORT
+            else [_folded(title, f"{said}\n\n{text}".strip())]
+        )
+    return [*parts, f"On the interactive page: {'; '.join(elsewhere)}." if elsewhere else ""]
 
 
 def _terms(entries: Iterable[tuple[str, str]]) -> str:
@@ -288,12 +295,7 @@ def task_page(
         name=words.page_name(analysis),
         siblings=[(other.slug, words.page_name(other)) for other in siblings],
         hypotheses=[
-            (
-                entry,
-                tables.relation_table(analysis, entry),
-                tables.tally_table(analysis, entry),
-                tables.evidence_table(analysis, entry),
-            )
+            (entry, tables.relation_table(analysis, entry), tables.evidence_table(analysis, entry))
             for entry in analysis.hypotheses
         ],
         parts=parts_of(analysis),

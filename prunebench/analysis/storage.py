@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from prunebench.analysis.hypotheses import DENSITY_BOUND, evaluate_hypotheses
-from prunebench.analysis.values import SCHEMA_VERSION, Measure, TaskAnalysis
+from prunebench.analysis.values import SCHEMA_VERSION, TaskAnalysis
 from prunebench.errors import StoreError
 from prunebench.results.record import without_nan
 from prunebench.results.store import write_atomically
@@ -97,6 +97,8 @@ def migrate(values: Mapping[str, Any]) -> TaskAnalysis:
     Every number is kept. Whether runs deferred to the dense model was not stored: of a method that did, claim (a)
     left the sparse conditions out. Raises pydantic's ValidationError, and ValueError for what is not of schema 1.
     """
+    from prunebench.analysis.measures import measure_named
+
     rest = {name: value for name, value in values.items() if name != "claims"}
     found = {RENAMED.get(name, name): _renamed(value) for name, value in rest.items()}
     try:
@@ -113,9 +115,8 @@ def migrate(values: Mapping[str, Any]) -> TaskAnalysis:
             found["susceptible"] = list(map(_attribute_sample, values["susceptible"]))
         else:
             found["susceptible"] = [{**row, "attribute": None} for row in values["susceptible"]]
-        titles = {measure.key: dataclasses.asdict(measure) for measure in _known_measures()}
         for name in ("measures", "attribute_measures"):
-            found[name] = [titles.get(measure["key"], measure) for measure in values[name]]
+            found[name] = [dataclasses.asdict(measure_named(measure["key"])) for measure in values[name]]
     except (KeyError, TypeError, IndexError, AttributeError):
         return validated(dict(values))  # which says what is wrong with it
     analysis = validated({**found, "schema_version": SCHEMA_VERSION, "hypotheses": []})
@@ -155,14 +156,3 @@ def _attribute_sample(row: Mapping[str, Any]) -> dict[str, Any]:
     answers = {name: "yes", f"not {name}": "no"}
     said = {key: answers.get(row[key], row[key]) for key in ("label", "dense", "sparse")}
     return {**row, **said, "attribute": name}
-
-
-def _known_measures() -> Iterable[Measure]:
-    from prunebench.analysis.measures import (
-        ATTRIBUTE_ROW_MEASURES,
-        ATTRIBUTE_TASK_MEASURES,
-        CLASS_MEASURES,
-        CLASS_ROW_MEASURES,
-    )
-
-    return (*CLASS_MEASURES, *ATTRIBUTE_TASK_MEASURES, *CLASS_ROW_MEASURES, *ATTRIBUTE_ROW_MEASURES)

@@ -198,7 +198,7 @@ def details(analysis: TaskAnalysis, hypothesis: Hypothesis) -> str:
         return ""
     if hypothesis.key == "a":
         found = [
-            f"{entry.method} at {density(entry)} % of weights"
+            f"{entry.method} at {100 * (density(entry) or 0):.3g} % of weights"
             for entry in evidence
             if entry.verdict == "supported"
         ]
@@ -224,32 +224,28 @@ def subject(analysis: TaskAnalysis, evidence: Evidence) -> str:
     if evidence.kind == "harmless pruning":
         return "accuracy kept, bias not raised"
     if evidence.kind == "rank correlation":
-        first, second = evidence.subject
-        relation = (
-            f"{quantity(analysis, second)} rises with sparsity"
-            if first == "sparsity"
-            else f"bias rises with {quantity(analysis, first)}"
+        first, second = (
+            "uncertainty" if key == "uncertain_share" else "dependence between outputs"
+            for key in evidence.subject
         )
-        return f"{relation}, working runs" if evidence.working else relation
+        if evidence.subject[0] == "sparsity":
+            return f"{second} rises with sparsity"
+        return f"bias rises with {first}" + ", working runs" * evidence.working
     (name,) = evidence.subject
     if evidence.kind == "changed samples":
         return f"samples, {name}"
     return f"{analysis.output_noun}, by {name.replace('_', ' ')}"
 
 
-def quantity(analysis: TaskAnalysis, key: str) -> str:
-    """What hypothesis (b) calls a measure."""
-    return "uncertainty" if key == "uncertain_share" else "dependence between outputs"
+def density(evidence: Evidence) -> float | None:
+    """The share of weights that are left."""
+    return None if evidence.achieved is None else 1 - evidence.achieved
 
 
-def density(evidence: Evidence) -> str:
-    """The share of weights that are left, in percent."""
-    return fmt.MISSING if evidence.achieved is None else f"{100 * (1 - evidence.achieved):.3g}"
-
-
-def place(evidence: Evidence) -> str:
-    """Where evidence comes from: the scope, or the method."""
-    return evidence.method or evidence.scope
+def verdict_and_rho(evidence: Evidence) -> str:
+    """`supported: 0.50 [0.25, 0.75], 3 seeds`, of a rank correlation."""
+    (test,) = evidence.tests
+    return f"{evidence.verdict}: {with_ends(test.estimate)}, {fmt.plural(test.estimate.n, 'seed')}"
 
 
 # Numbers
@@ -277,10 +273,10 @@ def with_ends(estimate: Estimate, decimals: int = 2, scale: float = 1) -> str:
     return fmt.with_ends(estimate.mean, estimate.low, estimate.high, decimals, scale)
 
 
-def titled(measure: Measure) -> str:
-    """A measure's title with its unit, for a column."""
-    unit = {"percent": ", %", "points": ", points", "number": ""}[measure.unit]
-    return f"{measure.title}{unit}"
+def titled(measure: Measure, *, change: bool = False) -> str:
+    """A measure's title with its unit, or that of its change, for a column."""
+    share = ", points" if change else ", %"
+    return measure.title + {"percent": share, "points": ", points", "number": ""}[measure.unit]
 
 
 def axis_title(measure: Measure) -> str:
