@@ -239,10 +239,8 @@ def _scatter_plots(analysis: TaskAnalysis, styles: Styles) -> Iterable[PagePlot]
         told = words.rho_lines(analysis, x.key, y.key)
         rho = f" Spearman's rho: {'; '.join(told)}." if told else ""
         title, key = f"{y.title} against {x.title.lower()}", f"{x.key}-{y.key}"
-        series, axes = (
-            tuple(_scatter_series(analysis, styles, (x, y))),
-            map(Axis, map(words.axis_title, (x, y))),
-        )
+        axes = Axis(words.axis_title(x)), Axis(words.axis_title(y))
+        series = tuple(_scatter_series(analysis, styles, (x, y)))
         plot = Plot(title, *axes, series, key=key, caption=said + rho)
         yield PagePlot("together", key, plot, plot.caption, static=False)
         plots.append(replace(plot, title="", subtitle="\n".join(told), width=350, height=300))
