@@ -113,7 +113,16 @@ def test_examples_import_what_exists() -> None:
                     assert hasattr(module, alias.name), f"{page}: {node.module} has no {alias.name}"
 
 
-@pytest.mark.parametrize("name", ["my_criterion.py", "channel_relative.py", "my_variant.py", "my_method.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "my_method.py",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("my_criterion.py", "channel_relative.py", "my_variant.py")
+        ),
+    ],
+)
 def test_methods_of_the_pages_keep_the_contract(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_text(titled(name), encoding="utf-8")
