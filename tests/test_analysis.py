@@ -23,7 +23,7 @@ from prunebench.analysis import aggregate, hypotheses, words
 from prunebench.analysis.aggregate import estimate, summarize_conditions
 from prunebench.analysis.exemplars import caption
 from prunebench.analysis.load import Outputs, StoredRun, read_outputs
-from prunebench.analysis.measures import MeasuredRun, class_amplification, measure_run
+from prunebench.analysis.measures import MeasuredRun, class_amplification, measure_run, task_measures
 from prunebench.analysis.plots import analysis_styles
 from prunebench.analysis.session import analyze_folder, analyze_outputs, analyze_results
 from prunebench.analysis.storage import read_analysis, to_json, write_analysis
@@ -40,6 +40,7 @@ from prunebench.analysis.values import (
 from prunebench.cli.progress import write_leaderboard
 from prunebench.errors import StoreError, UsageError
 from prunebench.leaderboard import build_board
+from prunebench.metrics.registry import metrics
 from prunebench.results.store import Store
 from prunebench.runner.ground_truth import GroundTruth
 from prunebench.tasks import Attributes, Splits, Task, resolve_task
@@ -214,6 +215,16 @@ def test_seeds_are_those_of_the_runs(truth: GroundTruth) -> None:
     outputs = outputs_of(truth, runs)
     more = dataclasses.replace(outputs, truths={1: truth, **outputs.truths})
     assert analyze_outputs(more).seeds == (3,)
+
+
+def test_every_metric_of_the_leaderboard_is_a_measure(truth: GroundTruth) -> None:
+    found = measure_run(run_of(truth, truth.bias["test"]), truth)
+    for multi_label in (False, True):
+        keys = [measure.key for measure in task_measures(multi_label=multi_label)]
+        wanted = [m.name for m in metrics() if m.board and (multi_label or not m.of_attributes)]
+        assert set(wanted) <= set(keys)
+        assert len(set(keys)) == len(keys)
+        assert multi_label or set(keys) <= set(found.values)
 
 
 def test_the_same_runs_in_another_order_give_the_same_analysis(truth: GroundTruth) -> None:

@@ -52,6 +52,7 @@ from prunebench.report.table import Table
 from prunebench.results.store import Store
 
 PHONE = {"width": 390, "height": 844}
+COMMITTED = Path(__file__).parent.parent / "leaderboard" / "results"
 FEW = ("dcwp", "magnitude", "snip")
 
 
@@ -485,6 +486,27 @@ def test_a_section_links_to_the_analysis_of_its_own_task_alone(tmp_path: Path) -
     write_board([run("dense", 0.0, 0)], tmp_path, links_of([other]))
     index = (tmp_path / "site/index.html").read_text()
     assert index.count('href="digits-2pct-analysis.html"') == 1
+
+
+# What is committed
+
+
+def test_committed_verdicts_follow_from_the_committed_rows() -> None:
+    found, grids = stored_analyses(COMMITTED)
+    assert set(grids) == {analysis.slug for analysis in found}
+    for analysis in found:
+        assert analysis.hypotheses == evaluate_hypotheses(analysis)
+        assert {row.method for row in analysis.conditions if row.deferred} <= {
+            "gmp-pt-deferred", "magnitude-deferred",
+        }  # fmt: skip
+
+
+def test_committed_pages_are_small() -> None:
+    """A page of Markdown is read in one go; the long tables stand on the interactive pages, which are built."""
+    for page in (COMMITTED.parent / "analysis").glob("*.md"):
+        assert page.stat().st_size < 60_000, page.name
+    figures = (COMMITTED.parent / "analysis" / "figures").glob("*")
+    assert sum(path.stat().st_size for path in figures) < 4e6
 
 
 # In a browser

@@ -109,7 +109,7 @@ def _has_values(analysis: TaskAnalysis, measure: Measure) -> bool:
 def _reading_of(measure: Measure) -> Reading:
     def read(row: Condition) -> Estimate | None:
         value = row.values.get(measure.key)
-        return None if value is None or value.mean is None else value.times(words.scale_of(measure))
+        return None if value is None or value.mean is None else value.times(measure.scale)
 
     return read
 
@@ -223,7 +223,7 @@ def _measure_plots(analysis: TaskAnalysis, styles: Styles) -> Iterable[PagePlot]
             continue
         bounds = (0.0, 100.0) if m.unit == "percent" else (-math.inf, math.inf)
         y = Axis(words.axis_title(m), least=SMALLEST_SPAN[m.unit], bounds=bounds, reach=REACH)
-        plot = _over_sparsity(analysis, styles, m.title, y, _reading_of(m), words.decimals_of(m))
+        plot = _over_sparsity(analysis, styles, m.title, y, _reading_of(m), m.decimals)
         if m in leads:
             grid = _panels(analysis, plot, f"{m.title} against sparsity", _seeds_note(analysis))
             caption = f"{m.title} against sparsity. {m.help}. {BACKGROUND}"
@@ -302,7 +302,7 @@ def attribute_changes(analysis: TaskAnalysis, measure: Measure) -> HeatMap:
 
     def change(name: str, row: Condition) -> float | None:
         before, after = dense.get(name), values.get((row.method, row.sparsity, name))
-        return None if before is None or after is None else words.scale_of(measure) * (after - before)
+        return None if before is None or after is None else measure.scale * (after - before)
 
     return HeatMap(
         measure.title,

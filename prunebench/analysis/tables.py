@@ -234,7 +234,7 @@ def sampled_table(analysis: TaskAnalysis) -> Table[Any]:
     measures = [m for m in analysis.measures if any(m.key in row.sampled for row in analysis.conditions)]
     columns: Columns = []
     for m in measures:
-        shown, help = (words.decimals_of(m), words.scale_of(m)), f"Pruned minus dense. {m.help}"
+        shown, help = (m.decimals, m.scale), f"Pruned minus dense. {m.help}"
         change = f"{m.title}, change, points"
         columns.append(ends(m.key, words.titled(m), m.help, _entry("sampled", m.key), *shown))
         columns.append(ends(f"{m.key} change", change, help, _entry("sampled_changes", m.key), *shown))
@@ -246,7 +246,7 @@ def outputs_table(analysis: TaskAnalysis, measure: Measure) -> Table[Any]:
     found: dict[tuple[str, float | None, bool], dict[str, float | None]] = {}
     for row in analysis.attributes:
         found.setdefault((row.method, row.sparsity, row.dense), {})[row.name] = row.values.get(measure.key)
-    shown = words.decimals_of(measure), words.scale_of(measure)
+    shown = measure.decimals, measure.scale
     columns = [number(name, name, measure.help, _entry("values", name), *shown) for name in analysis.outputs]
     return condition_table(measure.title, columns, [OutputsRow(*key, row) for key, row in found.items()])
 

@@ -46,6 +46,16 @@ class Measure:
     help: str
     unit: Literal["percent", "points", "number"]
 
+    @property
+    def scale(self) -> float:
+        """Shares and their differences are shown in percent."""
+        return 1.0 if self.unit == "number" else 100.0
+
+    @property
+    def decimals(self) -> int:
+        """Of a shown value."""
+        return 3 if self.unit == "number" else 1
+
 
 @dataclass(frozen=True)
 class Condition:

@@ -251,21 +251,11 @@ def verdict_and_rho(evidence: Evidence) -> str:
 # Numbers
 
 
-def scale_of(measure: Measure) -> float:
-    """Shares and their differences are shown in percent."""
-    return 1.0 if measure.unit == "number" else 100.0
-
-
-def decimals_of(measure: Measure) -> int:
-    """Of a shown value."""
-    return 3 if measure.unit == "number" else 1
-
-
 def with_half_width(estimate: Estimate | None, measure: Measure) -> str:
     """`37.9 ± 1.2`, as a measure is shown."""
     if estimate is None:
         return fmt.MISSING
-    return fmt.with_half_width(estimate, decimals_of(measure), scale_of(measure))  # type: ignore[arg-type]
+    return fmt.with_half_width(estimate, measure.decimals, measure.scale)  # type: ignore[arg-type]
 
 
 def with_ends(estimate: Estimate, decimals: int = 2, scale: float = 1) -> str:
