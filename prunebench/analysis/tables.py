@@ -177,8 +177,9 @@ def evidence_table(analysis: TaskAnalysis, hypothesis: Hypothesis) -> Table[Any]
             columns.append(ends(quantity, title, help, _estimate(quantity), 1, 100))
     told = "Seeds behind a rank correlation over runs; outputs behind one over outputs"
     columns += [count("n", "Number", told, _number), text("verdict", "Verdict")]
+    several = len({words.subject(analysis, row) for row in hypothesis.evidence}) > 1
     title = f"Evidence for hypothesis {hypothesis.key}"
-    return simple_table(columns, hypothesis.evidence, title).without_empty()
+    return simple_table(columns[not several :], hypothesis.evidence, title).without_empty()
 
 
 def _estimate(quantity: str) -> Value:
