@@ -23,6 +23,7 @@ from prunebench.cli.main import app
 from prunebench.methods.experiment import Experiment
 from prunebench.submission import check_method
 from prunebench.suites import load_suite, suite_names
+from prunebench.tasks.registry import FAMILIES
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
@@ -57,9 +58,13 @@ def module_of(name: str, folder: Path) -> ModuleType:
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """Words after `prunebench` of every command in the pages' shell blocks."""
+    """Words after `prunebench` of every command in the pages' shell blocks and in the workflows."""
     found = []
-    for page, _, text in blocks("sh"):
+    flows = [
+        (path.name, "", "\n".join(re.findall(r"run: (.*)", path.read_text())))
+        for path in (ROOT / ".github" / "workflows").glob("*.yml")
+    ]
+    for page, _, text in [*blocks("sh"), *flows]:
         for line in text.replace("$suite", "digits").splitlines():
             lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
             lexer.whitespace_split = True
@@ -91,6 +96,12 @@ def test_the_table_of_commands_is_complete() -> None:
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     shown = re.findall(r"^\| `prunebench (\S+?)[ `]", page, flags=re.MULTILINE)
     assert sorted(shown) == sorted(name for name, command in group.commands.items() if not command.hidden)
+
+
+def test_the_table_of_tasks_is_complete() -> None:
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "tasks.md").read_text(), flags=re.MULTILINE)
+    shown = {re.split("[@:]", name)[0] for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    assert {family.name for family in FAMILIES} - shown - {"corrupted-cifar10-type1"} == set()
 
 
 def test_files_that_pages_name_exist() -> None:
