@@ -17,9 +17,9 @@ def test_the_page_is_that_of_the_committed_results() -> None:
     assert (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8") == report.page(read(RESULTS))
 
 
-def test_readme_shows_the_committed_results() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.with_summary(readme, read(RESULTS)) == readme
+def test_the_page_of_kernels_shows_the_committed_results() -> None:
+    kernels = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    assert report.with_summary(kernels, read(RESULTS)) == kernels
 
 
 def test_a_readme_without_marks_is_refused() -> None:
