@@ -68,11 +68,6 @@ class ConvCase:
         pixels = self.y_shape[0] * self.y_shape[2] * self.y_shape[3]
         return 2 * pixels * torch.Size(self.weight_shape).numel()
 
-    def tensors_bytes(self, itemsize: int) -> int:
-        """Bytes of input, weight and output, each moved once."""
-        shapes = (self.x_shape, self.weight_shape, self.y_shape)
-        return itemsize * sum(torch.Size(shape).numel() for shape in shapes)
-
 
 ODD_CONVS = (
     ConvCase("pointwise", 2, 5, 4, 6, 7, kernel=(1, 1), padding=(0, 0)),
@@ -95,14 +90,9 @@ ODD_CONVS = (
 """Every stride, padding, dilation and group rule, with sizes that fit no tile."""
 
 
-def _resnet18(batch: int, size: int) -> tuple[ConvCase, ...]:
-    small = size == 32
-    stem = (
-        ConvCase("stem", batch, 3, size, size, 64)
-        if small
-        else ConvCase("stem", batch, 3, size, size, 64, (7, 7), (2, 2), (3, 3))
-    )
-    cases, extent, width = [stem], size if small else size // 4, 64
+def _resnet18(batch: int) -> tuple[ConvCase, ...]:
+    """The CIFAR form, on 32 x 32 pixels."""
+    cases, extent, width = [ConvCase("stem", batch, 3, 32, 32, 64)], 32, 64
     cases.append(ConvCase("layer1", batch, 64, extent, extent, 64))
     for index in (2, 3, 4):
         cases += [
@@ -114,8 +104,7 @@ def _resnet18(batch: int, size: int) -> tuple[ConvCase, ...]:
     return tuple(cases)
 
 
-RESNET18_32 = {batch: _resnet18(batch, 32) for batch in (128, 256)}
-RESNET18_224 = {64: _resnet18(64, 224)}
+RESNET18_32 = {batch: _resnet18(batch) for batch in (128, 256)}
 LAYER_REPEATS = {"layer1": 4, "layer2": 3, "layer3": 3, "layer4": 3}
 """How often a named layer stands in ResNet-18; the others stand once."""
 

@@ -28,7 +28,7 @@ GRAPH_SPAN_MS = 0.5
 
 
 @dataclass(frozen=True)
-class Timing:
+class CallTiming:
     """Milliseconds of one call over `rounds` rounds. `method`: `cuda-graph`, `cuda-events` or `host-clock`."""
 
     p20_ms: float
@@ -39,7 +39,7 @@ class Timing:
     l2: str
 
     @classmethod
-    def of(cls, samples: Sequence[float], method: str, l2: str) -> Timing:
+    def of(cls, samples: Sequence[float], method: str, l2: str) -> CallTiming:
         """Percentiles of the samples, in milliseconds."""
         marks = (quantile(samples, share) for share in (0.2, 0.5, 0.8))
         return cls(*marks, len(samples), method, l2)
@@ -144,7 +144,7 @@ def time_calls(
     graph: bool = True,
     rounds: int | None = None,
     clock: Clock = time.perf_counter,
-) -> dict[str, Timing]:
+) -> dict[str, CallTiming]:
     """Time every call in turns for about `seconds` in all, or for `rounds` rounds.
 
     Each is called twice first (Triton and torch.compile compile then). `cold` overwrites the cache before each
@@ -177,7 +177,7 @@ def time_calls(
         if collecting:
             gc.enable()
     l2 = "cold" if cold else "hot"
-    return {name: Timing.of(values, prepared[name].method, l2) for name, values in samples.items()}
+    return {name: CallTiming.of(values, prepared[name].method, l2) for name, values in samples.items()}
 
 
 def command_line(description: str | None) -> argparse.ArgumentParser:
@@ -213,7 +213,7 @@ def kernel_sums(events: Sequence[tuple[float, float, str]]) -> list[float]:
     return sums
 
 
-def time_kernels(call: Call, device: torch.device, *, rounds: int = 20) -> Timing | None:
+def time_kernels(call: Call, device: torch.device, *, rounds: int = 20) -> CallTiming | None:
     """The time that the GPU works on a call, with a cold L2, without launches and waiting; None if it is not told.
 
     The sum of its kernels' and copies' durations, from torch's profiler.
@@ -237,7 +237,7 @@ def time_kernels(call: Call, device: torch.device, *, rounds: int = 20) -> Timin
     values = kernel_sums(events)
     if len(values) != rounds or not all(values):
         return None
-    return Timing.of(values, "kernels", "cold")
+    return CallTiming.of(values, "kernels", "cold")
 
 
 def compiled(function: Callable[..., object], *, mode: str | None = None) -> Callable[..., object]:

@@ -381,12 +381,12 @@ class WithGpu(Context):
 
 
 def test_a_gpu_is_timed_in_three_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    def timing_of(ms: float, method: str) -> timing.Timing:
-        return timing.Timing(ms, 2 * ms, 3 * ms, 9, method, "hot")
+    def timing_of(ms: float, method: str) -> timing.CallTiming:
+        return timing.CallTiming(ms, 2 * ms, 3 * ms, 9, method, "hot")
 
     def time_calls(
         calls: Any, device: Any, *, graph: bool = True, **options: Any
-    ) -> dict[str, timing.Timing]:
+    ) -> dict[str, timing.CallTiming]:
         for call in calls.values():
             call()
         return {

@@ -107,7 +107,7 @@ def ceilings(context: Context) -> dict[str, Any]:
     """Copy bandwidth in GB/s (bytes read and written), and TFLOP/s of a large square product in each precision."""
     seconds = context.sizes(1.0, 0.05)
 
-    def timed(call: Call) -> timing.Timing:
+    def timed(call: Call) -> timing.CallTiming:
         return timing.time_calls({"": call}, context.device, seconds=seconds, graph=False)[""]
 
     source = torch.rand(context.sizes(2**30, 2**22), device=context.device)  # 4 GiB: far more than the cache

@@ -351,7 +351,7 @@ def sums_kernel(  # noqa: PLR0913 - a kernel
 
 
 @dataclass(frozen=True)
-class Tile:
+class ColumnTile:
     """How the kernel cuts its work: columns and rows a step, warps, stages, and programs per multiprocessor."""
 
     columns: int
@@ -364,18 +364,18 @@ class Tile:
 LONGEST_SPLIT = 1 << 15
 
 
-def default_tile(columns: int) -> Tile:
+def default_tile(columns: int) -> ColumnTile:
     """The tile that runs unless one is passed. Not tuned on a GPU."""
     if columns <= 16:
-        return Tile(16, 64, warps=4)
-    return Tile(32, 64) if columns <= 32 else Tile(64, 64)
+        return ColumnTile(16, 64, warps=4)
+    return ColumnTile(32, 64) if columns <= 32 else ColumnTile(64, 64)
 
 
-def tiles(columns: int) -> list[Tile]:
+def tiles(columns: int) -> list[ColumnTile]:
     """Tiles worth timing, the default first."""
     first = default_tile(columns)
     others = [
-        Tile(first.columns, rows, warps, stages, programs)
+        ColumnTile(first.columns, rows, warps, stages, programs)
         for rows, warps, stages, programs in (
             (32, 4, 4, 2), (32, 8, 4, 2), (64, 4, 3, 2), (64, 8, 3, 2), (64, 8, 4, 1), (128, 8, 3, 1), (128, 8, 2, 2),
         )
@@ -390,7 +390,7 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
-def workspace(batched: Tensor, tile: Tile) -> tuple[Tensor, int]:
+def workspace(batched: Tensor, tile: ColumnTile) -> tuple[Tensor, int]:
     """Empty partial sums `[M, S, K + 2, K]`, and the rows of a split: 256 at least, else as the GPU is filled."""
     models, samples, columns = batched.shape
     across = -(-columns // tile.columns)
@@ -405,7 +405,7 @@ def sums(
     batched: Tensor,
     *,
     binary: bool = False,
-    tile: Tile | None = None,
+    tile: ColumnTile | None = None,
     filled: tuple[Tensor, int] | None = None,
 ) -> Tensor:
     """The kernel's sums over all rows of `[M, N, K]`: `[M, K + 2, K]`, float64. `filled`: a workspace to be filled."""

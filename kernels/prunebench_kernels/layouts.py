@@ -385,7 +385,7 @@ def shift(x: Tensor, geometry: Geometry) -> ShiftedInput:
 # --- dense ----------------------------------------------------------------------------------------------------
 
 
-class Dense(Layout):
+class DenseLayout(Layout):
     """The masked weight as it is, for the library's convolution (cuDNN, oneDNN)."""
 
     name, tensors, order = "dense", ("weight",), "channels_last"
@@ -418,7 +418,7 @@ def library_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry
 # --- block ----------------------------------------------------------------------------------------------------
 
 
-class Block(Layout):
+class BlockLayout(Layout):
     """Blocks of block_out x block_in weights of one tap; blocks of zeros are not stored.
 
     `values` `[blocks, block_out, block_in]`; blocks of one output block stand together, `pointers`
@@ -502,7 +502,7 @@ class Block(Layout):
 # --- direct ---------------------------------------------------------------------------------------------------
 
 
-class Direct(Layout):
+class DirectLayout(Layout):
     """Every weight on its own, as (value, place), for unstructured masks of very high sparsity. Any groups.
 
     Output channels are sorted by their number of weights, most first, so that neighbours take equally long:
@@ -572,7 +572,7 @@ class Direct(Layout):
 # --- semi_structured ------------------------------------------------------------------------------------------
 
 
-class SemiStructured(Layout):
+class SemiStructuredLayout(Layout):
     """The 2:4 pattern, at most two weights in four neighbouring input channels, for 1 x 1 convolutions on a GPU.
 
     `values` `[K, C / 2]`, two a group of four (zeros fill up); `places` `[K, C / 4]` (uint8), of the first plus four
@@ -627,7 +627,7 @@ class SemiStructured(Layout):
 
 # --- the layouts by name --------------------------------------------------------------------------------------
 
-DENSE, BLOCK, DIRECT, SEMI_STRUCTURED = Dense(), Block(), Direct(), SemiStructured()
+DENSE, BLOCK, DIRECT, SEMI_STRUCTURED = DenseLayout(), BlockLayout(), DirectLayout(), SemiStructuredLayout()
 _BY_NAME: dict[str, Layout] = {layout.name: layout for layout in (DENSE, BLOCK, DIRECT, SEMI_STRUCTURED)}
 LAYOUTS = tuple(_BY_NAME)
 

@@ -683,15 +683,10 @@ def _shift(
 
 @jit
 def _taps_outside(  # noqa: PLR0913 - constants of the call
-    place,
-    phase,
-    EXTENT: tl.constexpr,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PADDING: tl.constexpr,
-    DILATION: tl.constexpr,
-    BACK: tl.constexpr,
-):
+    place, phase,
+    EXTENT: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
+    DILATION: tl.constexpr, BACK: tl.constexpr,
+):  # fmt: skip
     """One integer a pixel: bit t is set where tap t of this axis leaves the image."""
     bits = place * 0
     for tap in tl.static_range(KERNEL):
@@ -702,31 +697,12 @@ def _taps_outside(  # noqa: PLR0913 - constants of the call
 
 @jit(do_not_specialize=["batch"])
 def block_conv_kernel(  # noqa: PLR0913 - pointers, and constants of the call
-    x,
-    product,
-    starts,
-    codes,
-    bias,
-    y,
-    batch,
-    ROW_CHANNELS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    X_SIZE: tl.constexpr,
-    Y_SIZE: tl.constexpr,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PADDING: tl.constexpr,
-    DILATION: tl.constexpr,
-    BACK: tl.constexpr,
-    PACKED: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PIXELS: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    x, product, starts, codes, bias, y, batch,
+    ROW_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr, X_SIZE: tl.constexpr, Y_SIZE: tl.constexpr,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, BACK: tl.constexpr,
+    PACKED: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
+    DEPTH: tl.constexpr, PIXELS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """y `[N, H, W, ROW_CHANNELS]` of x `[N, H, W, CHANNELS]`; BACK: dx of dy.
 
     product is dense, `[K, R, S, C]`, or PACKED, `[slots, out, in]`. ROWS and DEPTH: the block's sides of y and x.
@@ -839,27 +815,11 @@ def block_conv_kernel(  # noqa: PLR0913 - pointers, and constants of the call
 
 @jit(do_not_specialize=["batch", "share"])
 def block_wgrad_kernel(  # noqa: PLR0913 - pointers, and constants of the call
-    grad,
-    x,
-    codes,
-    workspace,
-    batch,
-    share,
-    ROW_CHANNELS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    X_SIZE: tl.constexpr,
-    Y_SIZE: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PADDING: tl.constexpr,
-    DILATION: tl.constexpr,
-    BORDER: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PIXELS: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    grad, x, codes, workspace, batch, share,
+    ROW_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr, X_SIZE: tl.constexpr, Y_SIZE: tl.constexpr,
+    STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, BORDER: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, PIXELS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """One block's sum over a `share` of the steps of PIXELS: workspace `[splits, alive, ROWS, DEPTH]`, float32."""
     Y_WIDTH: tl.constexpr = Y_SIZE[1]
     y_pixels: tl.constexpr = Y_SIZE[0] * Y_SIZE[1]
@@ -905,24 +865,10 @@ def block_wgrad_kernel(  # noqa: PLR0913 - pointers, and constants of the call
 
 @jit
 def block_pack_kernel(  # noqa: PLR0913 - pointers, strides, and constants of the call
-    weight,
-    mask,
-    codes,
-    packed,
-    weight_k,
-    weight_c,
-    weight_r,
-    weight_s,
-    mask_k,
-    mask_c,
-    mask_r,
-    mask_s,
-    ROW_CHANNELS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    ROWS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    weight, mask, codes, packed, weight_k, weight_c, weight_r, weight_s, mask_k, mask_c, mask_r, mask_s,
+    ROW_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
     SLICE: tl.constexpr,
-):
+):  # fmt: skip
     """packed `[alive, ROWS, DEPTH]` = weight * mask, of the blocks that hold a weight; SLICE rows a program."""
     slices: tl.constexpr = ROWS // SLICE
     slot = tl.program_id(0) // slices
@@ -945,28 +891,11 @@ def block_pack_kernel(  # noqa: PLR0913 - pointers, strides, and constants of th
 
 @jit(do_not_specialize=["splits", "alive"])
 def block_gradient_kernel(  # noqa: PLR0913 - pointers, strides, and constants of the call
-    workspace,
-    slots,
-    mask,
-    gradient,
-    splits,
-    alive,
-    mask_k,
-    mask_c,
-    mask_r,
-    mask_s,
-    gradient_k,
-    gradient_c,
-    gradient_r,
-    gradient_s,
-    ROW_CHANNELS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    KERNEL: tl.constexpr,
-    ROWS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    SLICE: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-):
+    workspace, slots, mask, gradient, splits, alive, mask_k, mask_c, mask_r, mask_s, gradient_k, gradient_c,
+    gradient_r, gradient_s,
+    ROW_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr, KERNEL: tl.constexpr, ROWS: tl.constexpr,
+    DEPTH: tl.constexpr, SLICE: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
     """gradient = mask * (sum over the splits, in order), zero in empty blocks; SLICE rows a program."""
     slices: tl.constexpr = ROWS // SLICE
     in_blocks: tl.constexpr = (CHANNELS + DEPTH - 1) // DEPTH
@@ -996,7 +925,7 @@ def block_gradient_kernel(  # noqa: PLR0913 - pointers, strides, and constants o
 # --- tiles ---------------------------------------------------------------------------------------------------
 
 
-class Tile(NamedTuple):
+class PixelTile(NamedTuple):
     """Pixels a program takes (forward, dgrad) or a step does (wgrad), warps, stages, and splits of a wgrad's sum."""
 
     pixels: int
@@ -1007,7 +936,7 @@ class Tile(NamedTuple):
 
 def tiles(
     part: str, pattern: BlockPattern, x_shape: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> list[Tile]:
+) -> list[PixelTile]:
     """Tiles worth measuring for `part`, the rule's first."""
     if part not in PARTS:
         raise ArgumentError(f"part: want one of {', '.join(PARTS)}, got {part!r}")
@@ -1022,15 +951,15 @@ def tiles(
         # up to 25 % slower: a program has a few steps, and more programs fit beside each other.
         best = 128 if 128 * processors <= shape[0] * shape[2] * shape[3] * blocks else 64
         sizes = [(best, 3), (128, 3), (64, 3), (128, 2), (64, 2), (128, 4), (64, 4), (256, 3)]
-        made = [Tile(pixels, 8 if pixels * rows > 8192 else 4, stages) for pixels, stages in sizes]
+        made = [PixelTile(pixels, 8 if pixels * rows > 8192 else 4, stages) for pixels, stages in sizes]
         rest, width = rows * depth, depth
     fitting = [
         tile for tile in made if tile.stages * (tile.pixels * width + rest) * dtype.itemsize <= memory - 2048
     ]
-    return list(dict.fromkeys(fitting)) or [Tile(32, 4, 2, made[0].splits)]
+    return list(dict.fromkeys(fitting)) or [PixelTile(32, 4, 2, made[0].splits)]
 
 
-def _wgrad_tiles(pattern: BlockPattern, y_shape: Sequence[int], processors: int) -> list[Tile]:
+def _wgrad_tiles(pattern: BlockPattern, y_shape: Sequence[int], processors: int) -> list[PixelTile]:
     """Splits fill the multiprocessors once: on an H100 twice took up to 40 % longer, for the sum over splits.
 
     A split has two steps at least, and none is empty.
@@ -1052,7 +981,7 @@ def _wgrad_tiles(pattern: BlockPattern, y_shape: Sequence[int], processors: int)
     for size, stages, waves in sizes:
         steps = -(-pixels // size)
         wanted = max(1, min(int(waves * processors) // max(pattern.alive, 1), steps // 2))
-        made.append(Tile(size, warps, stages, -(-steps // -(-steps // wanted))))
+        made.append(PixelTile(size, warps, stages, -(-steps // -(-steps // wanted))))
     return made
 
 
@@ -1167,7 +1096,7 @@ def launch_forward(
     pattern: BlockPattern,
     bias: Tensor | None = None,
     *,
-    tile: Tile | None = None,
+    tile: PixelTile | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """y in channels_last, into `out` if given; the product packed, or dense `[K, C, R, S]` in x's dtype."""
@@ -1180,7 +1109,7 @@ def launch_dgrad(
     pattern: BlockPattern,
     x_shape: Sequence[int],
     *,
-    tile: Tile | None = None,
+    tile: PixelTile | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """dx in channels_last, into `out` if given; the product packed, or dense `[K, C, R, S]` in grad's dtype."""
@@ -1194,7 +1123,7 @@ def _convolve(  # noqa: PLR0913 - both passes' arguments
     bias: Tensor | None,
     pattern: BlockPattern,
     shape: Sequence[int],
-    tile: Tile | None,
+    tile: PixelTile | None,
     out: Tensor | None,
 ) -> Tensor:
     back, packed = part == "dgrad", product.dim() == 3
@@ -1241,7 +1170,7 @@ def launch_wgrad(  # noqa: PLR0913 - the tensors of the pass
     pattern: BlockPattern,
     weight: Tensor,
     *,
-    tile: Tile | None = None,
+    tile: PixelTile | None = None,
     workspace: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -1263,8 +1192,8 @@ def launch_wgrad(  # noqa: PLR0913 - the tensors of the pass
 
 
 def _wgrad_launches(
-    grad: Tensor, x: Tensor, mask: Tensor, pattern: BlockPattern, out: Tensor, tile: Tile | None
-) -> tuple[Tile, _Launch, _Launch]:
+    grad: Tensor, x: Tensor, mask: Tensor, pattern: BlockPattern, out: Tensor, tile: PixelTile | None
+) -> tuple[PixelTile, _Launch, _Launch]:
     tile = tile or tiles("wgrad", pattern, x.shape, x.dtype, x.device)[0]
     rows, depth = pattern.block
     steps = -(-grad.shape[0] * grad.shape[2] * grad.shape[3] // tile.pixels)

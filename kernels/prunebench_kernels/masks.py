@@ -175,9 +175,9 @@ def sample_masks_kernel(  # noqa: PLR0913 - pointers, the draw, flags
 
 @jit
 def _sample_backward(  # noqa: PLR0913 - the kernel's arguments
-    gradient, logits, weights, to_logits, to_weights, a, scale, bound, SQUASH: tl.constexpr,
-    UNIT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, LOGITS: tl.constexpr, WEIGHTS: tl.constexpr,
-    BAND: tl.constexpr,
+    gradient, logits, weights, to_logits, to_weights, a, scale, bound,
+    SQUASH: tl.constexpr, UNIT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, LOGITS: tl.constexpr,
+    WEIGHTS: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
     upstream = _load(gradient, bound)
     pi = _load(logits, bound)
@@ -194,8 +194,8 @@ def _sample_backward(  # noqa: PLR0913 - the kernel's arguments
 @jit(do_not_specialize=["numel", "seed_low", "seed_high", "offset"])
 def sample_masks_backward_kernel(  # noqa: PLR0913 - pointers, the draw, flags
     gradient, logits, weights, to_logits, to_weights, numel, seed_low, seed_high, offset, scale,
-    SQUASH: tl.constexpr, UNIT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, ON_DEVICE: tl.constexpr, LOGITS: tl.constexpr,
-    WEIGHTS: tl.constexpr, BAND: tl.constexpr, BLOCK: tl.constexpr,
+    SQUASH: tl.constexpr, UNIT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, ON_DEVICE: tl.constexpr,
+    LOGITS: tl.constexpr, WEIGHTS: tl.constexpr, BAND: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of logits and weights, as the two flags ask."""
     first = tl.program_id(0).to(tl.int64) * BLOCK
@@ -242,7 +242,7 @@ def apply_masks_kernel(  # noqa: PLR0913 - addresses, types
     weights, masks, ends, out, LAYERS: tl.constexpr, WEIGHT: tl.constexpr, MASK: tl.constexpr,
     PRODUCT: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Products of all layers, each of which begins with a program; `ends` as in `Plan`."""
+    """Products of all layers, each of which begins with a program; `ends` as in `FlatPlan`."""
     first = tl.program_id(0).to(tl.int64) * BLOCK
     at = first + tl.arange(0, BLOCK)
     end = _of_layer(ends, first, ends, LAYERS) >> 1
@@ -271,9 +271,8 @@ def _apply_backward(  # noqa: PLR0913 - the kernel's arguments
 @jit
 def apply_masks_backward_kernel(  # noqa: PLR0913 - addresses, types
     gradients, weights, masks, ends, to_weights, to_masks,
-    LAYERS: tl.constexpr, GRADIENT: tl.constexpr, WEIGHT: tl.constexpr, MASK: tl.constexpr,
-    PRODUCT: tl.constexpr, TO_WEIGHTS: tl.constexpr, TO_MASKS: tl.constexpr, ALIGNED: tl.constexpr,
-    BLOCK: tl.constexpr,
+    LAYERS: tl.constexpr, GRADIENT: tl.constexpr, WEIGHT: tl.constexpr, MASK: tl.constexpr, PRODUCT: tl.constexpr,
+    TO_WEIGHTS: tl.constexpr, TO_MASKS: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of weights and masks of all layers, as the two flags ask; places as in the forward kernel."""
     first = tl.program_id(0).to(tl.int64) * BLOCK
@@ -379,7 +378,7 @@ except AttributeError:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FlatPlan:
     """Layers in one buffer, each from the beginning of a program of `block` elements.
 
     `ends` holds 2 * end + 1 of each layer: to Triton all odd numbers are alike, where it else compiles once for those
@@ -397,7 +396,7 @@ class Plan:
 
     @staticmethod
     @functools.lru_cache(maxsize=256)
-    def of(shapes: tuple[tuple[int, ...], ...], strides: tuple[tuple[int, ...], ...], block: int) -> Plan:
+    def of(shapes: tuple[tuple[int, ...], ...], strides: tuple[tuple[int, ...], ...], block: int) -> FlatPlan:
         places, end = [], 0
         for shape in shapes:
             start = -(-end // block) * block
@@ -406,12 +405,12 @@ class Plan:
         starts, ends = zip(*places)
         order = tuple(map(_order, shapes, strides))
         is_dense = all(map(_is_dense, shapes, strides))
-        return Plan(tuple(map(tuple, shapes)), strides, block, starts, ends, order, is_dense)
+        return FlatPlan(tuple(map(tuple, shapes)), strides, block, starts, ends, order, is_dense)
 
     @staticmethod
-    def like(layers: Layers, block: int) -> Plan:
+    def like(layers: Layers, block: int) -> FlatPlan:
         """Every launch asks: for 21 layers the tuples take 4 us, views of a buffer 20."""
-        return Plan.of(tuple(map(_shape, layers)), tuple(map(Tensor.stride, layers)), block)
+        return FlatPlan.of(tuple(map(_shape, layers)), tuple(map(Tensor.stride, layers)), block)
 
     def holds(self, layers: Layers) -> bool:
         """Whether these layers have the same shapes and lie in the same order."""
@@ -420,8 +419,8 @@ class Plan:
             strides == self.strides or tuple(map(_order, shapes, strides)) == self.order
         )
 
-    def at(self, block: int) -> Plan:
-        return self if self.block == block else Plan.of(self.shapes, self.strides, block)
+    def at(self, block: int) -> FlatPlan:
+        return self if self.block == block else FlatPlan.of(self.shapes, self.strides, block)
 
     @property
     def elements(self) -> int:
@@ -481,10 +480,10 @@ def launch_apply(
     masks: Layers,
     dtype: torch.dtype,
     chosen: Configuration = APPLY,
-    plan: Plan | None = None,
+    plan: FlatPlan | None = None,
 ) -> list[Tensor]:
     """Products of all layers, in one buffer. Weights are dense and of one dtype, as are masks, in the same order."""
-    plan = Plan.like(weights, chosen.block) if plan is None else plan.at(chosen.block)
+    plan = FlatPlan.like(weights, chosen.block) if plan is None else plan.at(chosen.block)
     out = plan.buffer(dtype, weights[0].device)
     addresses = plan.addresses(weights), plan.addresses(masks)
     dtypes = weights[0].dtype, masks[0].dtype
@@ -503,13 +502,13 @@ def launch_apply_backward(
     masks: Layers | None,
     dtypes: tuple[torch.dtype, torch.dtype],
     chosen: Configuration = APPLY,
-    plan: Plan | None = None,
+    plan: FlatPlan | None = None,
 ) -> list[list[Tensor] | None]:
     """Gradients of weights, where masks are given, and of masks, where weights are; each in one buffer.
 
     `dtypes` are those of weights and masks; gradients lie in the same order as they.
     """
-    plan = Plan.like(gradients, chosen.block) if plan is None else plan.at(chosen.block)
+    plan = FlatPlan.like(gradients, chosen.block) if plan is None else plan.at(chosen.block)
     of_gradients, device = plan.addresses(gradients), gradients[0].device
     of_weights = of_gradients if weights is None else plan.addresses(weights)
     of_masks = of_gradients if masks is None else plan.addresses(masks)
@@ -817,7 +816,7 @@ def _flattened(name: str, value: Form) -> Tensor:
 
 
 def _products(
-    weights: Layers, masks: Layers, dtype: torch.dtype, by_kernel: bool, plan: Plan | None = None
+    weights: Layers, masks: Layers, dtype: torch.dtype, by_kernel: bool, plan: FlatPlan | None = None
 ) -> Layers:
     """weight * mask in `dtype`, with the weights' strides."""
     if by_kernel:
@@ -831,7 +830,7 @@ def _gradients(
     masks: Layers | None,
     dtypes: tuple[torch.dtype, torch.dtype],
     by_kernel: bool,
-    plan: Plan | None = None,
+    plan: FlatPlan | None = None,
 ) -> Sequence[Layers | None]:
     """mask * G for the weights, where masks are given, and weight * G for the masks, where weights are."""
     if by_kernel:
@@ -859,7 +858,7 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, plan: Plan, dtype: torch.dtype, by_kernel: bool, masks: Layers | None, *layers: Tensor
+        ctx: Any, plan: FlatPlan, dtype: torch.dtype, by_kernel: bool, masks: Layers | None, *layers: Tensor
     ) -> tuple[Tensor, ...]:
         weights, learned = layers[: len(plan.shapes)], layers[len(plan.shapes) :]
         ctx.settings = plan, dtype, by_kernel
@@ -896,7 +895,7 @@ def _versions(tensors: Layers) -> list[int]:
     return [tensor._version for tensor in tensors]
 
 
-def _in_order_of(plan: Plan, gradients: Sequence[Tensor | None], dtype: torch.dtype) -> Layers | None:
+def _in_order_of(plan: FlatPlan, gradients: Sequence[Tensor | None], dtype: torch.dtype) -> Layers | None:
     """Gradients in the order in which the layers lie, copied if they lie otherwise; zeros for those missing.
 
     None without any gradient.
@@ -1006,7 +1005,10 @@ def _candidates(
     weights: Layers, masks: Layers, dtype: torch.dtype, needs: tuple[bool, bool]
 ) -> dict[str, Callable[[], object]]:
     """A step of each implementation as autograd runs it."""
-    plan, gradients = Plan.like(weights, APPLY.block), [torch.ones_like(one, dtype=dtype) for one in weights]
+    plan, gradients = (
+        FlatPlan.like(weights, APPLY.block),
+        [torch.ones_like(one, dtype=dtype) for one in weights],
+    )
     of_weights, of_masks = (
         [tensor.detach().requires_grad_(need) for tensor in tensors]
         for tensors, need in zip((weights, masks), needs)
@@ -1027,7 +1029,7 @@ def _run(
     dtype: torch.dtype,
     by_kernel: bool,
     needs: tuple[bool, bool],
-    plan: Plan,
+    plan: FlatPlan,
 ) -> Layers:
     if needs[1]:
         return _Apply.apply(plan, dtype, by_kernel, None, *weights, *masks)
@@ -1065,7 +1067,7 @@ def apply_masks(
             made = []
             for at in range(0, len(of_weights), MOST_LAYERS):
                 part = of_weights[at : at + MOST_LAYERS], of_masks[at : at + MOST_LAYERS]
-                made += _run(*part, chosen, by_kernel, needs, Plan.like(part[0], APPLY.block))
+                made += _run(*part, chosen, by_kernel, needs, FlatPlan.like(part[0], APPLY.block))
     return dict(zip(weights, made)) if isinstance(weights, Mapping) else made[0]
 
 
@@ -1087,7 +1089,7 @@ def _needs(weights: Layers, masks: Layers) -> tuple[bool, bool]:
 
 def _checked_application(
     weights: Form, masks: Form, dtype: torch.dtype | None
-) -> tuple[list[Tensor], list[Tensor], torch.dtype, Plan | None]:
+) -> tuple[list[Tensor], list[Tensor], torch.dtype, FlatPlan | None]:
     """Weights and masks as lists, in one order and dense; the dtype of the products, and where they lie.
 
     No plan where a compiler looks on. What names the layers in errors would take as long as all else: it is asked
@@ -1119,15 +1121,15 @@ def _checked_application(
             one if _is_dense(one.shape, one.stride()) else torch.empty_like(one).copy_(one)
             for one in of_weights
         ]
-        plan = Plan.like(of_weights, APPLY.block)
+        plan = FlatPlan.like(of_weights, APPLY.block)
         of_masks = list(map(_strided_as, of_masks, plan.strides))
     return of_weights, of_masks, chosen, plan
 
 
-def _plan_if_alike(weights: list[Any], masks: list[Any]) -> Plan | None:
+def _plan_if_alike(weights: list[Any], masks: list[Any]) -> FlatPlan | None:
     """The plan, if weights are dense and of one dtype, masks too and in the same order, all on one device."""
     try:
-        plan = Plan.like(weights, APPLY.block)
+        plan = FlatPlan.like(weights, APPLY.block)
         alike = (
             plan.is_dense
             and plan.holds(masks)
@@ -1161,7 +1163,7 @@ def layer_views(flat: Tensor, like: Layers) -> list[Tensor]:
     """
     if _is_traced(flat):
         return list(map(_shaped, flat.split([one.numel() for one in like]), like))
-    plan = Plan.like(like, 1)
+    plan = FlatPlan.like(like, 1)
     if torch.is_grad_enabled() and flat.requires_grad:
         return list(_Views.apply(plan, flat))
     return plan.views(flat)
@@ -1169,7 +1171,7 @@ def layer_views(flat: Tensor, like: Layers) -> list[Tensor]:
 
 class _Views(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: Plan, flat: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, plan: FlatPlan, flat: Tensor) -> tuple[Tensor, ...]:
         ctx.plan, ctx.dtype = plan, flat.dtype
         ctx.set_materialize_grads(False)
         return tuple(plan.views(flat))

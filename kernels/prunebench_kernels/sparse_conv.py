@@ -56,7 +56,7 @@ from prunebench_kernels.layouts import (
 )
 from prunebench_kernels.measured import Decision, Measuring, device_name, key_of, precision, versions
 
-__all__ = ["AUTO", "SparseConv2d", "Tile", "candidates", "label", "launch", "sparse_conv2d", "tiles"]
+__all__ = ["AUTO", "ConvTile", "SparseConv2d", "candidates", "label", "launch", "sparse_conv2d", "tiles"]
 
 AUTO = "auto"
 LARGEST_INT32 = 2**31 - 1
@@ -71,16 +71,10 @@ _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @jit
 def _taps_outside(  # noqa: PLR0913 - constants of the call
-    top,
-    left,
-    valid,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-):
+    top, left, valid,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+):  # fmt: skip
     """One integer a pixel: bit r is set if row r of the kernel lies outside the image, bit 15 + s for column s.
 
     Tap (r, s) may be loaded where `outside & (1 << r | 32768 << s)` is zero: one test per load, however many
@@ -99,17 +93,9 @@ def _taps_outside(  # noqa: PLR0913 - constants of the call
 
 @jit
 def _finish(  # noqa: PLR0913 - pointers, and constants of the call
-    total,
-    bias,
-    residual,
-    y,
-    channel,
-    at,
-    valid,
-    HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    RELU: tl.constexpr,
-):
+    total, bias, residual, y, channel, at, valid,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
     """Store relu(total + bias[channel] + residual[at]) at y[at]; `channel` has total's rank."""
     if HAS_BIAS:
         total += tl.load(bias + channel).to(tl.float32)
@@ -126,38 +112,14 @@ def _finish(  # noqa: PLR0913 - pointers, and constants of the call
 
 @jit
 def block_convolution_kernel(  # noqa: PLR0913 - pointers, and constants of the call
-    x,
-    values,
-    pointers,
-    columns,
-    bias,
-    residual,
-    y,
-    BATCH: tl.constexpr,
-    IN_CHANNELS: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    OUT_H: tl.constexpr,
-    OUT_W: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PADDING_H: tl.constexpr,
-    PADDING_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    RELU: tl.constexpr,
-    BORDER: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_OUT: tl.constexpr,
-    BLOCK_IN: tl.constexpr,
-    PIXELS: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    x, values, pointers, columns, bias, residual, y,
+    BATCH: tl.constexpr, IN_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr, HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr, KERNEL_W: tl.constexpr, STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr, DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr,
+    BORDER: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr, PIXELS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """x `[N, H, W, C]`, values `[blocks, BLOCK_OUT, BLOCK_IN]`, y and residual `[N, OH, OW, K]`.
 
     An implicit matrix product that visits only the stored blocks. One program = one block of output channels x one
@@ -232,39 +194,14 @@ def block_convolution_kernel(  # noqa: PLR0913 - pointers, and constants of the 
 @jit
 @no_type_check  # tuples that grow
 def direct_convolution_kernel(  # noqa: PLR0913 - pointers, and constants of the call
-    x,
-    table,
-    pointers,
-    order,
-    bias,
-    residual,
-    y,
-    BATCH: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    OUT_H: tl.constexpr,
-    OUT_W: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PADDING_H: tl.constexpr,
-    PADDING_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    RELU: tl.constexpr,
-    BORDER: tl.constexpr,
-    WIDE: tl.constexpr,
-    SPLITS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    RUN: tl.constexpr,
-    UNROLL: tl.constexpr,
-    PAIRS: tl.constexpr,
-):
+    x, table, pointers, order, bias, residual, y,
+    BATCH: tl.constexpr, OUT_CHANNELS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    OUT_H: tl.constexpr, OUT_W: tl.constexpr, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr, BORDER: tl.constexpr, WIDE: tl.constexpr, SPLITS: tl.constexpr, CHANNELS: tl.constexpr,
+    CHUNKS: tl.constexpr, RUN: tl.constexpr, UNROLL: tl.constexpr, PAIRS: tl.constexpr,
+):  # fmt: skip
     """x `[C, H, W, N]`, table `[weights, 3]` (`direct_table`), y and residual `[K, OH, OW, N]`.
 
     On CUDA cores: every weight is read once per tile of pixels, nothing is unfolded. One program = one tile of output
@@ -370,7 +307,7 @@ def direct_table(packed: PackedWeight, height: int, width: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Tile:
+class ConvTile:
     """How a kernel is launched.
 
     `pixels` is a program's tile of output pixels. `splits` programs share the output channels of one tile
@@ -393,7 +330,7 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def tile_of(packed: PackedWeight, x_shape: Sequence[int], device: torch.device) -> Tile:
+def tile_of(packed: PackedWeight, x_shape: Sequence[int], device: torch.device) -> ConvTile:
     """The tile that follows from sizes alone."""
     geometry, dtype = packed.geometry, packed.dtype
     pixels = _pixels(geometry, x_shape)
@@ -402,10 +339,10 @@ def tile_of(packed: PackedWeight, x_shape: Sequence[int], device: torch.device) 
         return _block_tile(packed, pixels, places)
     groups = -(-geometry.out_channels // 8)
     tile = _direct_pixels(run_length(x_shape[0], dtype), pixels, groups, places)
-    return Tile(tile, warps=8, splits=_splits(pixels, tile, groups, places))
+    return ConvTile(tile, warps=8, splits=_splits(pixels, tile, groups, places))
 
 
-def tiles(packed: PackedWeight, x_shape: Sequence[int], device: torch.device | str = "cpu") -> list[Tile]:
+def tiles(packed: PackedWeight, x_shape: Sequence[int], device: torch.device | str = "cpu") -> list[ConvTile]:
     """Four to eight tiles worth measuring for input `[N, C, H, W]` on this GPU, the rule's first."""
     first = tile_of(packed, x_shape, torch.device(device))
     small = packed.dtype == torch.float32
@@ -415,7 +352,7 @@ def tiles(packed: PackedWeight, x_shape: Sequence[int], device: torch.device | s
             if small
             else ((64, 4, 4), (64, 4, 5), (128, 4, 4), (128, 4, 3), (128, 8, 4), (128, 8, 3), (256, 8, 3))
         )
-        found = [first, *(Tile(*shape) for shape in shapes)]
+        found = [first, *(ConvTile(*shape) for shape in shapes)]
     else:
         run = run_length(x_shape[0], packed.dtype)
         found = [
@@ -436,7 +373,7 @@ def _pixels(geometry: Geometry, x_shape: Sequence[int]) -> int:
     return x_shape[0] * size[0] * size[1]
 
 
-def _block_tile(packed: PackedWeight, pixels: int, places: int) -> Tile:
+def _block_tile(packed: PackedWeight, pixels: int, places: int) -> ConvTile:
     """Three stages of 16 and 8 KiB: at block 90 % a list is one to seven steps long, and a fourth stage only delays the
     first (measured on an H100 with the training kernel of this form: 12.5 us against 15.4 on layer1 of ResNet-18, 6.9
     against 10.1 on layer3). IEEE float32 products need registers instead.
@@ -445,10 +382,10 @@ def _block_tile(packed: PackedWeight, pixels: int, places: int) -> Tile:
     on sm_80 in 3.9, four registers.
     """
     if packed.dtype == torch.float32:
-        return Tile(64, warps=8, stages=2)
+        return ConvTile(64, warps=8, stages=2)
     block_out = packed.settings["block_out"]
     tile = 128 if -(-pixels // 128) * -(-packed.geometry.out_channels // block_out) >= places else 64
-    return Tile(tile, warps=8 if block_out == 128 and tile == 128 else 4, stages=3)
+    return ConvTile(tile, warps=8 if block_out == 128 and tile == 128 else 4, stages=3)
 
 
 def _direct_pixels(run: int, pixels: int, groups: int, places: int) -> int:
@@ -496,7 +433,7 @@ class Launch:
         bias: bool,
         residual: bool,
         relu: bool,
-        tile: Tile | None = None,
+        tile: ConvTile | None = None,
     ) -> None:
         tile = tile or tile_of(packed, x.shape, x.device)
         geometry, layout = packed.geometry, packed.layout
@@ -571,7 +508,7 @@ def _shape_constants(x_shape: tuple[int, ...], geometry: Geometry) -> dict[str, 
     return constants
 
 
-def _tile_constants(packed: PackedWeight, batch: int, tile: Tile) -> dict[str, Any]:
+def _tile_constants(packed: PackedWeight, batch: int, tile: ConvTile) -> dict[str, Any]:
     constants: dict[str, Any] = {"PIXELS": tile.pixels, "STAGES": tile.stages, "SPLITS": tile.splits}
     if packed.layout == "direct":
         run = run_length(batch, packed.dtype)
@@ -616,7 +553,7 @@ def launch(
     residual: Tensor | None = None,
     relu: bool = False,
     *,
-    tile: Tile | None = None,
+    tile: ConvTile | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """The kernel of the packed weight's layout, whatever `auto` would say; x and residual in the layout's format.

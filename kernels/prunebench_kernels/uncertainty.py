@@ -287,41 +287,14 @@ def _is_not_finite(x):
 
 @jit
 def _rows_kernel(  # noqa: PLR0913 - pointers, sizes and compile-time values
-    logits_ptr,
-    dense_ptr,
-    labels_ptr,
-    max_probability_ptr,
-    margin_ptr,
-    entropy_ptr,
-    likelihood_ptr,
-    in_band_ptr,
-    kl_ptr,
-    correlation_ptr,
-    mean_ptr,
-    predictive_ptr,
-    information_ptr,
-    vote_ptr,
-    agreement_ptr,
-    flags_ptr,
-    models,
-    samples,
-    model_stride,
-    threshold,
-    MODEL_UNIT: tl.constexpr,
-    ROW_STRIDE: tl.constexpr,
-    DENSE_STRIDE: tl.constexpr,
-    CLASSES: tl.constexpr,
-    HAS_LABELS: tl.constexpr,
-    HAS_DENSE: tl.constexpr,
-    OVER_MODELS: tl.constexpr,
-    MODELS: tl.constexpr,
-    ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    VOTERS: tl.constexpr,
-    STEPS: tl.constexpr,
+    logits_ptr, dense_ptr, labels_ptr, max_probability_ptr, margin_ptr, entropy_ptr, likelihood_ptr, in_band_ptr,
+    kl_ptr, correlation_ptr, mean_ptr, predictive_ptr, information_ptr, vote_ptr, agreement_ptr, flags_ptr,
+    models, samples, model_stride, threshold,
+    MODEL_UNIT: tl.constexpr, ROW_STRIDE: tl.constexpr, DENSE_STRIDE: tl.constexpr, CLASSES: tl.constexpr,
+    HAS_LABELS: tl.constexpr, HAS_DENSE: tl.constexpr, OVER_MODELS: tl.constexpr, MODELS: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, CHUNKS: tl.constexpr, VOTERS: tl.constexpr, STEPS: tl.constexpr,
     EARLY: tl.constexpr,
-):
+):  # fmt: skip
     PAIRS: tl.constexpr = MODELS * ROWS
     SHAPE: tl.constexpr = [MODELS, ROWS, WIDTH, CHUNKS]
     pair = tl.arange(0, PAIRS)  # of a model and a row
@@ -512,37 +485,12 @@ def _scale(difference):
 
 @jit
 def _columns_kernel(  # noqa: PLR0913 - pointers, sizes and compile-time values
-    logits_ptr,
-    dense_ptr,
-    labels_ptr,
-    max_probability_ptr,
-    margin_ptr,
-    entropy_ptr,
-    likelihood_ptr,
-    in_band_ptr,
-    kl_ptr,
-    correlation_ptr,
-    mean_ptr,
-    predictive_ptr,
-    information_ptr,
-    vote_ptr,
-    agreement_ptr,
-    flags_ptr,
-    highest_ptr,
-    first_ptr,
-    models,
-    samples,
-    model_stride,
-    threshold,
-    MODEL_UNIT: tl.constexpr,
-    ROW_STRIDE: tl.constexpr,
-    DENSE_STRIDE: tl.constexpr,
-    CLASSES: tl.constexpr,
-    HAS_LABELS: tl.constexpr,
-    HAS_DENSE: tl.constexpr,
-    OVER_MODELS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+    logits_ptr, dense_ptr, labels_ptr, max_probability_ptr, margin_ptr, entropy_ptr, likelihood_ptr, in_band_ptr,
+    kl_ptr, correlation_ptr, mean_ptr, predictive_ptr, information_ptr, vote_ptr, agreement_ptr, flags_ptr,
+    highest_ptr, first_ptr, models, samples, model_stride, threshold,
+    MODEL_UNIT: tl.constexpr, ROW_STRIDE: tl.constexpr, DENSE_STRIDE: tl.constexpr, CLASSES: tl.constexpr,
+    HAS_LABELS: tl.constexpr, HAS_DENSE: tl.constexpr, OVER_MODELS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """One sample a program. A row is read twice, a third time with dense logits, and once more for the values over
     models; all but the first reads come from the second-level cache."""
     row = tl.program_id(0).to(tl.int64)
@@ -659,7 +607,7 @@ LARGEST_VOTE = 8
 
 
 @dataclass(frozen=True)
-class Tile:
+class RowTile:
     """What a program takes at a step: rows of `models` x `rows`, in pieces of `width` classes, by `warps` warps.
 
     It takes `steps` such tiles one after the other; `early`: the next one's logits are asked for before this one's
@@ -677,11 +625,11 @@ class Tile:
     whole_rows: bool = True
 
 
-IN_A_LOOP = Tile(width=2048, warps=8, early=False, whole_rows=False)
+IN_A_LOOP = RowTile(width=2048, warps=8, early=False, whole_rows=False)
 
 
 @functools.lru_cache(maxsize=256)
-def rule(models: int, classes: int, dtype: torch.dtype, compared: bool = False) -> Tile:
+def rule(models: int, classes: int, dtype: torch.dtype, compared: bool = False) -> RowTile:
     """At most 32 logits of a row in a lane, 16 where votes or dense logits lie beside them and the sums over models.
 
     Registers are bounded only to tell the assembler that it may use them: left alone, it spills a few to stay below
@@ -700,10 +648,10 @@ def rule(models: int, classes: int, dtype: torch.dtype, compared: bool = False) 
     warps = max(warps, together)
     registers = 255 if compared else None if lanes == 32 else 192
     rows = 32 * warps // (lanes * together)
-    return Tile(max(2, lanes * vector), rows, together, warps, 1, not compared, registers)
+    return RowTile(max(2, lanes * vector), rows, together, warps, 1, not compared, registers)
 
 
-def tiles(models: int, classes: int, dtype: torch.dtype, compared: bool = False) -> list[Tile]:
+def tiles(models: int, classes: int, dtype: torch.dtype, compared: bool = False) -> list[RowTile]:
     """Tiles worth timing on a GPU, the rule's own first."""
     first = rule(models, classes, dtype, compared)
     width, warps, rows = first.width, first.warps, first.rows
@@ -715,7 +663,7 @@ def tiles(models: int, classes: int, dtype: torch.dtype, compared: bool = False)
     others += [replace(first, registers=None, early=not first.early)]
     if rows >= 32:
         others += [
-            Tile(width, 32, n, n, early=early)
+            RowTile(width, 32, n, n, early=early)
             for n in (1, 4, 8, 16)
             if n <= models
             for early in (True, False)
@@ -749,7 +697,7 @@ def launch(
     band: float,
     over_models: bool,
     *,
-    tile: Tile | None = None,
+    tile: RowTile | None = None,
     outputs: list[Tensor] | None = None,
 ) -> list[Tensor]:
     """All values for logits `[M, N, C]`, in the order of PER_MODEL and OVER_MODELS; absent ones have no elements.
@@ -782,7 +730,7 @@ def launch(
 
 
 def _run_kernel(
-    tile: Tile, arguments: tuple[Tensor, ...], threshold: float, options: tuple[bool, bool, bool]
+    tile: RowTile, arguments: tuple[Tensor, ...], threshold: float, options: tuple[bool, bool, bool]
 ) -> list[int]:
     """Fill the outputs among the arguments; the flags that the kernel raised: logits, dense logits, labels."""
     logits, dense = arguments[:2]
@@ -803,7 +751,7 @@ def _run_kernel(
 
 
 @functools.lru_cache(maxsize=256)
-def _constants(tile: Tile, models: int, classes: int) -> tuple[dict[str, Any], int]:
+def _constants(tile: RowTile, models: int, classes: int) -> tuple[dict[str, Any], int]:
     """Compile-time values and launch options, and the samples that a program of whole rows takes."""
     options = {
         "num_warps": tile.warps,

@@ -19,7 +19,7 @@ from hypothesis.extra.numpy import arrays
 from kernel_tolerances import TOLERANCE
 from prunebench_kernels import dependence, dependence_torch, dispatch, explain
 from prunebench_kernels import reference as oracle
-from prunebench_kernels.dependence import Tile, cooccurrence, correlation, interdependence
+from prunebench_kernels.dependence import ColumnTile, cooccurrence, correlation, interdependence
 from prunebench_kernels.dispatch import ArgumentError, Choice
 from scipy import stats
 from sklearn.linear_model import LinearRegression
@@ -117,7 +117,7 @@ def test_interdependence(case: LogitsCase, backend: str) -> None:
     torch.testing.assert_close(shares, expected, rtol=0, atol=1e-6, equal_nan=True)
 
 
-def kernel_correlation(outputs: Tensor, tile: Tile | None = None) -> Tensor | None:
+def kernel_correlation(outputs: Tensor, tile: ColumnTile | None = None) -> Tensor | None:
     """What the kernel and its finish make of `[M, N, K]`, without a way out to float64."""
     return dependence.finish(dependence.sums(outputs, tile=tile), outputs.shape[1])
 
@@ -125,7 +125,7 @@ def kernel_correlation(outputs: Tensor, tile: Tile | None = None) -> Tensor | No
 @pytest.mark.parametrize("rows_per_split", [64, 320])
 @pytest.mark.parametrize("columns", [5, 40])
 def test_poisoned_workspaces(columns: int, rows_per_split: int) -> None:
-    tile = Tile(16, 64, warps=4)
+    tile = ColumnTile(16, 64, warps=4)
     splits = -(-300 // rows_per_split)
     outputs = mixed((2, 300, columns)).float() + 50
     outputs[1, :, columns - 2] = 4.0
@@ -658,7 +658,9 @@ def test_auto_takes_the_kernel_only_as_measured(monkeypatch: pytest.MonkeyPatch)
 def calls() -> dict[str, Callable[[], object]]:
     """What is compiled: every dtype, one and several tiles, the counts; and the tiles that a GPU run times."""
 
-    def one(columns: int, dtype: torch.dtype, tile: Tile | None = None, *, binary: bool = False) -> None:
+    def one(
+        columns: int, dtype: torch.dtype, tile: ColumnTile | None = None, *, binary: bool = False
+    ) -> None:
         dependence.sums(torch.zeros(2, 2000, columns, dtype=dtype), binary=binary, tile=tile)
 
     found: dict[str, Callable[[], object]] = {}

@@ -26,7 +26,7 @@ from prunebench_kernels.masked_conv import (
     PARTS,
     BlockPattern,
     MaskedConv2d,
-    Tile,
+    PixelTile,
     launch_dgrad,
     launch_forward,
     launch_pack,
@@ -345,7 +345,7 @@ def test_tiles_agree_and_outputs_may_be_given() -> None:
         torch.empty_like(weight),
     )
     y = y.contiguous(memory_format=torch.channels_last)
-    for tile, product in itertools.product((Tile(16, 4, 2), Tile(64, 8, 3)), (packed, dense)):
+    for tile, product in itertools.product((PixelTile(16, 4, 2), PixelTile(64, 8, 3)), (packed, dense)):
         for tensor in (y, dx):
             tensor.fill_(torch.nan)
         assert launch_forward(x, product, pattern, bias, tile=tile, out=y) is y
@@ -354,7 +354,7 @@ def test_tiles_agree_and_outputs_may_be_given() -> None:
     for splits in (1, 3, 4):
         dweight.fill_(torch.nan)
         workspace = torch.full((splits, pattern.alive, 32, 16), torch.nan)
-        tile = Tile(16, 4, 2, splits)
+        tile = PixelTile(16, 4, 2, splits)
         made = launch_wgrad(grad, x, mask, pattern, weight, tile=tile, workspace=workspace, out=dweight)
         assert made is dweight
         assert_close({"dweight": dweight}, expected, torch.float32)
@@ -721,7 +721,11 @@ LAYERS = {
     "3x3 stride 2": ConvCase("", 128, 128, 16, 16, 256, stride=(2, 2)),
     "odd": ConvCase("", 64, 100, 9, 7, 130, (3, 2), (2, 1), (2, 0), (1, 2)),
 }
-STEPS: dict[str, Tile | None] = {"rule": None, "128": Tile(128, 4, 4, 8), "256": Tile(256, 8, 3, 8)}
+STEPS: dict[str, PixelTile | None] = {
+    "rule": None,
+    "128": PixelTile(128, 4, 4, 8),
+    "256": PixelTile(256, 8, 3, 8),
+}
 
 
 def calls() -> dict[str, Callable[[], object]]:

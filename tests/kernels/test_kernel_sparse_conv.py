@@ -35,7 +35,7 @@ from prunebench_kernels.layouts import (
 )
 from prunebench_kernels.measured import QUICK, Choices, Decision, Measuring, Samples
 from prunebench_kernels.reference import sparse_conv2d as oracle
-from prunebench_kernels.sparse_conv import SparseConv2d, Tile, launch, sparse_conv2d, tile_of, tiles
+from prunebench_kernels.sparse_conv import ConvTile, SparseConv2d, launch, sparse_conv2d, tile_of, tiles
 from test_sparse_layouts import ANYWHERE, geometry_of, masked_weight, takes, two_of_four
 from torch import Tensor, nn
 from torch.nn import functional
@@ -73,7 +73,9 @@ def assert_near(y: Tensor, want: Tensor) -> None:
     torch.testing.assert_close(y.double() / scale, want / scale, rtol=0.0, atol=tolerance["rtol"])
 
 
-def launched(x: Tensor, packed: PackedWeight, epilogue: dict[str, Any], tile: Tile | None = None) -> Tensor:
+def launched(
+    x: Tensor, packed: PackedWeight, epilogue: dict[str, Any], tile: ConvTile | None = None
+) -> Tensor:
     """Run the kernel (interpreted) into poisoned memory."""
     order, residual = format_of(packed.layout), epilogue["residual"]
     out = empty(packed.geometry.output_shape(x.shape), order, x).fill_(float("nan"))
@@ -139,7 +141,7 @@ def test_kernel_equals_the_oracle(case: cases.ConvCase, layout_settings: tuple[s
         packed = pack(masked_weight(case, density, dtype), layout, geometry=geometry_of(case), **settings)
         x, epilogue = inputs(case, dtype, position + 3 * len(case.name) + len(settings))
         # The interpreter's time goes by steps: full weights walk all channels at once.
-        tile = Tile(256, 4, channels=32) if layout == "direct" and density > 0.1 else None
+        tile = ConvTile(256, 4, channels=32) if layout == "direct" and density > 0.1 else None
         assert_near(launched(x, packed, epilogue, tile), oracle(x, packed, **epilogue))
 
 
@@ -147,17 +149,17 @@ def test_kernel_equals_the_oracle(case: cases.ConvCase, layout_settings: tuple[s
 @pytest.mark.parametrize(
     ("layout", "settings", "tile"),
     [
-        ("block", {"block_out": 16, "block_in": 16}, Tile(16, 4, 2)),
-        ("block", {"block_out": 32, "block_in": 16}, Tile(32, 4, 3)),
-        ("block", {}, Tile(128, 4, 4)),
-        ("block", {"block_out": 128, "block_in": 64}, Tile(64, 8, 4)),
-        ("direct", {}, Tile(64, 4, splits=2, channels=4, unroll=1)),
-        ("direct", {}, Tile(256, 4, splits=3, channels=8, unroll=4)),
+        ("block", {"block_out": 16, "block_in": 16}, ConvTile(16, 4, 2)),
+        ("block", {"block_out": 32, "block_in": 16}, ConvTile(32, 4, 3)),
+        ("block", {}, ConvTile(128, 4, 4)),
+        ("block", {"block_out": 128, "block_in": 64}, ConvTile(64, 8, 4)),
+        ("direct", {}, ConvTile(64, 4, splits=2, channels=4, unroll=1)),
+        ("direct", {}, ConvTile(256, 4, splits=3, channels=8, unroll=4)),
     ],
     ids=str,
 )
 def test_every_tile_gives_the_same(
-    layout: str, settings: dict[str, int], tile: Tile, dtype: torch.dtype
+    layout: str, settings: dict[str, int], tile: ConvTile, dtype: torch.dtype
 ) -> None:
     packed = pack(masked_weight(SAME, 0.05, dtype), layout, geometry=geometry_of(SAME), **settings)
     x, epilogue = inputs(SAME, dtype, 7)
@@ -179,7 +181,7 @@ def test_bfloat16_is_loaded_in_pairs(batch: int) -> None:
     packed = pack(masked_weight(case, 0.3, torch.bfloat16), "direct", geometry=geometry_of(case))
     x, epilogue = inputs(case, torch.bfloat16, 4)
     assert_near(launched(x, packed, epilogue), oracle(x, packed, **epilogue))
-    assert_near(launched(x, packed, epilogue, Tile(512, 4)), oracle(x, packed, **epilogue))
+    assert_near(launched(x, packed, epilogue, ConvTile(512, 4)), oracle(x, packed, **epilogue))
 
 
 def test_the_second_of_a_pair_is_alone_in_its_word() -> None:

@@ -27,7 +27,7 @@ from prunebench_kernels.uncertainty import (
     LARGEST_VOTE,
     OVER_MODELS,
     PER_MODEL,
-    Tile,
+    RowTile,
     Uncertainty,
     launch,
     rule,
@@ -159,20 +159,20 @@ def test_threads_that_call_at_once_have_the_same_values(monkeypatch: pytest.Monk
 
 SMALL = LogitsCase("", 3, 5, 13)
 TILES = (
-    *(Tile(width, early=early) for width in (2, 4, 16) for early in (True, False)),
-    Tile(1, rows=4, warps=4),
-    Tile(8, rows=2, models=2, warps=2),
-    Tile(2, rows=32, models=4, warps=4, early=False),
-    Tile(4, rows=2, steps=2),
-    Tile(16, rows=1, steps=8, early=False),
-    Tile(32, rows=1, models=2, steps=3),
-    *(Tile(width, warps=4, early=False, whole_rows=False) for width in (8, 32)),
+    *(RowTile(width, early=early) for width in (2, 4, 16) for early in (True, False)),
+    RowTile(1, rows=4, warps=4),
+    RowTile(8, rows=2, models=2, warps=2),
+    RowTile(2, rows=32, models=4, warps=4, early=False),
+    RowTile(4, rows=2, steps=2),
+    RowTile(16, rows=1, steps=8, early=False),
+    RowTile(32, rows=1, models=2, steps=3),
+    *(RowTile(width, warps=4, early=False, whole_rows=False) for width in (8, 32)),
 )
 
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE)
-def test_every_tile_writes_everything(tile: Tile, dtype: torch.dtype) -> None:
+def test_every_tile_writes_everything(tile: RowTile, dtype: torch.dtype) -> None:
     logits, labels, dense = draw(SMALL, 3.0, dtype)
     logits[:, 1] = logits[:, :1, 5:6].expand(3, 1, 13)[:, 0]  # one constant row per model
     logits[0, 2, 4] = logits[0, 2].max()  # and one tie at the top
@@ -219,9 +219,9 @@ def test_tiles_hold_a_row_and_use_every_lane() -> None:
 
 
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[Tile]:
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[RowTile]:
     """The tiles that run, as they run."""
-    seen: list[Tile] = []
+    seen: list[RowTile] = []
     run = module._run_kernel
     monkeypatch.setattr(
         module, "_run_kernel", lambda tile, *arguments: seen.append(tile) or run(tile, *arguments)
@@ -229,14 +229,14 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Tile]:
     return seen
 
 
-def test_a_row_longer_than_a_tile_goes_through_the_loop(launched: list[Tile]) -> None:
+def test_a_row_longer_than_a_tile_goes_through_the_loop(launched: list[RowTile]) -> None:
     logits, labels, dense = draw(LogitsCase("", 2, 1, LARGEST_ROW + 1))
     values = uncertainty(logits, labels=labels, dense_logits=dense, backend="triton")
     assert_same(values, expected_of(logits, labels, dense))
     assert launched == [IN_A_LOOP]
 
 
-def test_only_rows_that_overflow_run_a_second_time(launched: list[Tile]) -> None:
+def test_only_rows_that_overflow_run_a_second_time(launched: list[RowTile]) -> None:
     logits, labels, dense = draw(SMALL)
     logits[1, 2] = 7.0
     dense[3] = -2.0  # constant rows have no correlation, and nothing to repeat
@@ -500,7 +500,7 @@ def test_the_loop_over_columns_raises_too(name: str, value: float) -> None:
         value if name != "labels" else 13
     )
     with pytest.raises(ArgumentError, match=f"^{name}: "):
-        launch(logits, labels, dense, 0.4, True, tile=Tile(8, warps=4, early=False, whole_rows=False))
+        launch(logits, labels, dense, 0.4, True, tile=RowTile(8, warps=4, early=False, whole_rows=False))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -179,7 +179,7 @@ def test_semi_structured_says_what_it_does_not_take(monkeypatch: pytest.MonkeyPa
     assert refusal(weight, Geometry(64, 48, (1, 1), padding=(1, 1))).startswith("1 x 1 convolutions without")
     assert refusal(weight[:, :32], Geometry(64, 48, (1, 1), groups=2)) == "convolutions of one group, got 2"
     assert refusal(weight[:40], Geometry(64, 40, (1, 1))).startswith("channels in multiples of 16, got 64")
-    monkeypatch.setattr(layouts.SemiStructured, "devices", ("cpu",))
+    monkeypatch.setattr(layouts.SemiStructuredLayout, "devices", ("cpu",))
     assert refusal(weight.float(), geometry) == "float16 and bfloat16, got torch.float32"
     assert refusal(weight + 1, geometry).startswith("at most two weights in four neighbouring input channels")
     assert torch.equal(pack(weight, "semi_structured", geometry=geometry).unpack(), weight)
