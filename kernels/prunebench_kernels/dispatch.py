@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,11 +63,69 @@ def is_interpreted() -> bool:
     return triton is not None and bool(triton.knobs.runtime.interpret)
 
 
+# --- launching ------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _has_many_gpus() -> bool:
+    return torch.cuda.device_count() > 1
+
+
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     """Triton launches on the current GPU: make it the tensor's."""
-    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
+    if tensor.is_cuda and _has_many_gpus() and tensor.device.index != torch.cuda.current_device():
         return torch.cuda.device(tensor.device)
     return contextlib.nullcontext()
+
+
+def limits(device: torch.device) -> tuple[int, int]:
+    """Multiprocessors, and bytes of shared memory a program may use; an H100's where there is no GPU."""
+    if device.type != "cuda":
+        return 132, 227 * 1024
+    return _limits_of(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _limits_of(index: int) -> tuple[int, int]:
+    properties = torch.cuda.get_device_properties(index)
+    return properties.multi_processor_count, properties.shared_memory_per_block_optin
+
+
+class Launch:
+    """A kernel with its grid, numbers and constants: from the second launch on only pointers are looked at.
+
+    Triton's own launch takes each argument apart again, some 20 to 30 us. The compiled kernel that it returns holds for
+    pointers that are multiples of 16 bytes, as torch allocates them.
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        grid: tuple[int, int],
+        constants: Mapping[str, Any],
+        numbers: Sequence[int] = (),
+        **options: int,
+    ) -> None:
+        self.kernel, self.grid, self.numbers = kernel, (*grid, 1), tuple(numbers)
+        self.constants = {name: constants[name] for name in kernel.arg_names if name.isupper()}
+        self.options = {**options, "enable_fp_fusion": True}
+        self._rest = (*self.numbers, *self.constants.values())
+        self._run: Callable[..., None] | None = None
+
+    def __call__(self, *tensors: Tensor | None) -> None:
+        """Launch with the kernel's pointers, in order; the first is never None."""
+        pointers = 0
+        for tensor in tensors:
+            if tensor is not None:
+                pointers |= tensor.data_ptr()
+        is_aligned = not pointers & 15
+        with on_device(tensors[0]):  # type: ignore[arg-type]
+            if is_aligned and self._run is not None:
+                self._run(*tensors, *self._rest)
+                return
+            compiled = self.kernel[self.grid](*tensors, *self.numbers, **self.constants, **self.options)
+            if is_aligned and compiled is not None:  # None in the interpreter
+                self._run = compiled[self.grid]
 
 
 # --- the choice ----------------------------------------------------------------------------------------------

@@ -55,19 +55,11 @@ class Geometry:
     @classmethod
     def of(cls, conv: nn.Conv2d) -> Geometry:
         """The geometry of a module. Raises LayoutError for a padding that is not symmetric zeros."""
-        kernel, dilation = _pair(conv.kernel_size), _pair(conv.dilation)
         if conv.padding_mode != "zeros":
             raise LayoutError(f"conv: padding mode {conv.padding_mode} is not packed, only zeros")
-        if conv.padding == "same":
-            total = (dilation[0] * (kernel[0] - 1), dilation[1] * (kernel[1] - 1))
-            if total[0] % 2 or total[1] % 2:
-                raise LayoutError("conv: padding 'same' of an even kernel is not symmetric")
-            padding = (total[0] // 2, total[1] // 2)
-        else:
-            padding = (0, 0) if isinstance(conv.padding, str) else _pair(conv.padding)
-        return cls(
-            conv.in_channels, conv.out_channels, kernel, _pair(conv.stride), padding, dilation, conv.groups
-        )
+        kernel = pair(conv.kernel_size)
+        numbers = pairs(kernel, conv.stride, conv.padding, conv.dilation)  # type: ignore[arg-type]
+        return cls(conv.in_channels, conv.out_channels, kernel, *numbers, conv.groups)
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[int]) -> Geometry:
@@ -109,8 +101,24 @@ class Geometry:
         return (x_shape[0], self.out_channels, *self.output_size(x_shape[2], x_shape[3]))
 
 
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+Pair = int | Sequence[int]
+
+
+def pair(value: Pair) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def pairs(
+    kernel: Sequence[int], stride: Pair, padding: Pair | str, dilation: Pair
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Stride, padding and dilation of both axes. Raises LayoutError for a `same` that is not symmetric."""
+    gaps = pair(dilation)
+    if padding == "same":
+        reach = (gaps[0] * (kernel[0] - 1), gaps[1] * (kernel[1] - 1))
+        if reach[0] % 2 or reach[1] % 2 or pair(stride) != (1, 1):
+            raise LayoutError("padding: 'same' of an even kernel or a stride is not symmetric")
+        padding = (reach[0] // 2, reach[1] // 2)
+    return pair(stride), (0, 0) if isinstance(padding, str) else pair(padding), gaps
 
 
 # --- orders of the axes in memory -----------------------------------------------------------------------------

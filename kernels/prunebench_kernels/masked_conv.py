@@ -15,6 +15,7 @@ without gaps, through its own taps.
 # mypy: disable-error-code="no-untyped-def, no-redef"
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import weakref
@@ -31,22 +32,22 @@ from prunebench_kernels.dispatch import (
     ArgumentError,
     Choice,
     Contest,
+    Launch,
+    LayoutError,
     check_device,
     check_floating,
     check_tensor,
     explains,
     is_traced,
     jit,
-    on_device,
+    limits,
     requested,
     select,
     shape_class,
     tl,
 )
+from prunebench_kernels.layouts import LARGEST_KERNEL, Pair, pairs
 
-Pair = int | tuple[int, int]
-Numbers = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
-"""Stride, padding and dilation of both axes, and groups."""
 PARTS = ("forward", "dgrad", "wgrad")
 SPARSE_ENOUGH = 0.8
 """`MaskedConv2d.set_mask` makes a pattern if at most this share of the blocks holds a weight.
@@ -82,14 +83,16 @@ def masked_conv2d(  # noqa: PLR0913 - the signature of conv2d
     `pattern` is the mask's: `BlockPattern.of(mask, stride, padding, dilation)`. Blocks that it calls empty must be
     zero in the mask: where kernels run they are skipped unseen. d mask, if asked for, is dense all the same. With a
     pattern, second derivatives and the transforms of torch.func (grad, vmap) raise RuntimeError.
+
+    Raises ArgumentError for a mask or a pattern that does not fit and for dtypes that differ; what else does not make
+    a convolution, torch itself refuses.
     """
-    x, numbers = _prepared(x, weight, mask, bias, stride, padding, dilation, groups)
-    if pattern is not None:
-        _check_pattern(pattern, weight, numbers)
+    x = _prepared(x, weight, mask)
     if backend is not None:
         requested(backend)
     if pattern is None or groups != 1:
-        return functional.conv2d(x, _product(weight, mask, x), bias, *numbers)
+        return functional.conv2d(x, _product(weight, mask, x), bias, stride, padding, dilation, groups)
+    _check_pattern(pattern, x, weight, mask, bias, stride, padding, dilation)
     if is_traced(x):
         return _operator(x, weight, mask, bias, pattern.handle, backend or "")
     return _Masked.apply(x, weight, mask, bias, pattern, backend)
@@ -220,8 +223,9 @@ def _choose(
     known = pattern.cache.get(at)
     if known is None:
         key = (
-            *shape_class(x.shape[0]), *x.shape[1:], *pattern.shape, *pattern.stride, str(x.dtype),
-            *pattern.block, -(-10 * pattern.alive // pattern.slots.numel()),
+            *shape_class(x.shape[0]), *x.shape[1:], *pattern.shape, *itertools.chain(*pattern.numbers[:3]),
+            str(x.dtype), str(weight.dtype), str(mask.dtype), *pattern.block,
+            -(-10 * pattern.alive // pattern.slots.numel()),
         )  # fmt: skip
         known = select(
             f"masked_conv2d.{part}",
@@ -278,27 +282,17 @@ def _refusal(x: Tensor, weight: Tensor, mask: Tensor, pattern: BlockPattern) -> 
 
 @explains("masked_conv2d")
 def _explain(  # noqa: PLR0913 - the signature of conv2d
-    x: Tensor,
-    weight: Tensor,
-    mask: Tensor,
-    bias: Tensor | None = None,
-    stride: Pair = 1,
-    padding: Pair | str = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
-    *,
-    pattern: BlockPattern | None = None,
-    backend: str | None = None,
+    x, weight, mask, bias=None, stride=1, padding=0, dilation=1, groups=1, *, pattern=None, backend=None
 ) -> Choice:
-    x, numbers = _prepared(x, weight, mask, bias, stride, padding, dilation, groups)
+    x = _prepared(x, weight, mask)
     requested(backend)
     if pattern is None:
         return Choice(
             "torch", "no pattern of empty blocks is given: the library convolves with weight * mask"
         )
-    _check_pattern(pattern, weight, numbers)
     if groups != 1:
         return Choice("torch", f"the block kernels take one group, this convolution has {groups}")
+    _check_pattern(pattern, x, weight, mask, bias, stride, padding, dilation)
     made = {part: _choose(part, x, weight, mask, pattern, backend) for part in PARTS}
     if len(set(made.values())) == 1:
         return made["forward"]
@@ -309,133 +303,51 @@ def _explain(  # noqa: PLR0913 - the signature of conv2d
 # --- arguments -----------------------------------------------------------------------------------------------
 
 
-class _Facts(NamedTuple):
-    """What the checks look at of a tensor."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-
-
-class _Settled(NamedTuple):
-    """The convolution's numbers, and the zeros to add to x first, below and to the right."""
-
-    numbers: Numbers
-    below: int = 0
-    right: int = 0
-
-
-def _prepared(  # noqa: PLR0913 - the signature of conv2d
-    x: Tensor,
-    weight: Tensor,
-    mask: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair | str,
-    dilation: Pair,
-    groups: int,
-) -> tuple[Tensor, Numbers]:
-    """x as the convolution takes it (cast under autocast), and the numbers."""
-    tensors = (x, weight, mask) if bias is None else (x, weight, mask, bias)
-    if not all(isinstance(tensor, Tensor) for tensor in tensors):
-        for name, tensor in zip(("x", "weight", "mask", "bias"), tensors):
-            check_tensor(name, tensor)
-    # torch refuses the question for meta tensors.
-    is_cast = not x.is_meta and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
-    facts = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
-    settle = _settle if torch.compiler.is_compiling() else _settle_once
-    try:
-        settled = settle(facts, stride, padding, dilation, groups, is_cast)
-    except TypeError:  # without a hash: a list, or the checks say what is wrong
-        settled = _settle(facts, stride, padding, dilation, groups, is_cast)
-    if is_cast and x.dtype != (dtype := torch.get_autocast_dtype(x.device.type)):
-        x = x.to(dtype)
-    if settled.below or settled.right:
-        x = functional.pad(x, (0, settled.right, 0, settled.below))
-    return x, settled.numbers
-
-
-def _settle(
-    facts: tuple[tuple[torch.Size, torch.dtype, torch.device], ...],
-    stride: Pair,
-    padding: Pair | str,
-    dilation: Pair,
-    groups: int,
-    is_cast: bool,
-) -> _Settled:
-    """Check the arguments; `is_cast`: autocast brings the dtypes together."""
-    x, weight, mask, *rest = (_Facts(*entry) for entry in facts)
-    bias = rest[0] if rest else None
-    _check_tensors(x, weight, mask, bias, groups)
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None and value.dtype != x.dtype and not is_cast:
-            raise ArgumentError(
-                f"{name}: is {value.dtype}, x is {x.dtype}; only under torch.autocast may they differ"
-            )
-    pairs, below, right = _pairs(weight.shape[2:], stride, padding, dilation)
-    for extent, pad, gap, size in zip(x.shape[2:], pairs[1], pairs[2], weight.shape[2:]):
-        if padding != "same" and extent + 2 * pad < gap * (size - 1) + 1:
-            raise ArgumentError(
-                f"weight: the dilated kernel spans {gap * (size - 1) + 1} pixels, the padded input "
-                f"{extent + 2 * pad}"
-            )
-    return _Settled((*pairs, groups), below, right)
-
-
-# The checks cost 5 us, in cold caches many times that; a training loop repeats its shapes.
-_settle_once = functools.lru_cache(maxsize=4096)(_settle)
-
-
-def _check_tensors(x: _Facts, weight: _Facts, mask: _Facts, bias: _Facts | None, groups: int) -> None:
-    tensors: dict[str, Any] = {"x": x, "weight": weight, "mask": mask}  # as far as the checks look at them
-    if bias is not None:
-        tensors["bias"] = bias
-    for name, value in tensors.items():
-        if name != "bias" and len(value.shape) != 4:
-            raise ArgumentError(f"{name}: want 4 dimensions, got shape {tuple(value.shape)}")
-        check_device(name, value, "x", tensors["x"])
-        if name != "mask" or mask.dtype not in (torch.bool, torch.uint8):
-            check_floating(name, value)
+def _prepared(x: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
+    """x as the convolution takes it, cast under autocast; checks what the product would broadcast or cast silently."""
+    for name, tensor in (("x", x), ("weight", weight), ("mask", mask)):
+        check_tensor(name, tensor)
     if mask.shape != weight.shape:
         raise ArgumentError(f"mask: shape {tuple(mask.shape)} differs from weight's {tuple(weight.shape)}")
-    if 0 in x.shape or 0 in weight.shape:
-        name = "x" if 0 in x.shape else "weight"
-        raise ArgumentError(f"{name}: is empty, shape {tuple(tensors[name].shape)}")
-    if not isinstance(groups, int) or groups < 1 or x.shape[1] % groups or weight.shape[0] % groups:
+    if mask.dtype not in (torch.bool, torch.uint8):
+        check_floating("mask", mask)
+    # torch refuses the question for meta tensors.
+    if not x.is_meta and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+        return x.to(torch.get_autocast_dtype(x.device.type))
+    if x.dtype != weight.dtype:
         raise ArgumentError(
-            f"groups: {groups} must divide x's {x.shape[1]} channels and weight's {weight.shape[0]} outputs"
+            f"weight: is {weight.dtype}, x is {x.dtype}; only under torch.autocast may they differ"
         )
-    if weight.shape[1] * groups != x.shape[1]:
+    return x
+
+
+def _check_pattern(
+    pattern: BlockPattern, x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, *numbers: Any
+) -> None:
+    """Raise ArgumentError unless the pattern is of such a weight and convolution, and x and bias fit it.
+
+    `numbers` are stride, padding and dilation.
+    """
+    if pattern.shape != tuple(weight.shape):
+        raise ArgumentError(f"pattern: is of a mask {pattern.shape}, weight has shape {tuple(weight.shape)}")
+    given = pairs(pattern.shape[2:], *numbers)
+    if (pattern.stride, pattern.padding, pattern.dilation) != given:
         raise ArgumentError(
-            f"weight: takes {weight.shape[1]} x {groups} channels, x has {x.shape[1]} (shape {tuple(x.shape)})"
+            f"pattern: is of stride {pattern.stride}, padding {pattern.padding}, dilation {pattern.dilation}; the "
+            f"convolution has {', '.join(map(str, given))}: make it with BlockPattern.of(mask, stride, "
+            "padding, dilation)"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ArgumentError(f"bias: want shape ({weight.shape[0]},), got {tuple(bias.shape)}")
-
-
-def _pairs(
-    kernel: Sequence[int], stride: Pair, padding: Pair | str, dilation: Pair
-) -> tuple[tuple[tuple[int, int], tuple[int, int], tuple[int, int]], int, int]:
-    """Stride, padding and dilation as pairs, and the zeros that `same` adds below and to the right besides."""
-    steps, gaps = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
-    if padding == "same":
-        if steps != (1, 1):
-            raise ArgumentError(f"padding: same needs stride 1, got {steps}")
-        # As in torch, the odd zero goes below and to the right.
-        high, wide = (gap * (size - 1) for gap, size in zip(gaps, kernel))
-        return (steps, (high // 2, wide // 2), gaps), high % 2, wide % 2
-    if isinstance(padding, str) and padding != "valid":
-        raise ArgumentError(f"padding: want same, valid, an integer or a pair of integers, got {padding!r}")
-    return (steps, (0, 0) if isinstance(padding, str) else _pair("padding", padding, 0), gaps), 0, 0
-
-
-def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or any(isinstance(entry, bool) or not isinstance(entry, int) for entry in pair):
-        raise ArgumentError(f"{name}: want an integer or a pair of integers, got {value!r}")
-    if min(pair) < least:
-        raise ArgumentError(f"{name}: want at least {least}, got {value!r}")
-    return pair
+    if x.dim() != 4 or x.shape[1] != pattern.shape[1] or min(pattern.output(x.shape)) < 1:
+        raise ArgumentError(
+            f"x: a pattern of a mask {pattern.shape} does not take the shape {tuple(x.shape)}"
+        )
+    if bias is not None:
+        check_floating("bias", bias)
+        if bias.shape != weight.shape[:1]:
+            raise ArgumentError(f"bias: want shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    for name, tensor in (("x", x), ("mask", mask), ("bias", bias), ("pattern", pattern.codes)):
+        if tensor is not None:
+            check_device(name, tensor, "weight", weight)
 
 
 # --- the pattern ---------------------------------------------------------------------------------------------
@@ -483,13 +395,18 @@ class BlockPattern:
     ) -> BlockPattern:
         """The pattern of the mask's non-zeros, on its device, for convolutions of these numbers. Synchronises a GPU.
 
-        Raises ArgumentError unless the mask has four dimensions and the block's sides are 16, 32, 64 or 128.
+        Raises ArgumentError unless the mask has four dimensions and the block's sides are 16, 32, 64 or 128, and for a
+        padding `same` that is not symmetric.
         """
         if check_tensor("mask", mask).dim() != 4 or 0 in mask.shape:
             raise ArgumentError(f"mask: want shape [K, C, R, S], none zero, got {tuple(mask.shape)}")
         if len(block) != 2 or not {16, 32, 64, 128}.issuperset(block):
             raise ArgumentError(f"block: want two of 16, 32, 64 and 128, got {block!r}")
-        (steps, pads, gaps), _, _ = _pairs(mask.shape[2:], stride, padding, dilation)
+        steps, pads, gaps = pairs(mask.shape[2:], stride, padding, dilation)
+        if min(steps + gaps) < 1 or min(pads) < 0:
+            raise ArgumentError(
+                f"stride, padding, dilation: want at least 1, 0, 1, got {steps}, {pads}, {gaps}"
+            )
         outputs, inputs, height, width = mask.shape
         blocks = -(-outputs // block[0]), -(-inputs // block[1])
         extra = (0, blocks[1] * block[1] - inputs, 0, blocks[0] * block[0] - outputs)
@@ -538,7 +455,7 @@ class BlockPattern:
         return self.slots.shape[0], self.slots.shape[3]
 
     @property
-    def numbers(self) -> Numbers:
+    def numbers(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]:
         """Stride, padding, dilation, and the one group."""
         return self.stride, self.padding, self.dilation, 1
 
@@ -563,20 +480,6 @@ _by_handle: weakref.WeakValueDictionary[int, BlockPattern] = weakref.WeakValueDi
 def _starts(groups: Tensor, number: int) -> Tensor:
     """Where each group starts among groups in order, and the end of the last."""
     return functional.pad(torch.bincount(groups, minlength=number).cumsum(0), (1, 0)).int()
-
-
-def _check_pattern(pattern: BlockPattern, weight: Tensor, numbers: Numbers) -> None:
-    """Raise ArgumentError unless the pattern is of such a weight and convolution."""
-    if pattern.shape != tuple(weight.shape):
-        raise ArgumentError(f"pattern: is of a mask {pattern.shape}, weight has shape {tuple(weight.shape)}")
-    if (pattern.stride, pattern.padding, pattern.dilation) != numbers[:3]:
-        raise ArgumentError(
-            f"pattern: is of stride {pattern.stride}, padding {pattern.padding}, dilation {pattern.dilation}; the "
-            f"convolution has {', '.join(map(str, numbers[:3]))}: make it with BlockPattern.of(mask, stride, "
-            "padding, dilation)"
-        )
-    if pattern.codes.device != weight.device:
-        raise ArgumentError(f"pattern: is on {pattern.codes.device}, weight on {weight.device}")
 
 
 # --- the module ----------------------------------------------------------------------------------------------
@@ -630,9 +533,9 @@ class MaskedConv2d(nn.Conv2d):
                 f"mask: shape {tuple(mask.shape)} differs from weight's {tuple(self.weight.shape)}"
             )
         self.mask, self._pattern = mask.detach(), None
-        if self.groups == 1:
+        with contextlib.suppress(LayoutError):  # a padding that is not symmetric goes without
             made = BlockPattern.of(mask, self.stride, self.padding, self.dilation, block=block)  # type: ignore[arg-type]
-            if made.density <= SPARSE_ENOUGH:
+            if self.groups == 1 and made.density <= SPARSE_ENOUGH:
                 self._pattern = (self.mask, self.mask._version, made)
         return self.pattern
 
@@ -650,24 +553,12 @@ class MaskedConv2d(nn.Conv2d):
         super()._load_from_state_dict(*args)
 
     def forward(self, x: Tensor) -> Tensor:
-        return masked_conv2d(
-            x,
-            self.weight,
-            self.mask,
-            self.bias,
-            self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            self.dilation,  # type: ignore[arg-type]
-            self.groups,
-            pattern=self.pattern,
-            backend=self.backend,
-        )
+        numbers = self.stride, self.padding, self.dilation, self.groups
+        product = self.weight, self.mask, self.bias
+        return masked_conv2d(x, *product, *numbers, pattern=self.pattern, backend=self.backend)  # type: ignore[arg-type]
 
 
 # --- kernels -------------------------------------------------------------------------------------------------
-
-LARGEST_KERNEL = 15
-"""Taps an axis: the kernels keep one bit a tap of whether it leaves the image."""
 
 
 @jit
@@ -940,7 +831,7 @@ def tiles(
     """Tiles worth measuring for `part`, the rule's first."""
     if part not in PARTS:
         raise ArgumentError(f"part: want one of {', '.join(PARTS)}, got {part!r}")
-    processors, memory = _limits(device)
+    processors, memory = limits(device)
     rows, depth = pattern.block[::-1] if part == "dgrad" else pattern.block
     y_shape = pattern.output(x_shape)
     if part == "wgrad":
@@ -968,15 +859,8 @@ def _wgrad_tiles(pattern: BlockPattern, y_shape: Sequence[int], processors: int)
     warps = 8 if pattern.block[0] * pattern.block[1] > 64 * 64 else 4
     best = 128 if pixels // 256 * pattern.alive >= processors // 2 else 64
     sizes = [
-        (best, 3, 1),
-        (128, 3, 1),
-        (64, 4, 1),
-        (64, 3, 1),
-        (128, 2, 1),
-        (128, 3, 0.5),
-        (64, 4, 0.5),
-        (128, 3, 2),
-    ]
+        (best, 3, 1), (128, 3, 1), (64, 4, 1), (64, 3, 1), (128, 2, 1), (128, 3, 0.5), (64, 4, 0.5), (128, 3, 2),
+    ]  # fmt: skip
     made = []
     for size, stages, waves in sizes:
         steps = -(-pixels // size)
@@ -985,71 +869,17 @@ def _wgrad_tiles(pattern: BlockPattern, y_shape: Sequence[int], processors: int)
     return made
 
 
-def _limits(device: torch.device) -> tuple[int, int]:
-    """Multiprocessors, and bytes of shared memory a program may use; an H100's where there is no GPU."""
-    if device.type != "cuda":
-        return 132, 227 * 1024
-    return _limits_of(torch.cuda.current_device() if device.index is None else device.index)
-
-
-@functools.cache
-def _limits_of(index: int) -> tuple[int, int]:
-    properties = torch.cuda.get_device_properties(index)
-    return properties.multi_processor_count, properties.shared_memory_per_block_optin
-
-
 # --- launches ------------------------------------------------------------------------------------------------
-
-
-class _Launch:
-    """A kernel with its grid, numbers and constants: from the second launch on only pointers are looked at.
-
-    Triton's own launch takes each argument apart again, some 30 us where there are 25.
-    """
-
-    def __init__(
-        self,
-        kernel: Any,
-        grid: tuple[int, int],
-        numbers: Sequence[int],
-        constants: Mapping[str, Any],
-        **options: int,
-    ) -> None:
-        self.kernel, self.grid, self.numbers = kernel, (*grid, 1), tuple(numbers)
-        self.constants = {name: constants[name] for name in kernel.arg_names if name.isupper()}
-        self.options = {**options, "enable_fp_fusion": True}
-        self.compiled: Any = None
-
-    def __call__(self, *tensors: Tensor | None) -> None:
-        pointers = 0
-        for tensor in tensors:
-            if tensor is not None:
-                pointers |= tensor.data_ptr()
-        is_aligned = pointers % 16 == 0  # what Triton compiles for
-        assert tensors[0] is not None
-        with on_device(tensors[0]):
-            if is_aligned and self.compiled is not None:
-                self.compiled[self.grid](*tensors, *self.numbers, *self.constants.values())
-                return
-            made = self.kernel[self.grid](*tensors, *self.numbers, **self.constants, **self.options)
-            if is_aligned:
-                self.compiled = made  # None in the interpreter
 
 
 def _numbers_of(
     pattern: BlockPattern, x: Sequence[int], y: Sequence[int], dtype: torch.dtype
 ) -> dict[str, Any]:
     """Constants that the kernels share, of the shapes of a pass's input and output."""
-    return {
-        "X_SIZE": tuple(x[2:]),
-        "Y_SIZE": tuple(y[2:]),
-        "KERNEL": pattern.shape[2:],
-        "STRIDE": pattern.stride,
-        "PADDING": pattern.padding,
-        "DILATION": pattern.dilation,
-        "WIDE": max(torch.Size(x).numel(), torch.Size(y).numel()) >= 2**31 - 2**20,
-        "PRECISION": _precision(dtype),
-    }
+    sizes = {"X_SIZE": tuple(x[2:]), "Y_SIZE": tuple(y[2:]), "KERNEL": pattern.shape[2:]}
+    numbers = {"STRIDE": pattern.stride, "PADDING": pattern.padding, "DILATION": pattern.dilation}
+    wide = max(torch.Size(x).numel(), torch.Size(y).numel()) >= 2**31 - 2**20
+    return {**sizes, **numbers, "WIDE": wide, "PRECISION": _precision(dtype)}
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -1079,11 +909,11 @@ def launch_pack(
     if launch is None:
         rows, depth = pattern.block
         sizes = {"ROW_CHANNELS": pattern.shape[0], "CHANNELS": pattern.shape[1], "ROWS": rows, "DEPTH": depth}
-        launch = pattern.cache[at] = _Launch(
+        launch = pattern.cache[at] = Launch(
             block_pack_kernel,
             (pattern.alive * rows // 16, 1),
-            (*weight.stride(), *mask.stride()),
             {**sizes, "SLICE": 16},
+            (*weight.stride(), *mask.stride()),
             num_warps=4,
         )
     launch(weight, _bytes(mask), pattern.codes, packed)
@@ -1135,31 +965,18 @@ def _convolve(  # noqa: PLR0913 - both passes' arguments
         steps = pattern.stride if back else (1, 1)
         pixels = shape[0] * -(-shape[2] // steps[0]) * -(-shape[3] // steps[1])
         constants = _numbers_of(pattern, x.shape, shape, x.dtype) | {
-            "ROW_CHANNELS": shape[1],
-            "CHANNELS": x.shape[1],
-            "BACK": back,
-            "PACKED": packed,
-            "HAS_BIAS": bias is not None,
-            "ROWS": rows,
-            "DEPTH": depth,
-            "PIXELS": tile.pixels,
-            "STAGES": tile.stages,
-        }
+            "ROW_CHANNELS": shape[1], "CHANNELS": x.shape[1], "BACK": back, "PACKED": packed,
+            "HAS_BIAS": bias is not None, "ROWS": rows, "DEPTH": depth, "PIXELS": tile.pixels, "STAGES": tile.stages,
+        }  # fmt: skip
         grid = (-(-pixels // tile.pixels) * -(-shape[1] // rows), steps[0] * steps[1])
-        launch = pattern.cache[at] = _Launch(
-            block_conv_kernel, grid, (x.shape[0],), constants, num_warps=tile.warps, num_stages=tile.stages
+        launch = pattern.cache[at] = Launch(
+            block_conv_kernel, grid, constants, (x.shape[0],), num_warps=tile.warps, num_stages=tile.stages
         )
     if out is None:
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     starts, codes = (pattern.back_starts, pattern.back_codes) if back else (pattern.starts, pattern.codes)
-    launch(
-        _last(x),
-        product if packed else _last(product),
-        starts,
-        codes,
-        None if bias is None else bias.contiguous(),
-        out,
-    )
+    shift = None if bias is None else bias.contiguous()
+    launch(_last(x), product if packed else _last(product), starts, codes, shift, out)
     return out
 
 
@@ -1193,7 +1010,7 @@ def launch_wgrad(  # noqa: PLR0913 - the tensors of the pass
 
 def _wgrad_launches(
     grad: Tensor, x: Tensor, mask: Tensor, pattern: BlockPattern, out: Tensor, tile: PixelTile | None
-) -> tuple[PixelTile, _Launch, _Launch]:
+) -> tuple[PixelTile, Launch, Launch]:
     tile = tile or tiles("wgrad", pattern, x.shape, x.dtype, x.device)[0]
     rows, depth = pattern.block
     steps = -(-grad.shape[0] * grad.shape[2] * grad.shape[3] // tile.pixels)
@@ -1201,29 +1018,22 @@ def _wgrad_launches(
     # Rows a program of the sum over splits takes: 32 terms a thread at once.
     part = max(1, min(16, 4096 // (at_once * depth)))
     constants = _numbers_of(pattern, x.shape, grad.shape, x.dtype) | {
-        "ROW_CHANNELS": grad.shape[1],
-        "CHANNELS": x.shape[1],
-        "BORDER": pattern.padding != (0, 0),
-        "ROWS": rows,
-        "DEPTH": depth,
-        "PIXELS": tile.pixels,
-        "STAGES": tile.stages,
-        "SLICE": part,
-        "AT_ONCE": at_once,
-    }
-    launch = _Launch(
+        "ROW_CHANNELS": grad.shape[1], "CHANNELS": x.shape[1], "BORDER": pattern.padding != (0, 0), "ROWS": rows,
+        "DEPTH": depth, "PIXELS": tile.pixels, "STAGES": tile.stages, "SLICE": part, "AT_ONCE": at_once,
+    }  # fmt: skip
+    launch = Launch(
         block_wgrad_kernel,
         (pattern.alive, tile.splits),
-        (x.shape[0], -(-steps // tile.splits)),
         constants,
+        (x.shape[0], -(-steps // tile.splits)),
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    gather = _Launch(
+    gather = Launch(
         block_gradient_kernel,
         (pattern.slots.numel() * (rows // part), 1),
-        (tile.splits, pattern.alive, *mask.stride(), *out.stride()),
         constants,
+        (tile.splits, pattern.alive, *mask.stride(), *out.stride()),
         num_warps=4,
     )
     return tile, launch, gather

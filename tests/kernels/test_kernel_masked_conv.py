@@ -19,7 +19,7 @@ import pytest
 import torch
 from cases import ODD_CONVS, RESNET18_32, ConvCase
 from kernel_tolerances import TOLERANCE
-from prunebench_kernels import ArgumentError, explain, reference
+from prunebench_kernels import ArgumentError, LayoutError, explain, reference
 from prunebench_kernels import masked_conv as operation
 from prunebench_kernels.dispatch import Choice, Contest
 from prunebench_kernels.masked_conv import (
@@ -197,6 +197,10 @@ def test_memory_formats_are_torchs(view: Callable[[Tensor], Tensor]) -> None:
 def test_named_padding(padding: str, kernel: tuple[int, int], skips: bool) -> None:
     case = replace(BY_NAME["same 3x3"], kernel=kernel)
     x, weight, mask, _ = inputs(case, layout="nhwc")
+    if skips and padding == "same" and kernel[0] % 2 == 0:
+        with pytest.raises(LayoutError, match="'same' of an even kernel"):
+            BlockPattern.of(mask, 1, padding, (1, 2))
+        skips = False
     pattern = BlockPattern.of(mask, 1, padding, (1, 2), block=(16, 16)) if skips else None
     keywords: dict[str, Any] = {"padding": padding, "dilation": (1, 2)}
     expected = functional.conv2d(x, weight * mask, **keywords)
@@ -667,43 +671,82 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "mask shape": ({"mask": torch.ones(6, 2, 3, 2)}, "mask: shape"),
     "mask dtype": ({"mask": torch.ones(6, 2, 3, 3, dtype=torch.int64)}, "mask: want a floating"),
     "no tensor": ({"mask": 1}, "mask: want a torch tensor"),
-    "integer x": ({"x": torch.ones(2, 4, 5, 5, dtype=torch.int32)}, "x: want a floating"),
-    "no batch": ({"x": torch.ones(4, 5, 5)}, "x: want 4 dimensions"),
-    "empty batch": ({"x": torch.ones(0, 4, 5, 5)}, "x: is empty"),
-    "groups": ({"groups": 4}, "groups: 4 must divide"),
-    "zero groups": ({"groups": 0}, "groups: 0"),
-    "channels": ({"x": torch.ones(2, 6, 5, 5)}, "weight: takes 2 x 2 channels, x has 6"),
-    "bias": ({"bias": torch.ones(5)}, r"bias: want shape \(6,\)"),
-    "bias dtype": ({"bias": torch.ones(6, dtype=torch.int32)}, "bias: want a floating"),
     "dtypes": (
         {"x": torch.ones(2, 4, 5, 5, dtype=torch.float64)},
         "weight: is torch.float32, x is torch.float64",
     ),
-    "device": ({"mask": torch.ones(6, 2, 3, 3, device="meta")}, "mask: is on meta"),
-    "kernel": ({"padding": 0, "dilation": 3}, "weight: the dilated kernel spans 7 pixels"),
-    "stride": ({"stride": 0}, "stride: want at least 1"),
-    "stride that has no hash": ({"stride": {}}, "stride: want an integer or a pair"),
-    "padding that has no hash": ({"padding": [[1], 1]}, "padding: want an integer or a pair"),
-    "padding": ({"padding": -1}, "padding: want at least 0"),
-    "padding name": ({"padding": "full"}, "padding: want same, valid"),
-    "same with stride": ({"padding": "same", "stride": 2}, "padding: same needs stride 1"),
-    "dilation": ({"dilation": (1, 2, 3)}, "dilation: want an integer or a pair"),
+    "integer x": (
+        {"x": torch.ones(2, 4, 5, 5, dtype=torch.int32)},
+        "weight: is torch.float32, x is torch.int32",
+    ),
     "backend": ({"backend": "cuda"}, "backend: want one of"),
+}
+
+
+TORCHS: tuple[dict[str, Any], ...] = (
+    {"x": torch.ones(4, 5, 5, 5, 5)},
+    {"groups": 4},
+    {"groups": 0},
+    {"x": torch.ones(2, 6, 5, 5)},
+    {"bias": torch.ones(5)},
+    {"bias": torch.ones(6, dtype=torch.int32)},
+    {"mask": torch.ones(6, 2, 3, 3, device="meta")},
+    {"padding": 0, "dilation": 3},
+    {"stride": 0},
+    {"stride": {}},
+    {"padding": -1},
+    {"padding": "full"},
+    {"padding": "same", "stride": 2},
+    {"dilation": (1, 2, 3)},
+)
+"""Arguments that torch itself refuses."""
+ARGUMENTS: dict[str, Any] = {
+    "x": torch.ones(2, 4, 5, 5),
+    "weight": torch.ones(6, 2, 3, 3),
+    "mask": torch.ones(6, 2, 3, 3),
+    "groups": 2,
+    "padding": 1,
 }
 
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors_name_the_argument(name: str) -> None:
     changes, message = ERRORS[name]
-    arguments: dict[str, Any] = {
-        "x": torch.ones(2, 4, 5, 5),
-        "weight": torch.ones(6, 2, 3, 3),
-        "mask": torch.ones(6, 2, 3, 3),
-        "groups": 2,
-        "padding": 1,
-    }
     with pytest.raises(ArgumentError, match=f"^{message}"):
-        masked_conv2d(**{**arguments, **changes})
+        masked_conv2d(**{**ARGUMENTS, **changes})
+
+
+@pytest.mark.parametrize("changes", TORCHS, ids=str)
+def test_what_torch_refuses_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises((RuntimeError, TypeError, ValueError)):
+        masked_conv2d(**{**ARGUMENTS, **changes})
+
+
+UNFIT: dict[str, tuple[dict[str, Any], str]] = {
+    "channels": ({"x": torch.ones(2, 41, 7, 5)}, "x: a pattern of a mask"),
+    "no batch": ({"x": torch.ones(40, 7, 5)}, "x: a pattern of a mask"),
+    "empty batch": ({"x": torch.ones(0, 40, 7, 5)}, "x: a pattern of a mask"),
+    "too small": ({"x": torch.ones(2, 40, 0, 5)}, "x: a pattern of a mask"),
+    "bias": ({"bias": torch.ones(5)}, r"bias: want shape \(35,\)"),
+    "bias dtype": ({"bias": torch.ones(35, dtype=torch.int32)}, "bias: want a floating"),
+    "mask elsewhere": ({"mask": torch.ones(35, 40, 3, 3, device="meta")}, "mask: is on meta"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_pattern_takes_what_fits_it(name: str, backend: str) -> None:
+    changes, message = UNFIT[name]
+    (x, weight, mask, bias), pattern = block_inputs(BLOCK_CONVS[0], (16, 16))
+    given = {"x": x, "weight": weight, "mask": mask, "bias": bias, **changes}
+    with pytest.raises(ArgumentError, match=f"^{message}"):
+        masked_conv2d(**given, **BLOCK_CONVS[0].arguments, pattern=pattern, backend=backend)
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 1), (1, -1, 1), (1, 1, 0)])
+def test_patterns_of_possible_numbers(numbers: tuple[int, int, int]) -> None:
+    with pytest.raises(ArgumentError, match=r"^stride, padding, dilation: want at least"):
+        BlockPattern.of(torch.ones(3, 3, 3, 3), *numbers)
 
 
 # --- machine code --------------------------------------------------------------------------------------------
