@@ -425,12 +425,13 @@ def test_a_better_tile_runs_from_then_on(monkeypatch: pytest.MonkeyPatch) -> Non
     """The rule is replaced for the arguments that were tuned, and for no others."""
     home = types.ModuleType("prunebench_kernels.toy")
     home.rule = lambda size: "slow"  # type: ignore[attr-defined]
-    home.tiles = lambda size: ["slow", "fast"]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "prunebench_kernels.toy", home)
     speeds = {"slow": 2.0, "fast": 1.0}
     rows = [{"candidate": name, "how": "kernels", "p50_ms": ms} for name, ms in speeds.items()]
     monkeypatch.setattr(items_tuning, "compare", lambda *given, **options: {"rows": rows})
-    knob = items_tuning.Knob("toy", "rule", lambda context: ((8,), lambda tile: None))
+    knob = items_tuning.Knob(
+        "toy", "rule", lambda size: ["slow", "fast"], lambda context: ((8,), lambda tile: None)
+    )
     result = items_tuning.tune([knob], lambda context: {"tile": home.rule(8)}, CPU)
     assert result["tuned"] == {"tile": "fast"}
     assert (result["0: toy"]["rule"], result["0: toy"]["best"]) == ("slow", "fast")

@@ -1,13 +1,13 @@
 """Tiles worth timing of every operation, on the targets' shapes: the best one runs from then on, in memory.
 
-An operation's module has a rule (the tile that follows from sizes) and a list (tiles worth timing, the rule's first).
-The rule is replaced by what was measured, and the target is timed again with it.
+An operation's module has a rule, the tile that follows from sizes; `gpu.tiles` lists those worth timing. The rule is
+replaced by what was measured, and the target is timed again with it.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 
 from gpu import items_inference as inference
 from gpu import items_statistics as statistics
+from gpu import tiles
 from gpu.schedule import TUNING, Call, Context, Item, Result
 from gpu.subjects import compare, random, random_mask
 
@@ -26,12 +27,13 @@ PATTERNS = {"block": ("block", 0.9), "direct": ("unstructured", 0.99)}
 
 @dataclass(frozen=True)
 class Knob:
-    """A rule that may be replaced: `module.rule(*arguments)` gives a tile, `module.tiles(*arguments)` the candidates.
+    """A rule that may be replaced: `module.rule(*arguments)` gives a tile, `tiles(*arguments)` the candidates.
 
     `subject(context)` gives the arguments, and a call of the operation with a given tile."""
 
     module: str
     rule: str
+    tiles: Callable[..., Sequence[Any]]
     subject: Callable[[Context], tuple[tuple[Any, ...], Callable[[Any], object]]]
     key: Callable[..., Any] = lambda *arguments: arguments
 
@@ -41,7 +43,7 @@ class Knob:
 
     def candidates(self, context: Context) -> dict[str, tuple[Any, Call]]:
         arguments, run = self.subject(context)
-        return {str(tile): (tile, partial(run, tile)) for tile in self.home.tiles(*arguments)}
+        return {str(tile): (tile, partial(run, tile)) for tile in self.tiles(*arguments)}
 
     def take(self, tile: Any, context: Context) -> None:
         """From now on the rule gives this tile for these arguments."""
@@ -114,7 +116,7 @@ def _item(name: str, knobs: list[Knob], again: Callable[[Context], Result], seco
 def later() -> list[Item]:
     found = []
     for case in (statistics.IMAGENET, statistics.RUNS):
-        knob = Knob("uncertainty", "rule", partial(_uncertainty, case))
+        knob = Knob("uncertainty", "rule", tiles.of_uncertainty, partial(_uncertainty, case))
         found.append(
             _item(
                 f"uncertainty, {case.name}",
@@ -124,10 +126,15 @@ def later() -> list[Item]:
             )
         )
     again = partial(statistics.bench_dependence, "correlation", statistics.OUTPUTS64)
-    found.append(_item("correlation", [Knob("dependence", "default_tile", _correlation)], again, 12))
+    found.append(
+        _item(
+            "correlation", [Knob("dependence", "default_tile", tiles.of_dependence, _correlation)], again, 12
+        )
+    )
     for layout, pattern in PATTERNS.items():
         knobs = [
-            Knob("sparse_conv", "tile_of", partial(_sparse, layout, case), _sparse_key) for case in HEAVY
+            Knob("sparse_conv", "tile_of", tiles.of_sparse_conv, partial(_sparse, layout, case), _sparse_key)
+            for case in HEAVY
         ]
         found.append(_item(f"inference, {pattern[0]}", knobs, partial(inference.bench_network, *pattern), 60))
     return found

@@ -35,6 +35,7 @@ from prunebench_kernels.dispatch import (
     explains,
     is_traced,
     jit,
+    limits,
     on_device,
     select,
     shape_class,
@@ -371,31 +372,12 @@ def default_tile(columns: int) -> ColumnTile:
     return ColumnTile(32, 64) if columns <= 32 else ColumnTile(64, 64)
 
 
-def tiles(columns: int) -> list[ColumnTile]:
-    """Tiles worth timing, the default first."""
-    first = default_tile(columns)
-    others = [
-        ColumnTile(first.columns, rows, warps, stages, programs)
-        for rows, warps, stages, programs in (
-            (32, 4, 4, 2), (32, 8, 4, 2), (64, 4, 3, 2), (64, 8, 3, 2), (64, 8, 4, 1), (128, 8, 3, 1), (128, 8, 2, 2),
-        )
-        if rows <= 64 or columns <= 64  # two tiles of 128 rows spill on sm_80
-    ]  # fmt: skip
-    return [first, *(tile for tile in others if tile != first)]
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    """Of a GPU; a CPU stands for an H100: in Triton's interpreter, and where machine code is made without a GPU."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
-
-
 def workspace(batched: Tensor, tile: ColumnTile) -> tuple[Tensor, int]:
     """Empty partial sums `[M, S, K + 2, K]`, and the rows of a split: 256 at least, else as the GPU is filled."""
     models, samples, columns = batched.shape
     across = -(-columns // tile.columns)
     pairs = models * across * (across + 1) // 2
-    splits = max(1, _multiprocessors(batched.device) * tile.programs // pairs)
+    splits = max(1, limits(batched.device)[0] * tile.programs // pairs)
     rows = min(max(-(-samples // splits), 256), LONGEST_SPLIT, samples)
     rows = -(-rows // tile.rows) * tile.rows
     return batched.new_empty((models, -(-samples // rows), columns + 2, columns), dtype=torch.float32), rows

@@ -304,12 +304,6 @@ class Configuration:
     band: float = masks_torch.BAND
 
 
-def configurations() -> tuple[Configuration, ...]:
-    """What a GPU may choose from, for each of the four kernels."""
-    sizes = (512, 2), (512, 4), (1024, 2), (1024, 4), (1024, 8), (2048, 4), (2048, 8), (4096, 8)
-    return tuple(Configuration(*size) for size in sizes)
-
-
 SAMPLE = Configuration(1024, 4)
 APPLY = Configuration(2048, 4)
 """Eight and sixteen elements a thread. On an H100 both forward passes over ResNet-18 take as long as a copy of the same

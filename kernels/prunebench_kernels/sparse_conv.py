@@ -12,7 +12,7 @@ import functools
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, no_type_check
 
@@ -25,13 +25,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from prunebench_kernels.dispatch import (
     ArgumentError,
     Choice,
+    Launch,
     LayoutError,
     check_device,
     check_tensor,
     explains,
     is_traced,
     jit,
-    on_device,
+    limits,
     requested,
     select,
     tl,
@@ -56,8 +57,6 @@ from prunebench_kernels.layouts import (
 )
 from prunebench_kernels.measured import Decision, Measuring, device_name, key_of, precision, versions
 
-__all__ = ["AUTO", "ConvTile", "SparseConv2d", "candidates", "label", "launch", "sparse_conv2d", "tiles"]
-
 AUTO = "auto"
 LARGEST_INT32 = 2**31 - 1
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -70,11 +69,7 @@ _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @jit
-def _taps_outside(  # noqa: PLR0913 - constants of the call
-    top, left, valid,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
-    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
-):  # fmt: skip
+def _taps_outside(top, left, valid, X_SIZE: tl.constexpr, KERNEL: tl.constexpr, DILATION: tl.constexpr):
     """One integer a pixel: bit r is set if row r of the kernel lies outside the image, bit 15 + s for column s.
 
     Tap (r, s) may be loaded where `outside & (1 << r | 32768 << s)` is zero: one test per load, however many
@@ -82,12 +77,12 @@ def _taps_outside(  # noqa: PLR0913 - constants of the call
     is false.
     """
     bits = tl.full(top.shape, 1 << 30, dtype=tl.int32)
-    for r in tl.static_range(KERNEL_H):
-        row = top + r * DILATION_H
-        bits |= ((row < 0) | (row >= HEIGHT)).to(tl.int32) << r
-    for s in tl.static_range(KERNEL_W):
-        column = left + s * DILATION_W
-        bits |= ((column < 0) | (column >= WIDTH)).to(tl.int32) << (15 + s)
+    for r in tl.static_range(KERNEL[0]):
+        row = top + r * DILATION[0]
+        bits |= ((row < 0) | (row >= X_SIZE[0])).to(tl.int32) << r
+    for s in tl.static_range(KERNEL[1]):
+        column = left + s * DILATION[1]
+        bits |= ((column < 0) | (column >= X_SIZE[1])).to(tl.int32) << (15 + s)
     return tl.where(valid, bits, (1 << 31) - 1)
 
 
@@ -113,12 +108,11 @@ def _finish(  # noqa: PLR0913 - pointers, and constants of the call
 @jit
 def block_convolution_kernel(  # noqa: PLR0913 - pointers, and constants of the call
     x, values, pointers, columns, bias, residual, y,
-    BATCH: tl.constexpr, IN_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr, HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr, KERNEL_W: tl.constexpr, STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr, DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr,
-    BORDER: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_OUT: tl.constexpr,
-    BLOCK_IN: tl.constexpr, PIXELS: tl.constexpr, STAGES: tl.constexpr,
+    BATCH: tl.constexpr, IN_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr, X_SIZE: tl.constexpr,
+    Y_SIZE: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr, BORDER: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, PIXELS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """x `[N, H, W, C]`, values `[blocks, BLOCK_OUT, BLOCK_IN]`, y and residual `[N, OH, OW, K]`.
 
@@ -140,12 +134,12 @@ def block_convolution_kernel(  # noqa: PLR0913 - pointers, and constants of the 
     if WIDE:
         tile = tile.to(tl.int64)
     pixel = tile * PIXELS + tl.arange(0, PIXELS)
-    inside = pixel < BATCH * OUT_H * OUT_W
-    image = pixel // (OUT_H * OUT_W)
-    place = pixel % (OUT_H * OUT_W)
-    top = place // OUT_W * STRIDE_H - PADDING_H
-    left = place % OUT_W * STRIDE_W - PADDING_W
-    x_start = ((image * HEIGHT + top) * WIDTH + left) * IN_CHANNELS
+    inside = pixel < BATCH * Y_SIZE[0] * Y_SIZE[1]
+    image = pixel // (Y_SIZE[0] * Y_SIZE[1])
+    place = pixel % (Y_SIZE[0] * Y_SIZE[1])
+    top = place // Y_SIZE[1] * STRIDE[0] - PADDING[0]
+    left = place % Y_SIZE[1] * STRIDE[1] - PADDING[1]
+    x_start = ((image * X_SIZE[0] + top) * X_SIZE[1] + left) * IN_CHANNELS
     within_out = tl.arange(0, BLOCK_OUT)
     within_in = tl.arange(0, BLOCK_IN)
     w_at = values + within_out[:, None] * BLOCK_IN + within_in[None, :]
@@ -161,16 +155,17 @@ def block_convolution_kernel(  # noqa: PLR0913 - pointers, and constants of the 
         following = tl.load(columns + position + 1, mask=position + 1 < end, other=0)
         first = column % INPUT_BLOCKS * BLOCK_IN
         tap = column // INPUT_BLOCKS
-        down = tap // KERNEL_W * DILATION_H
-        right = tap % KERNEL_W * DILATION_W
+        down = tap // KERNEL[1] * DILATION[0]
+        right = tap % KERNEL[1] * DILATION[1]
         wanted = inside
         if BORDER:
-            wanted &= (top + down >= 0) & (top + down < HEIGHT) & (left + right >= 0) & (left + right < WIDTH)
+            row_at, column_at = top + down, left + right
+            wanted &= (row_at >= 0) & (row_at < X_SIZE[0]) & (column_at >= 0) & (column_at < X_SIZE[1])
         wanted = wanted[None, :]
         if IN_CHANNELS % BLOCK_IN != 0:
             wanted = wanted & (first + within_in < IN_CHANNELS)[:, None]
         w = tl.load(w_at + position * (BLOCK_OUT * BLOCK_IN))
-        b = tl.load(x_at + ((down * WIDTH + right) * IN_CHANNELS + first), mask=wanted, other=0.0)
+        b = tl.load(x_at + ((down * X_SIZE[1] + right) * IN_CHANNELS + first), mask=wanted, other=0.0)
         if PIXELS_FIRST:
             total = tl.dot(tl.trans(b), tl.trans(w), total, input_precision=PRECISION)
         else:
@@ -195,12 +190,11 @@ def block_convolution_kernel(  # noqa: PLR0913 - pointers, and constants of the 
 @no_type_check  # tuples that grow
 def direct_convolution_kernel(  # noqa: PLR0913 - pointers, and constants of the call
     x, table, pointers, order, bias, residual, y,
-    BATCH: tl.constexpr, OUT_CHANNELS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
-    OUT_H: tl.constexpr, OUT_W: tl.constexpr, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
-    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    RELU: tl.constexpr, BORDER: tl.constexpr, WIDE: tl.constexpr, SPLITS: tl.constexpr, CHANNELS: tl.constexpr,
-    CHUNKS: tl.constexpr, RUN: tl.constexpr, UNROLL: tl.constexpr, PAIRS: tl.constexpr,
+    BATCH: tl.constexpr, OUT_CHANNELS: tl.constexpr, X_SIZE: tl.constexpr, Y_SIZE: tl.constexpr,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr, BORDER: tl.constexpr, WIDE: tl.constexpr,
+    SPLITS: tl.constexpr, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, RUN: tl.constexpr, UNROLL: tl.constexpr,
+    PAIRS: tl.constexpr,
 ):  # fmt: skip
     """x `[C, H, W, N]`, table `[weights, 3]` (`direct_table`), y and residual `[K, OH, OW, N]`.
 
@@ -231,13 +225,13 @@ def direct_convolution_kernel(  # noqa: PLR0913 - pointers, and constants of the
     outside = ()
     for chunk in tl.static_range(CHUNKS):
         word = (tile * CHUNKS + chunk) * WORDS + tl.arange(0, WORDS)
-        inside = word < STEP * OUT_H * OUT_W
+        inside = word < STEP * Y_SIZE[0] * Y_SIZE[1]
         place = word // STEP
-        top = place // OUT_W * STRIDE_H - PADDING_H
-        left = place % OUT_W * STRIDE_W - PADDING_W
-        x_at += ((x + ((top * WIDTH + left) * STEP + word % STEP))[None, :],)
+        top = place // Y_SIZE[1] * STRIDE[0] - PADDING[0]
+        left = place % Y_SIZE[1] * STRIDE[1] - PADDING[1]
+        x_at += ((x + ((top * X_SIZE[1] + left) * STEP + word % STEP))[None, :],)
         if BORDER:
-            bits = _taps_outside(top, left, inside, HEIGHT, WIDTH, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W)
+            bits = _taps_outside(top, left, inside, X_SIZE, KERNEL, DILATION)
         else:
             bits = tl.where(inside, 1 << 30, (1 << 31) - 1)
         outside += (bits[None, :],)
@@ -279,12 +273,12 @@ def direct_convolution_kernel(  # noqa: PLR0913 - pointers, and constants of the
             if PAIRS:
                 whole = tl.join(whole, total[2 * chunk + 1]).reshape(CHANNELS, RUN)
             pixel = (tile * CHUNKS + chunk) * RUN + tl.arange(0, RUN)
-            at = pixel[None, :] + (output * (OUT_H * OUT_W * BATCH))[:, None]
+            at = pixel[None, :] + (output * (Y_SIZE[0] * Y_SIZE[1] * BATCH))[:, None]
             if RUN == 32:
                 # Else the aligned stores would decide how a warp's pixels are dealt out, and its loads of x would
                 # scatter.
                 at = tl.multiple_of(at, [1, 1])
-            valid = (pixel < BATCH * OUT_H * OUT_W)[None, :] & used[:, None]
+            valid = (pixel < BATCH * Y_SIZE[0] * Y_SIZE[1])[None, :] & used[:, None]
             _finish(whole, bias, residual, y, output[:, None], at, valid, HAS_BIAS, HAS_RESIDUAL, RELU)
 
 
@@ -322,50 +316,16 @@ class ConvTile:
     unroll: int = 2
 
 
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """Of a GPU; of an H100 or H200, 132, for a GPU that is not there."""
-    if device.type != "cuda":
-        return 132
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def tile_of(packed: PackedWeight, x_shape: Sequence[int], device: torch.device) -> ConvTile:
     """The tile that follows from sizes alone."""
     geometry, dtype = packed.geometry, packed.dtype
     pixels = _pixels(geometry, x_shape)
-    places = multiprocessors(device)
+    places, _ = limits(device)
     if packed.layout == "block":
         return _block_tile(packed, pixels, places)
     groups = -(-geometry.out_channels // 8)
     tile = _direct_pixels(run_length(x_shape[0], dtype), pixels, groups, places)
     return ConvTile(tile, warps=8, splits=_splits(pixels, tile, groups, places))
-
-
-def tiles(packed: PackedWeight, x_shape: Sequence[int], device: torch.device | str = "cpu") -> list[ConvTile]:
-    """Four to eight tiles worth measuring for input `[N, C, H, W]` on this GPU, the rule's first."""
-    first = tile_of(packed, x_shape, torch.device(device))
-    small = packed.dtype == torch.float32
-    if packed.layout == "block":
-        shapes = (
-            ((32, 8, 2), (32, 8, 3), (64, 8, 2), (64, 8, 3))
-            if small
-            else ((64, 4, 4), (64, 4, 5), (128, 4, 4), (128, 4, 3), (128, 8, 4), (128, 8, 3), (256, 8, 3))
-        )
-        found = [first, *(ConvTile(*shape) for shape in shapes)]
-    else:
-        run = run_length(x_shape[0], packed.dtype)
-        found = [
-            first,
-            replace(first, unroll=4),
-            replace(first, pixels=2 * first.pixels),
-            replace(first, pixels=max(run, first.pixels // 2)),
-            replace(first, channels=4, warps=4),
-            replace(first, channels=16, warps=16),
-            replace(first, splits=min(2 * first.splits, -(-packed.geometry.out_channels // 8))),
-            replace(first, splits=-(-first.splits // 2)),
-        ]
-    return list(dict.fromkeys(found))[:8]
 
 
 def _pixels(geometry: Geometry, x_shape: Sequence[int]) -> int:
@@ -410,111 +370,54 @@ def run_length(batch: int, dtype: torch.dtype) -> int:
 
 # --- launch ---------------------------------------------------------------------------------------------------
 
-_KERNELS: dict[str, Any] = {
-    "block": block_convolution_kernel,
-    "direct": direct_convolution_kernel,
-}
+_KERNELS: dict[str, Any] = {"block": block_convolution_kernel, "direct": direct_convolution_kernel}
 
 
-@functools.cache
-def _names(layout: str) -> tuple[list[str], int]:
-    """The names of the kernel's arguments, and how many of them are pointers."""
-    names = _KERNELS[layout].arg_names
-    return names, sum(not name.isupper() for name in names)
-
-
-class Launch:
-    """All of a launch but x, bias, residual and y: for one packed weight, shape of x, epilogue and tile."""
+class KernelCall:
+    """The kernel of a packed weight for one shape of x, epilogue and tile: a call's all but x, bias, residual and y."""
 
     def __init__(
-        self,
-        packed: PackedWeight,
-        x: Tensor,
-        bias: bool,
-        residual: bool,
-        relu: bool,
-        tile: ConvTile | None = None,
+        self, packed, x, bias: bool, residual: bool, relu: bool, tile: ConvTile | None = None
     ) -> None:
         tile = tile or tile_of(packed, x.shape, x.device)
-        geometry, layout = packed.geometry, packed.layout
-        self.kernel = _KERNELS[layout]
+        geometry, layout, batch = packed.geometry, packed.layout, x.shape[0]
         self.shape = geometry.output_shape(x.shape)
         self.strides = strides(self.shape, format_of(layout))
         constants = {
-            **_shape_constants(tuple(x.shape), geometry),
-            **_tile_constants(packed, x.shape[0], tile),
-            **{"HAS_BIAS": bias, "HAS_RESIDUAL": residual, "RELU": relu, "PRECISION": ieee_or_tf32()},
-        }
-        names, pointers = _names(layout)
-        self.constants = {name: constants[name] for name in names[pointers:]}
-        self.options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+            "BATCH": batch, "IN_CHANNELS": geometry.in_channels, "OUT_CHANNELS": geometry.out_channels,
+            "X_SIZE": tuple(x.shape[2:]), "Y_SIZE": self.shape[2:], "KERNEL": geometry.kernel,
+            "STRIDE": geometry.stride, "PADDING": geometry.padding, "DILATION": geometry.dilation,
+            "BORDER": geometry.padding != (0, 0), "WIDE": max(x.numel(), math.prod(self.shape)) > LARGEST_INT32,
+            "HAS_BIAS": bias, "HAS_RESIDUAL": residual, "RELU": relu, "PRECISION": ieee_or_tf32(),
+            "PIXELS": tile.pixels, "STAGES": tile.stages,
+        }  # fmt: skip
+        self.by_words, blocks = False, 1
         if layout == "direct":
-            table = _table_of(packed, x.shape[2], x.shape[3])
-            self.static: tuple[Tensor, ...] = (table, packed.tensors["pointers"], packed.tensors["order"])
+            run = run_length(batch, packed.dtype)
+            self.by_words = packed.dtype == torch.bfloat16 and batch % 2 == 0
+            constants |= {"SPLITS": tile.splits, "CHANNELS": tile.channels, "UNROLL": tile.unroll, "RUN": run}
+            constants |= {"CHUNKS": tile.pixels // run, "PAIRS": self.by_words}
+            places = packed.tensors["pointers"], packed.tensors["order"]
+            self.static = (_table_of(packed, x.shape[2], x.shape[3]), *places)
         else:
-            self.static = tuple(packed.tensors[name] for name in names if name in packed.tensors)
-        blocks = -(-geometry.out_channels // packed.settings["block_out"]) if layout == "block" else 1
-        self.grid = (-(-_pixels(geometry, x.shape) // tile.pixels) * blocks, tile.splits, 1)
-        self.run: Callable[..., None] | None = None
-        self._values = tuple(self.constants.values())
+            constants |= {name.upper(): value for name, value in packed.settings.items()}
+            self.static = tuple(packed.tensors[name] for name in BLOCK.tensors)
+            blocks = -(-geometry.out_channels // packed.settings["block_out"])
+        grid = (-(-_pixels(geometry, x.shape) // tile.pixels) * blocks, tile.splits)
+        options = {"num_warps": tile.warps, "num_stages": tile.stages}
+        self.launch = Launch(_KERNELS[layout], grid, constants, **options)
 
     def __call__(
         self, x: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor | None = None
     ) -> Tensor:
-        """y, in the layout's format, in which x and residual must be; `out`, if given, is written and returned.
-
-        The first call goes through Triton's JIT. The kernel it returns holds for pointers that are multiples of 16
-        bytes, as torch allocates them; launched by itself it needs none of the JIT's work, which costs some 20 us.
-        """
+        """y, in the layout's format, in which x and residual must be; `out`, if given, is written and returned."""
         y = x.new_empty_strided(self.shape, self.strides) if out is None else out
         if bias is not None and not bias.is_contiguous():
             bias = bias.contiguous()
-        run = self.run
-        if run is not None and _are_aligned(x, bias, residual, out):
-            run(x, *self.static, bias, residual, y, *self._values)
-            return y
-        if self.constants.get("PAIRS") and x.data_ptr() & 3:
+        if self.by_words and x.data_ptr() & 3:
             x = x.clone()  # words of two numbers lie at multiples of four bytes
-        compiled = self.kernel[self.grid](
-            x, *self.static, bias, residual, y, **self.constants, **self.options
-        )
-        if compiled is not None and _are_aligned(x, bias, residual, y, *self.static):
-            self.run = compiled[self.grid]
+        self.launch(x, *self.static, bias, residual, y)
         return y
-
-
-def _are_aligned(*tensors: Tensor | None) -> bool:
-    return all(tensor is None or not tensor.data_ptr() & 15 for tensor in tensors)
-
-
-def _shape_constants(x_shape: tuple[int, ...], geometry: Geometry) -> dict[str, Any]:
-    """The constants that follow from shapes, by the names that all kernels use."""
-    y_shape = geometry.output_shape(x_shape)
-    constants: dict[str, Any] = {
-        "BATCH": x_shape[0],
-        "IN_CHANNELS": geometry.in_channels,
-        "OUT_CHANNELS": geometry.out_channels,
-        "HEIGHT": x_shape[2],
-        "WIDTH": x_shape[3],
-        "OUT_H": y_shape[2],
-        "OUT_W": y_shape[3],
-        "BORDER": geometry.padding != (0, 0),
-        "WIDE": max(math.prod(x_shape), math.prod(y_shape)) > LARGEST_INT32,
-    }
-    pairs = {"KERNEL": geometry.kernel, "STRIDE": geometry.stride}
-    pairs |= {"PADDING": geometry.padding, "DILATION": geometry.dilation}
-    for name, pair in pairs.items():
-        constants[f"{name}_H"], constants[f"{name}_W"] = pair
-    return constants
-
-
-def _tile_constants(packed: PackedWeight, batch: int, tile: ConvTile) -> dict[str, Any]:
-    constants: dict[str, Any] = {"PIXELS": tile.pixels, "STAGES": tile.stages, "SPLITS": tile.splits}
-    if packed.layout == "direct":
-        run = run_length(batch, packed.dtype)
-        constants |= {"RUN": run, "CHUNKS": tile.pixels // run, "CHANNELS": tile.channels}
-        constants |= {"UNROLL": tile.unroll, "PAIRS": packed.dtype == torch.bfloat16 and batch % 2 == 0}
-    return constants | {name.upper(): value for name, value in packed.settings.items()}
 
 
 def ieee_or_tf32() -> str:
@@ -560,9 +463,7 @@ def launch(
 
     `tile` replaces the rule's; `out`, if given, is written instead of a new tensor.
     """
-    prepared = Launch(packed, x, bias is not None, residual is not None, relu, tile)
-    with on_device(x):
-        return prepared(x, bias, residual, out)
+    return KernelCall(packed, x, bias is not None, residual is not None, relu, tile)(x, bias, residual, out)
 
 
 # --- the operation --------------------------------------------------------------------------------------------
@@ -623,51 +524,25 @@ def _signature(tensor: Tensor | None) -> tuple[Any, ...] | None:
 class _Resolved:
     """A kind of call, checked and chosen: the launch of a kernel, or torch."""
 
-    def __init__(
-        self,
-        x: Tensor,
-        packed: PackedWeight,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        relu: bool,
-        backend: str | None,
-    ) -> None:
-        self.bias, self.relu = bias, relu
-        self.version = _version(packed)
+    def __init__(self, x, packed, bias, residual, relu, backend) -> None:
+        self.bias, self.relu, self.version = bias, relu, _version(packed)
         self.order = format_of(packed.layout)
         self.ready = is_arranged(x, self.order) and (residual is None or is_arranged(residual, self.order))
-        self.launch: Launch | None = None
+        self.kernel: KernelCall | None = None
         if _choose(x, packed.layout, backend).is_triton:
-            self.launch = Launch(packed, x, bias is not None, residual is not None, relu)
-        self.guarded = _has_many_gpus()
+            self.kernel = KernelCall(packed, x, bias is not None, residual is not None, relu)
 
     def __call__(self, x: Tensor, packed: PackedWeight, residual: Tensor | None) -> Tensor:
-        if self.launch is None:
+        if self.kernel is None:
             return _by_torch(x, packed, self.bias, residual, self.relu)
         if not self.ready:
             x = arrange(x, self.order)
             residual = None if residual is None else arrange(residual, self.order)
-        if not self.guarded:
-            return self.launch(x, self.bias, residual)
-        with on_device(x):
-            return self.launch(x, self.bias, residual)
-
-
-@functools.cache
-def _has_many_gpus() -> bool:
-    return torch.cuda.device_count() > 1
+        return self.kernel(x, self.bias, residual)
 
 
 @explains("sparse_conv2d")
-def _explain(
-    x: Tensor,
-    packed: PackedWeight,
-    bias: Tensor | None = None,
-    *,
-    residual: Tensor | None = None,
-    relu: bool = False,
-    backend: str | None = None,
-) -> Choice:
+def _explain(x, packed, bias=None, *, residual=None, relu: bool = False, backend=None) -> Choice:
     _check(x, packed, bias, residual)
     return _choose(x, packed.layout, backend)
 
@@ -765,62 +640,33 @@ def _semi_structured(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Te
 # --- the operator, which stands in the call under compilers and tracers ---------------------------------------
 
 
-def _traced(
-    x: Tensor,
-    packed: PackedWeight,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    relu: bool,
-    backend: str | None,
-) -> Tensor:
+def _traced(x, packed, bias, residual, relu, backend) -> Tensor:
     _check(x, packed, bias, residual)
-    kind = layout_of(packed.layout)
-    result: Tensor = _operator(
-        x,
-        [packed.tensors[name] for name in kind.tensors],
-        bias,
-        residual,
-        list(packed.geometry.numbers),
-        packed.layout,
-        [packed.settings[name] for name in kind.settings],
-        relu,
-        backend,
+    kind, numbers = layout_of(packed.layout), list(packed.geometry.numbers)
+    tensors, settings = (
+        list(map(packed.tensors.get, kind.tensors)),
+        list(map(packed.settings.get, kind.settings)),
     )
-    return result
+    made: Tensor = _operator(x, tensors, bias, residual, numbers, packed.layout, settings, relu, backend)
+    return made
 
 
-def _sparse_conv2d(  # noqa: PLR0913 - a flat signature: tensors, integers and strings only
-    x: Tensor,
-    tensors: Sequence[Tensor],
-    bias: Tensor | None,
-    residual: Tensor | None,
-    geometry: Sequence[int],
-    layout: str,
-    settings: Sequence[int],
-    relu: bool,
-    backend: str | None,
-) -> Tensor:
-    kind = layout_of(layout)
-    numbers, named = Geometry.from_numbers(geometry), dict(zip(kind.tensors, tensors))
-    packed = PackedWeight(layout, numbers, named, dict(zip(kind.settings, settings)))
+@torch.library.custom_op(
+    "prunebench::sparse_conv2d",
+    mutates_args=(),
+    schema="(Tensor x, Tensor[] tensors, Tensor? bias, Tensor? residual, SymInt[] geometry, str layout, "
+    "SymInt[] settings, bool relu, str? backend) -> Tensor",
+)
+def _operator(x, tensors, bias, residual, geometry, layout, settings, relu, backend) -> Tensor:  # noqa: PLR0913
+    """Flat: an operator takes tensors, integers and strings only."""
+    kind, numbers = layout_of(layout), Geometry.from_numbers(geometry)
+    named = dict(zip(kind.tensors, tensors)), dict(zip(kind.settings, settings))
+    packed = PackedWeight(layout, numbers, *named)
     return _Resolved(x, packed, bias, residual, relu, backend)(x, packed, residual)
 
 
-_operator = torch.library.custom_op("prunebench::sparse_conv2d", mutates_args=())(_sparse_conv2d)
-
-
 @_operator.register_fake
-def _fake(  # noqa: PLR0913 - the operator's signature
-    x: Tensor,
-    tensors: Sequence[Tensor],
-    bias: Tensor | None,
-    residual: Tensor | None,
-    geometry: Sequence[int],
-    layout: str,
-    settings: Sequence[int],
-    relu: bool,
-    backend: str | None,
-) -> Tensor:
+def _(x, tensors, bias, residual, geometry, layout, *_) -> Tensor:
     return empty(Geometry.from_numbers(geometry).output_shape(x.shape), format_of(layout), x)
 
 

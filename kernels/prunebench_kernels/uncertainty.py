@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -649,40 +649,6 @@ def rule(models: int, classes: int, dtype: torch.dtype, compared: bool = False) 
     registers = 255 if compared else None if lanes == 32 else 192
     rows = 32 * warps // (lanes * together)
     return RowTile(max(2, lanes * vector), rows, together, warps, 1, not compared, registers)
-
-
-def tiles(models: int, classes: int, dtype: torch.dtype, compared: bool = False) -> list[RowTile]:
-    """Tiles worth timing on a GPU, the rule's own first."""
-    first = rule(models, classes, dtype, compared)
-    width, warps, rows = first.width, first.warps, first.rows
-    if not first.whole_rows:
-        others = [replace(first, width=512 * n, warps=n) for n in (2, 4)]
-        return [first, *others, replace(first, warps=16)]
-    others = [replace(first, registers=count) for count in (None, 168, 128)]
-    others += [replace(first, registers=168, steps=steps) for steps in (2, 4)]
-    others += [replace(first, registers=None, early=not first.early)]
-    if rows >= 32:
-        others += [
-            RowTile(width, 32, n, n, early=early)
-            for n in (1, 4, 8, 16)
-            if n <= models
-            for early in (True, False)
-        ]
-    elif rows == warps:
-        others += [replace(first, rows=n, warps=n, registers=168) for n in (1, 2, 8)]
-        others += [replace(first, width=2 * width, rows=rows // 2 or 1, warps=max(2, warps), registers=None)]
-    else:
-        others += [
-            replace(
-                first,
-                width=2 * width,
-                rows=rows // 2 or 1,
-                warps=max(warps, 2 * warps // rows),
-                registers=None,
-            )
-        ]
-        others += [replace(first, rows=n * rows, warps=n * warps, registers=None) for n in (2, 4)]
-    return list(dict.fromkeys([first, *others]))
 
 
 def power_of_two(number: int) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cases import ODD_OUTPUTS, LogitsCase
+from gpu import tiles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -146,7 +147,7 @@ def test_poisoned_workspaces(columns: int, rows_per_split: int) -> None:
 def test_every_tile(columns: int) -> None:
     outputs = mixed((2, 700, columns)).float() - 9
     predictions = outputs > -9
-    for tile in dependence.tiles(columns):
+    for tile in tiles.of_dependence(columns):
         matrix = kernel_correlation(outputs, tile)
         assert matrix is not None
         assert_correlation(matrix, outputs)
@@ -169,7 +170,7 @@ def test_splits_fill_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = torch.empty(1).expand(2, 50_000, 64)
     tile = dependence.default_tile(64)
     for multiprocessors, splits in ((132, 66), (78, 39), (16, 8)):
-        monkeypatch.setattr(dependence, "_multiprocessors", lambda _, number=multiprocessors: number)
+        monkeypatch.setattr(dependence, "limits", lambda _, number=multiprocessors: (number, 0))
         partial, rows = dependence.workspace(outputs, tile)
         assert partial.shape == (2, partial.shape[1], 66, 64)
         assert splits - 2 < partial.shape[1] <= splits  # rows are rounded up
@@ -670,7 +671,7 @@ def calls() -> dict[str, Callable[[], object]]:
     found["float16 64"] = functools.partial(one, 64, torch.float16)
     found["bfloat16 40"] = functools.partial(one, 40, torch.bfloat16)
     found["counts bfloat16 64"] = functools.partial(one, 64, torch.bfloat16, binary=True)
-    for number, tile in enumerate(dependence.tiles(64)[1:]):
+    for number, tile in enumerate(tiles.of_dependence(64)[1:]):
         found[f"candidate {number}"] = functools.partial(one, 64, torch.float32, tile)
     return found
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from gpu import tiles
 from kernel_tolerances import TOLERANCE
 from prunebench_kernels import dispatch, masks, masks_torch
 from prunebench_kernels import reference as oracle
@@ -148,7 +149,7 @@ def test_every_element_is_written_and_none_beyond(count: int) -> None:
     assert set(expected.tolist()) <= {0.0, 1.0}
 
 
-@pytest.mark.parametrize("forced", masks.configurations(), ids=str)
+@pytest.mark.parametrize("forced", tiles.of_masks(), ids=str)
 def test_the_configuration_does_not_change_the_masks(forced: Configuration) -> None:
     expected, actual = both(normal(4999), Draw(8, 1, 1.0, False), forced)
     assert torch.equal(actual, expected)
@@ -579,7 +580,7 @@ def test_zeros_keep_their_sign_and_infinities_are_multiplied(backend: str) -> No
             assert same_bits(made, (weight * given).to(dtype))
 
 
-@pytest.mark.parametrize("chosen", masks.configurations(), ids=str)
+@pytest.mark.parametrize("chosen", tiles.of_masks(), ids=str)
 @pytest.mark.parametrize("count", [1, 15, 1024, 4097])
 def test_the_configuration_does_not_change_products(chosen: Configuration, count: int) -> None:
     layers_ = [normal(count, seed=i) for i in range(3)]

@@ -20,8 +20,9 @@ import cases
 import pytest
 import torch
 from compiled import CAPABILITIES, check, figures
+from gpu import tiles
 from kernel_tolerances import TOLERANCE
-from prunebench_kernels import measured, sparse_conv
+from prunebench_kernels import dispatch, measured, sparse_conv
 from prunebench_kernels.dispatch import ArgumentError, explain
 from prunebench_kernels.layouts import (
     SEMI_STRUCTURED,
@@ -35,7 +36,7 @@ from prunebench_kernels.layouts import (
 )
 from prunebench_kernels.measured import QUICK, Choices, Decision, Measuring, Samples
 from prunebench_kernels.reference import sparse_conv2d as oracle
-from prunebench_kernels.sparse_conv import ConvTile, SparseConv2d, launch, sparse_conv2d, tile_of, tiles
+from prunebench_kernels.sparse_conv import ConvTile, SparseConv2d, launch, sparse_conv2d, tile_of
 from test_sparse_layouts import ANYWHERE, geometry_of, masked_weight, takes, two_of_four
 from torch import Tensor, nn
 from torch.nn import functional
@@ -376,8 +377,7 @@ def test_kernels_are_launched_on_the_device_of_x(layout: str, monkeypatch: pytes
         seen.append(tensor)
         yield
 
-    monkeypatch.setattr(sparse_conv, "on_device", on_device)
-    monkeypatch.setattr(sparse_conv, "_has_many_gpus", lambda: True)
+    monkeypatch.setattr(dispatch, "on_device", on_device)
     packed = pack(masked_weight(SAME, 0.02), layout, geometry=geometry_of(SAME))
     x, _ = inputs(SAME, torch.float32, 7)
     sparse_conv2d(x, packed, backend="triton")
@@ -397,13 +397,13 @@ def test_precision_follows_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("layout", ["direct", "block"])
 def test_a_call_is_resolved_once_for_each_shape(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[int, ...]] = []
-    first = sparse_conv.Launch.__init__
+    first = sparse_conv.KernelCall.__init__
 
     def count(self: Any, packed: PackedWeight, x: Tensor, *rest: Any) -> None:
         made.append(tuple(x.shape))
         first(self, packed, x, *rest)
 
-    monkeypatch.setattr(sparse_conv.Launch, "__init__", count)
+    monkeypatch.setattr(sparse_conv.KernelCall, "__init__", count)
     packed = pack(masked_weight(SAME, 0.05), layout, geometry=geometry_of(SAME))
     x, bias = arrange(torch.randn(SAME.x_shape), format_of(layout)), torch.randn(19)
     for _ in range(3):
@@ -605,7 +605,7 @@ def test_tiles_are_powers_of_two_and_the_rules_comes_first() -> None:
             for layout, settings in KERNELS:
                 weight = masked_weight(case, 0.01, dtype)
                 packed = pack(weight, layout, geometry=geometry_of(case), **settings)
-                every = tiles(packed, case.x_shape)
+                every = tiles.of_sparse_conv(packed, case.x_shape)
                 assert every[0] == tile_of(packed, case.x_shape, torch.device("cpu"))
                 assert 4 <= len(every) == len(set(every)) <= 8
                 for tile in every:
@@ -619,7 +619,7 @@ def test_the_number_of_multiprocessors_decides() -> None:
     packed = pack(masked_weight(case, 0.01, torch.bfloat16), "direct", geometry=geometry_of(case))
     here = tile_of(packed, case.x_shape, torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sparse_conv, "multiprocessors", lambda device: 16)
+        patch.setattr(sparse_conv, "limits", lambda device: (16, 0))
         smaller = tile_of(packed, case.x_shape, torch.device("cpu"))
     assert smaller.pixels > here.pixels
 

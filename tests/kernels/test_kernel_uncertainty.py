@@ -19,6 +19,7 @@ import prunebench_kernels.uncertainty_torch as torch_path
 import pytest
 import torch
 from cases import ODD_LOGITS, LogitsCase
+from gpu import tiles
 from kernel_tolerances import TOLERANCE
 from prunebench_kernels import ArgumentError, explain, reference
 from prunebench_kernels.uncertainty import (
@@ -31,7 +32,6 @@ from prunebench_kernels.uncertainty import (
     Uncertainty,
     launch,
     rule,
-    tiles,
     uncertainty,
 )
 from scipy import special, stats
@@ -206,7 +206,7 @@ def test_tiles_hold_a_row_and_use_every_lane() -> None:
         for classes in (2, 3, 10, 40, 129, 1000, 4096, 5000, 30_000):
             for compared in (False, True):
                 for dtype in (torch.float32, torch.float16):
-                    found = tiles(models, classes, dtype, compared)
+                    found = tiles.of_uncertainty(models, classes, dtype, compared)
                     assert found[0] == rule(models, classes, dtype, compared)
                     for tile in found:
                         sizes = (tile.models, tile.rows, tile.width, tile.warps)
@@ -215,7 +215,7 @@ def test_tiles_hold_a_row_and_use_every_lane() -> None:
                         assert tile.whole_rows == (classes <= LARGEST_ROW)
                         lanes = tile.models * tile.rows * tile.width
                         assert not tile.whole_rows or lanes >= 32 * tile.warps
-    assert 6 <= len(tiles(2, 1000, torch.float32)) <= 12
+    assert 6 <= len(tiles.of_uncertainty(2, 1000, torch.float32)) <= 12
 
 
 @pytest.fixture
