@@ -76,11 +76,13 @@ def _taps_outside(top, left, valid, X_SIZE: tl.constexpr, KERNEL: tl.constexpr, 
     borders there are. Bit 30 is always set, for taps that are not to be loaded at all; all are, where `valid`
     is false.
     """
+    ROWS: tl.constexpr = KERNEL[0]
+    COLUMNS: tl.constexpr = KERNEL[1]
     bits = tl.full(top.shape, 1 << 30, dtype=tl.int32)
-    for r in tl.static_range(KERNEL[0]):
+    for r in tl.static_range(ROWS):
         row = top + r * DILATION[0]
         bits |= ((row < 0) | (row >= X_SIZE[0])).to(tl.int32) << r
-    for s in tl.static_range(KERNEL[1]):
+    for s in tl.static_range(COLUMNS):
         column = left + s * DILATION[1]
         bits |= ((column < 0) | (column >= X_SIZE[1])).to(tl.int32) << (15 + s)
     return tl.where(valid, bits, (1 << 31) - 1)
