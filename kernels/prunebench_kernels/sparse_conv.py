@@ -406,8 +406,8 @@ class KernelCall:
             self.static = tuple(packed.tensors[name] for name in BLOCK.tensors)
             blocks = -(-geometry.out_channels // packed.settings["block_out"])
         grid = (-(-_pixels(geometry, x.shape) // tile.pixels) * blocks, tile.splits)
-        options = {"num_warps": tile.warps, "num_stages": tile.stages}
-        self.launch = Launch(_KERNELS[layout], grid, constants, **options)
+        kernel, warps, stages = _KERNELS[layout], tile.warps, tile.stages
+        self.launch = Launch(kernel, grid, constants, num_warps=warps, num_stages=stages)
 
     def __call__(
         self, x: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor | None = None
