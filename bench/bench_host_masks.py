@@ -22,7 +22,8 @@ from typing import Any
 import torch
 import triton
 from cases import MASK_LAYERS
-from prunebench_kernels.masks import apply_masks, layer_views, sample_masks
+from prunebench_kernels.mask_sampling import sample_masks
+from prunebench_kernels.masks import apply_masks, layer_views
 from standin import stand_in
 from torch import Tensor
 

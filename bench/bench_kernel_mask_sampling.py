@@ -14,7 +14,7 @@ from itertools import count
 import pytest
 import torch
 from cases import MASK_LAYERS
-from prunebench_kernels.masks import sample_masks
+from prunebench_kernels.mask_sampling import sample_masks
 from pytest_benchmark.fixture import BenchmarkFixture
 from timing import compiled, synchronised, threads
 from torch import Tensor

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from helpers import TASK, run_inline
-from prunebench_kernels import masks as kernels
-from prunebench_kernels.masks import sample_masks
+from prunebench_kernels import mask_sampling as kernels
+from prunebench_kernels.mask_sampling import sample_masks
 from safetensors.torch import load_file
 from torch import Tensor
 

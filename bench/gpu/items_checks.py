@@ -160,7 +160,7 @@ def mask_checks(dtype: str, context: Context, few: bool) -> Iterator[Check]:
             gradients = torch.autograd.grad(sums, list(leaves.values()))
         return made | {f"d_{name}": gradient for name, gradient in zip(leaves, gradients)}
 
-    sample, apply = op("masks", "sample_masks"), op("masks", "apply_masks")
+    sample, apply = op("mask_sampling", "sample_masks"), op("masks", "apply_masks")
     draw = partial(run, sample, logits, weights=weights, weight_dtype=kind, seed=7)
     put = partial(run, apply, {name: value.to(kind) for name, value in weights.items()}, masks, dtype=kind)
     for name, call, bound in (("sample_masks", draw, STATISTIC), ("apply_masks", put, 0.0)):

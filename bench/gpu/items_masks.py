@@ -47,7 +47,7 @@ def sampled(context: Context) -> tuple[int, dict[str, Call]]:
     logits, weights = flats
     offset = torch.zeros((), dtype=torch.int64, device=context.device)
     options = {"weights": weights, "weight_dtype": LOW, "seed": 7, "offset": offset}
-    sample, split = op("masks", "sample_masks"), [flat.split(sizes) for flat in flats]
+    sample, split = op("mask_sampling", "sample_masks"), [flat.split(sizes) for flat in flats]
     calls: dict[str, Call] = {
         OURS: partial(sample, logits, **options, backend=context.backend),
         AUTO: partial(sample, logits, **options),

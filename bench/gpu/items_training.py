@@ -118,7 +118,7 @@ class Steps:
     def sampled(self, backend: str | None) -> Call:
         """The draw's number lies on the device: a replayed step draws new masks."""
         sample, offset = (
-            op("masks", "sample_masks"),
+            op("mask_sampling", "sample_masks"),
             torch.zeros((), dtype=torch.int64, device=self.context.device),
         )
         options = {"weight_dtype": self.dtype, "seed": 7, "offset": offset, "backend": backend}

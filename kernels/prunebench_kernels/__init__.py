@@ -5,8 +5,9 @@ Every operation has one oracle in `reference`, in plain torch; `explain` says wh
 
 from prunebench_kernels.dependence import cooccurrence, correlation, interdependence
 from prunebench_kernels.dispatch import ArgumentError, Choice, LayoutError, explain
+from prunebench_kernels.mask_sampling import sample_masks
 from prunebench_kernels.masked_conv import BlockPattern, MaskedConv2d, masked_conv2d
-from prunebench_kernels.masks import apply_masks, sample_masks
+from prunebench_kernels.masks import apply_masks
 from prunebench_kernels.uncertainty import Uncertainty, uncertainty
 
 __all__ = [

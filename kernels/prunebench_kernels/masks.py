@@ -1,26 +1,10 @@
-# mypy: disallow-untyped-defs=False
-"""Masks of all layers of a network in one launch a step: drawn from their logits, or given and applied.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+"""Given masks applied to the weights of all layers of a network, in one launch a step; layers as views of a buffer.
 
-`sample_masks`: a seed in, hard 0/1 masks or masked weights out.
+product = (weight * mask) in the compute dtype; d weight = mask * G, d mask = weight * G.
 
-    u = ((word >> 8) | 1) / 2^24         Philox4x32-10 of (seed, draw, element), never 0 or 1
-    s = sigmoid((g(pi) + log u - log(1 - u)) / temperature),  mask = [s > 1/2]
-    g = sigmoid (`squash`, as DCWP's released code has it: keep-probability sigmoid(sigmoid(pi)), in
-        (0.5, 0.731)), or the identity (keep-probability sigmoid(pi))
-    backward: d mask / d s := 1, d s / d pi = s (1 - s) / temperature [* sigmoid'(pi)]
-
-Both backends make the same masks, bit for bit: s > 1/2 is decided as a exp(g) > 2^24 - a (a = 2^24 u, an
-integer) in float32 operations that are exactly rounded. The kernel lets the hardware's exponential decide, except
-where it comes within BAND of the border; then the program repeats the decision in the torch path's operations. It is
-launched with fused multiply-add off. The random numbers depend on the seed, the number of the draw and the element's
-place alone, so the backward pass draws them again: only logits, weights and the draw are kept.
-
-`apply_masks`: product = (weight * mask) in the compute dtype; d weight = mask * G, d mask = weight * G.
-
-Bytes an element (arithmetic): float32 masks from logits 8; bfloat16 masked weights from logits and weights 10;
-bfloat16 products of float32 weights and masks 10, their gradient of weights 10, both gradients 18.
-
-Source: Park et al., CVPR 2023, and its released code; Csordas et al., ICLR 2021; Salmon et al., SC 2011.
+Bytes an element (arithmetic): bfloat16 products of float32 weights and masks 10, their gradient of weights 10, both
+gradients 18.
 """
 
 from __future__ import annotations
@@ -35,19 +19,15 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from prunebench_kernels import masks_torch
 from prunebench_kernels.dispatch import (
     FLOATS,
     ArgumentError,
     Choice,
     Contest,
     check_device,
-    check_finite,
     check_floating,
     check_tensor,
-    constexpr,
     explains,
     is_traced,
     jit,
@@ -57,159 +37,19 @@ from prunebench_kernels.dispatch import (
     shape_class,
     tl,
 )
-from prunebench_kernels.masks_torch import MAX_DRAWS, MAX_ELEMENTS, MAX_SEED, Draw
 
 Form = TypeVar("Form", Tensor, Mapping[str, Tensor])
 """One tensor, or one a layer by its name: results come in the form of the arguments."""
-
-LIMIT = constexpr(masks_torch.LIMIT)
-LOG2_E = constexpr(masks_torch.LOG2_E)
-ROUND = constexpr(masks_torch.ROUND)
-C0, C1, C2, C3, C4 = (constexpr(value) for value in masks_torch.EXP2_COEFFICIENTS)
-GRID = constexpr(float(1 << 24))
+MAX_ELEMENTS = 1 << 33
+"""Four elements a counter of the random numbers, counted in a signed 32-bit integer."""
 
 
-# --- kernels: sampling ----------------------------------------------------------------------------------------
+# --- kernels --------------------------------------------------------------------------------------------------
 
 
 @jit
-def _power_of_two(y):
-    """2^y for |y| <= LIMIT log2 e, in the torch path's order of operations."""
-    shifted = y + ROUND
-    exponent = shifted.to(tl.int32, bitcast=True) << 23
-    r = y - (shifted - ROUND)
-    series = ((((r * C0 + C1) * r + C2) * r + C3) * r + C4) * r + 1.0
-    return (series.to(tl.int32, bitcast=True) + exponent).to(tl.float32, bitcast=True)
-
-
-@jit
-def _keep_exactly(pi, a, SQUASH: tl.constexpr):
-    """The decision u > 1 - sigmoid(g(pi)), as a exp(g) > 2^24 - a, as the torch path rounds it."""
-    x = tl.minimum(tl.maximum(pi, -LIMIT), LIMIT)
-    if SQUASH:
-        x = tl.div_rn(1.0, _power_of_two(x * -LOG2_E) + 1.0)
-    return _power_of_two(x * LOG2_E) * a > GRID - a
-
-
-@jit
-def _keep(pi, a, SQUASH: tl.constexpr, BAND: tl.constexpr):
-    """The same decision, by the hardware's exponential wherever its error cannot matter."""
-    x = tl.minimum(tl.maximum(pi, -LIMIT), LIMIT)
-    if SQUASH:
-        x = 1.0 / (1.0 + tl.exp(-x))
-    margin = tl.exp(x) * a - (GRID - a)
-    kept = margin > 0
-    at_border = tl.abs(margin) < BAND * (GRID - a)
-    if tl.max(at_border.to(tl.int32), 0) > 0:
-        kept = _keep_exactly(pi, a, SQUASH)
-    return kept
-
-
-@jit
-def _slope(pi, a, scale, SQUASH: tl.constexpr, UNIT: tl.constexpr):
-    """d s / d pi for the temperature 1 / `scale`; UNIT: it is 1.
-
-    sigmoid'(x) is e / (1 + e)^2 with e = exp(-|x|), or from the odds p / q: no overflow, no cancellation. Divisions
-    cost most here.
-    """
-    e = tl.exp(-tl.abs(pi))
-    inverse = 1.0 / (1.0 + e)
-    location = tl.where(pi > 0, inverse, e * inverse) if SQUASH else tl.minimum(tl.maximum(pi, -LIMIT), LIMIT)
-    q = GRID - a
-    if UNIT:
-        p = tl.exp(location) * a
-        below = 1.0 / (p + q)
-        slope = (p * below) * (q * below)
-    else:
-        soft = tl.exp(-tl.abs((location + tl.log(a / q)) * scale))
-        below = 1.0 / (1.0 + soft)
-        slope = soft * below * below * scale
-    return slope * (e * inverse * inverse) if SQUASH else slope
-
-
-@jit
-def _numerators(seed_low, seed_high, offset, ON_DEVICE: tl.constexpr, BLOCK: tl.constexpr):
-    """a = (word >> 8) | 1 of Philox4x32-10 for the program's BLOCK elements, float32; u = a / 2^24.
-
-    Four elements a counter, so that words meet their elements in registers.
-    """
-    c0 = (tl.program_id(0) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)).to(tl.uint32)
-    zero = c0 * 0
-    draw = tl.load(offset).to(tl.uint32) if ON_DEVICE else offset.to(tl.uint32, bitcast=True)
-    k0 = seed_low.to(tl.uint32, bitcast=True)
-    k1 = seed_high.to(tl.uint32, bitcast=True)
-    w0, w1, w2, w3 = tl.philox_impl(c0, zero + draw, zero, zero, k0, k1)
-    words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [BLOCK])
-    return ((words >> 8) | 1).to(tl.int32).to(tl.float32)
-
-
-@jit
-def _load(pointers, bound):
+def load(pointers, bound):
     return tl.load(pointers, mask=bound).to(tl.float32)
-
-
-@jit
-def _sample(  # noqa: PLR0913 - the kernel's arguments
-    logits, weights, out, a, bound, SQUASH: tl.constexpr, HAS_WEIGHTS: tl.constexpr, BAND: tl.constexpr
-):
-    values = _load(weights, bound) if HAS_WEIGHTS else 1.0
-    kept = tl.where(_keep(_load(logits, bound), a, SQUASH, BAND), values, 0.0)
-    tl.store(out, kept.to(out.dtype.element_ty), mask=bound)
-
-
-@jit(do_not_specialize=["numel", "seed_low", "seed_high", "offset"])
-def sample_masks_kernel(  # noqa: PLR0913 - pointers, the draw, flags
-    logits, weights, out, numel, seed_low, seed_high, offset,
-    SQUASH: tl.constexpr, HAS_WEIGHTS: tl.constexpr, ON_DEVICE: tl.constexpr, BAND: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Masks, or masked weights. Only the last program checks bounds, so all others vectorise for any `numel`."""
-    first = tl.program_id(0).to(tl.int64) * BLOCK
-    at = first + tl.arange(0, BLOCK)
-    a = _numerators(seed_low, seed_high, offset, ON_DEVICE, BLOCK)
-    if first + BLOCK <= numel:
-        _sample(logits + at, weights + at, out + at, a, None, SQUASH, HAS_WEIGHTS, BAND)
-    else:
-        _sample(logits + at, weights + at, out + at, a, at < numel, SQUASH, HAS_WEIGHTS, BAND)
-
-
-@jit
-def _sample_backward(  # noqa: PLR0913 - the kernel's arguments
-    gradient, logits, weights, to_logits, to_weights, a, scale, bound,
-    SQUASH: tl.constexpr, UNIT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, LOGITS: tl.constexpr,
-    WEIGHTS: tl.constexpr, BAND: tl.constexpr,
-):  # fmt: skip
-    upstream = _load(gradient, bound)
-    pi = _load(logits, bound)
-    if LOGITS:
-        result = upstream * _slope(pi, a, scale, SQUASH, UNIT)
-        if HAS_WEIGHTS:
-            result = result * _load(weights, bound)
-        tl.store(to_logits, result.to(to_logits.dtype.element_ty), mask=bound)
-    if WEIGHTS:
-        kept = tl.where(_keep(pi, a, SQUASH, BAND), upstream, 0.0)
-        tl.store(to_weights, kept.to(to_weights.dtype.element_ty), mask=bound)
-
-
-@jit(do_not_specialize=["numel", "seed_low", "seed_high", "offset"])
-def sample_masks_backward_kernel(  # noqa: PLR0913 - pointers, the draw, flags
-    gradient, logits, weights, to_logits, to_weights, numel, seed_low, seed_high, offset, scale,
-    SQUASH: tl.constexpr, UNIT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, ON_DEVICE: tl.constexpr,
-    LOGITS: tl.constexpr, WEIGHTS: tl.constexpr, BAND: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Gradients of logits and weights, as the two flags ask."""
-    first = tl.program_id(0).to(tl.int64) * BLOCK
-    at = first + tl.arange(0, BLOCK)
-    a = _numerators(seed_low, seed_high, offset, ON_DEVICE, BLOCK)
-    if first + BLOCK <= numel:
-        _sample_backward(gradient + at, logits + at, weights + at, to_logits + at, to_weights + at, a,
-                         scale, None, SQUASH, UNIT, HAS_WEIGHTS, LOGITS, WEIGHTS, BAND)  # fmt: skip
-    else:
-        _sample_backward(gradient + at, logits + at, weights + at, to_logits + at, to_weights + at, a,
-                         scale, at < numel, SQUASH, UNIT, HAS_WEIGHTS, LOGITS, WEIGHTS, BAND)  # fmt: skip
-
-
-# --- kernels: application -------------------------------------------------------------------------------------
 
 
 @jit
@@ -233,7 +73,7 @@ def _pointers(addresses, first, ends, at, LAYERS: tl.constexpr, TYPE: tl.constex
 
 @jit
 def _apply(weight, mask, out, bound, PRODUCT: tl.constexpr):
-    product = (_load(weight, bound) * _load(mask, bound)).to(PRODUCT)
+    product = (load(weight, bound) * load(mask, bound)).to(PRODUCT)
     tl.store(out, product.to(out.dtype.element_ty), mask=bound)
 
 
@@ -261,10 +101,10 @@ def _apply_backward(  # noqa: PLR0913 - the kernel's arguments
 ):  # fmt: skip
     upstream = tl.load(gradient, mask=bound).to(PRODUCT).to(tl.float32)
     if TO_WEIGHTS:
-        result = (upstream * _load(mask, bound)).to(PRODUCT)
+        result = (upstream * load(mask, bound)).to(PRODUCT)
         tl.store(to_weight, result.to(to_weight.dtype.element_ty), mask=bound)
     if TO_MASKS:
-        result = (upstream * _load(weight, bound)).to(PRODUCT)
+        result = (upstream * load(weight, bound)).to(PRODUCT)
         tl.store(to_mask, result.to(to_mask.dtype.element_ty), mask=bound)
 
 
@@ -294,14 +134,17 @@ def apply_masks_backward_kernel(  # noqa: PLR0913 - addresses, types
 
 @dataclass(frozen=True)
 class Configuration:
-    """Elements of one program (a power of two), its warps, and the band of exact decisions.
+    """Elements of one program (a power of two), its warps, and for sampling the band of exact decisions.
 
-    A band of `float("inf")` makes every decision exact; applying masks decides nothing.
+    Within this relative distance of the border a mask's decision is made again, in exactly rounded operations: `inf`
+    makes all of them exact. Elsewhere the hardware's exponential decides. The two differ by less than 5e-6: ex2.approx
+    errs by 2^-22, its argument's rounding by 1e-6 at |x| = 17, div.full by 2 ulp, the polynomial by 1e-6. One element
+    in 130,000 lies in the band.
     """
 
     block: int
     num_warps: int
-    band: float = masks_torch.BAND
+    band: float = 2.0**-16
 
 
 SAMPLE = Configuration(1024, 4)
@@ -310,51 +153,8 @@ APPLY = Configuration(2048, 4)
 bytes: 43.9 us and 41.9 us, a copy 42.5 us, L2 flushed (docs/gpu.md). Backward is not measured."""
 
 
-def _signed(word: int) -> int:
-    """A 32-bit word as the int32 with the same bits, so that every seed has one kernel signature."""
-    return word - (1 << 32) if word >> 31 else word
-
-
-def _scalars(draw: Draw) -> tuple[int, int, int | Tensor]:
-    low, high = draw.key
-    offset = draw.offset
-    return _signed(low), _signed(high), offset if isinstance(offset, Tensor) else _signed(offset)
-
-
-def _bytes(tensor: Tensor) -> Tensor:
+def as_bytes(tensor: Tensor) -> Tensor:
     return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
-
-
-def launch_sample(
-    logits: Tensor, weights: Tensor | None, out: Tensor, draw: Draw, chosen: Configuration = SAMPLE
-) -> None:
-    """Fill `out` `[P]` with masks, or with weight * mask where weights are given; all contiguous."""
-    with on_device(logits):
-        sample_masks_kernel[(-(-logits.numel() // chosen.block),)](
-            logits, logits if weights is None else weights, _bytes(out), logits.numel(), *_scalars(draw),
-            SQUASH=draw.squash, HAS_WEIGHTS=weights is not None, ON_DEVICE=isinstance(draw.offset, Tensor),
-            BAND=chosen.band, BLOCK=chosen.block, num_warps=chosen.num_warps, enable_fp_fusion=False,
-        )  # fmt: skip
-
-
-def launch_sample_backward(
-    gradient: Tensor,
-    logits: Tensor,
-    weights: Tensor | None,
-    to_logits: Tensor,
-    to_weights: Tensor,
-    draw: Draw,
-    chosen: Configuration = SAMPLE,
-) -> None:
-    """Fill the gradients (each `[P]`, or empty where not asked for); all contiguous."""
-    with on_device(logits):
-        sample_masks_backward_kernel[(-(-logits.numel() // chosen.block),)](
-            gradient, logits, logits if weights is None else weights, to_logits, to_weights, logits.numel(),
-            *_scalars(draw), 1 / draw.temperature, SQUASH=draw.squash, UNIT=draw.temperature == 1,
-            HAS_WEIGHTS=weights is not None, ON_DEVICE=isinstance(draw.offset, Tensor), LOGITS=to_logits.numel() > 0,
-            WEIGHTS=to_weights.numel() > 0, BAND=chosen.band, BLOCK=chosen.block,
-            num_warps=chosen.num_warps, enable_fp_fusion=False,
-        )  # fmt: skip
 
 
 Layers = Sequence[Tensor]
@@ -526,12 +326,12 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8, torc
 MASK_DTYPES = (*FLOATS, torch.uint8, torch.bool)
 
 
-def _narrowest(dtypes: tuple[torch.dtype, ...]) -> torch.dtype:
+def narrowest(dtypes: tuple[torch.dtype, ...]) -> torch.dtype:
     """bfloat16 where any is: the interpreter does not take it."""
     return torch.bfloat16 if torch.bfloat16 in dtypes else torch.float32
 
 
-def _refusal(dtypes: tuple[torch.dtype, ...]) -> str | None:
+def refusal_of(dtypes: tuple[torch.dtype, ...]) -> str | None:
     refused = [dtype for dtype in dtypes if dtype not in KERNEL_DTYPES]
     return f"the kernel does not take {', '.join(sorted(set(map(str, refused))))}" if refused else None
 
@@ -541,7 +341,7 @@ def _is_traced(tensor: Tensor) -> bool:
     return is_traced(tensor) or torch._C._are_functorch_transforms_active()
 
 
-def _check_layers(name: str, layers: Mapping[str, Tensor]) -> None:
+def check_layers(name: str, layers: Mapping[str, Tensor]) -> None:
     """Raise ArgumentError unless there are layers, all tensors of one dtype on one device."""
     if not layers:
         raise ArgumentError(f"{name}: no layer to mask")
@@ -553,7 +353,7 @@ def _check_layers(name: str, layers: Mapping[str, Tensor]) -> None:
             raise ArgumentError(f"{name}[{layer!r}]: is {tensor.dtype}, the first layer {first.dtype}")
 
 
-def _check_pairs(name: str, values: Form, other: str, others: Form) -> None:
+def check_pairs(name: str, values: Form, other: str, others: Form) -> None:
     """Raise ArgumentError unless `values` have the form, the shapes and the device of `others`."""
     if isinstance(others, Mapping):
         if not isinstance(values, Mapping) or list(values) != list(others):
@@ -567,243 +367,9 @@ def _check_pairs(name: str, values: Form, other: str, others: Form) -> None:
             raise ArgumentError(f"{at}: want shape {tuple(expected.shape)}, got {tuple(value.shape)}")
 
 
-def _check_size(name: str, elements: int) -> None:
+def check_size(name: str, elements: int) -> None:
     if not 0 < elements <= MAX_ELEMENTS:
         raise ArgumentError(f"{name}: want 1 to {MAX_ELEMENTS} elements, got {elements}")
-
-
-# --- sampling -------------------------------------------------------------------------------------------------
-
-CERTAIN = "one launch, 8 to 14 bytes an element, against over 150 launches of torch over all elements"
-"""Philox alone is 100 operations on 64-bit integers in torch: the kernel wins on a GPU at every size."""
-_DRAW = "Tensor? counter, SymInt seed, SymInt offset, float temperature, bool squash"
-
-
-def _choose_sampling(
-    logits: Tensor, weights: Tensor | None, dtype: torch.dtype, backend: str | None
-) -> Choice:
-    """The backend for an output of `dtype`. Raises ArgumentError on an unknown name."""
-    dtypes = logits.dtype, dtype, logits.dtype if weights is None else weights.dtype
-    refusal, narrowest = _refusal(dtypes), _narrowest(dtypes)
-    return select("sample_masks", backend, logits.device, narrowest, refusal=refusal, certain=CERTAIN)
-
-
-def _draw_of(counter: Tensor | None, seed: int, offset: int, temperature: float, squash: bool) -> Draw:
-    return Draw(seed, offset if counter is None else counter, temperature, squash)
-
-
-def _sampled(logits: Tensor, weights: Tensor | None, *settings: Any) -> tuple[Tensor, Tensor]:
-    """Masks or masked weights `[P]`, and what the torch path keeps: d out / d pi (float32 `[P]`, else empty)."""
-    *draw, dtype, backend, _ = settings
-    if logits.device.type == "cpu":
-        check_finite("logits", torch.stack(torch.aminmax(logits)))  # a tenth of the time of all values
-    out, slope = _empty_samples(logits, weights, *settings)
-    if _choose_sampling(logits, weights, dtype, backend or None).is_triton:
-        launch_sample(logits.contiguous(), _contiguous(weights), out, _draw_of(*draw))
-    else:
-        masks_torch.forward(logits, weights, out, slope, _draw_of(*draw))
-    return out, slope
-
-
-def _empty_samples(logits: Tensor, weights: Tensor | None, *settings: Any) -> tuple[Tensor, Tensor]:
-    *_, dtype, backend, keep_slope = settings
-    keeps = keep_slope and not _choose_sampling(logits, weights, dtype, backend or None).is_triton
-    kept = logits.numel() if keeps else 0
-    return logits.new_empty(logits.shape, dtype=dtype), logits.new_empty(kept, dtype=torch.float32)
-
-
-def _sampled_gradients(
-    gradient: Tensor, logits: Tensor, weights: Tensor | None, slope: Tensor, *settings: Any
-) -> tuple[Tensor, Tensor]:
-    """Gradients of logits and weights, each `[P]`, or empty where not asked for."""
-    *draw, backend, _, _ = settings
-    grads = _empty_gradients(gradient, logits, weights, slope, *settings)
-    if _choose_sampling(logits, weights, gradient.dtype, backend or None).is_triton:
-        tensors = gradient.contiguous(), logits.contiguous(), _contiguous(weights)
-        launch_sample_backward(*tensors, *grads, _draw_of(*draw))
-    else:
-        masks_torch.backward(gradient, logits, weights, slope, *grads, _draw_of(*draw))
-    return grads
-
-
-def _empty_gradients(
-    gradient: Tensor, logits: Tensor, weights: Tensor | None, slope: Tensor, *settings: Any
-) -> tuple[Tensor, Tensor]:
-    *_, to_logits, to_weights = settings
-    like = logits if weights is None else weights
-    sizes = logits.numel() if to_logits else 0, like.numel() if to_weights else 0
-    return logits.new_empty(sizes[0]), like.new_empty(sizes[1])
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
-def _keep_sample(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    logits, weights, counter, *ctx.settings, dtype, ctx.backend, _ = inputs
-    ctx.is_differentiable = dtype.is_floating_point
-    ctx.mark_non_differentiable(*output[1 if ctx.is_differentiable else 0 :])
-    ctx.save_for_backward(logits, weights, output[1], counter)
-
-
-def _sample_gradients(run: Callable[..., Any], ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    needs = [bool(need) and ctx.is_differentiable for need in ctx.needs_input_grad[:2]]
-    made = run(gradient, *ctx.saved_tensors, *ctx.settings, ctx.backend, *needs)
-    return *(grad if need else None for grad, need in zip(made, needs)), *(None for _ in range(8))
-
-
-class _Sample(torch.autograd.Function):
-    """Eager torch calls the functions behind the operators at once: see `is_traced`."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output = _sampled(*inputs)
-        _keep_sample(ctx, inputs, output)
-        return output
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        return _sample_gradients(_sampled_gradients, ctx, gradients[0])
-
-
-sample_masks_op = torch.library.custom_op(
-    "prunebench::sample_masks",
-    _sampled,
-    mutates_args=(),
-    schema=f"(Tensor logits, Tensor? weights, {_DRAW}, ScalarType dtype, str backend, bool keep_slope) "
-    "-> (Tensor, Tensor)",
-)
-sample_masks_backward_op = torch.library.custom_op(
-    "prunebench::sample_masks_backward",
-    _sampled_gradients,
-    mutates_args=(),
-    schema=f"(Tensor gradient, Tensor logits, Tensor? weights, Tensor slope, {_DRAW}, str backend, "
-    "bool to_logits, bool to_weights) -> (Tensor, Tensor)",
-)
-sample_masks_op.register_fake(_empty_samples)
-sample_masks_backward_op.register_fake(_empty_gradients)
-sample_masks_op.register_autograd(
-    lambda ctx, gradient, _: _sample_gradients(sample_masks_backward_op, ctx, gradient),
-    setup_context=_keep_sample,
-)
-
-
-def sample_masks(  # noqa: PLR0913 - one call serves masks and masked weights
-    logits: Form,
-    *,
-    seed: int,
-    offset: int | Tensor = 0,
-    temperature: float = 1.0,
-    squash: bool = True,
-    weights: Form | None = None,
-    mask_dtype: torch.dtype | None = None,
-    weight_dtype: torch.dtype | None = None,
-    backend: str | None = None,
-) -> Form:
-    """Draw number `offset` (0 ... 2^32 - 1) of hard masks under `seed` (0 ... 2^63 - 1), for all layers at once.
-
-    logits: one tensor of any shape (numbered in row-major order; a flat `[P]` buffer that the layers view
-    costs nothing), or a mapping layer -> tensor, which is copied into one buffer, layer after layer. The result
-    has the same form: masks in `mask_dtype` (default: the logits'; a float dtype carries straight-through
-    gradients, uint8 and bool none), or, with `weights` of the same form, weight * mask in `weight_dtype`
-    (default: the weights'), differentiable in logits (weight * gradient * d s / d pi) and weights (mask *
-    gradient). The decision is made in float32 whatever the dtype of the logits, and |pi| >= 17 without `squash`
-    is certain.
-
-    `offset` may be an int64 tensor of one element on the logits' device, of which the low 32 bits count. It is
-    read where the masks are drawn, so that a captured CUDA graph that adds to it draws new masks at every replay.
-    The backward pass reads it again: add to it after that, or give a clone.
-
-    Raises ArgumentError on an empty, misshapen or misplaced argument, and, on a CPU, on logits that are not
-    finite and an offset out of range (on a GPU that look would make every call wait).
-    """
-    draw = _checked_draw(seed, offset, temperature, squash)
-    flat, flat_weights, dtype = _checked_sampling(logits, weights, mask_dtype, weight_dtype)
-    if draw[0] is not None:
-        check_device("offset", draw[0], "logits", flat)
-    keeps = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (flat, flat_weights)
-    )
-    run = sample_masks_op if is_traced(flat) else _Sample.apply if keeps else _sampled
-    made, _ = run(flat, flat_weights, *draw, dtype, backend or "", keeps)
-    if not isinstance(logits, Mapping):
-        return made.view(logits.shape)
-    pieces = torch.split(made, [values.numel() for values in logits.values()])
-    return {name: piece.view(logits[name].shape) for name, piece in zip(logits, pieces)}
-
-
-@explains("sample_masks")
-def _explain_sample_masks(  # noqa: PLR0913 - the operation's signature
-    logits: Form,
-    *,
-    seed: int,
-    offset: int | Tensor = 0,
-    temperature: float = 1.0,
-    squash: bool = True,
-    weights: Form | None = None,
-    mask_dtype: torch.dtype | None = None,
-    weight_dtype: torch.dtype | None = None,
-    backend: str | None = None,
-) -> Choice:
-    _checked_draw(seed, offset, temperature, squash)
-    return _choose_sampling(*_checked_sampling(logits, weights, mask_dtype, weight_dtype), backend)
-
-
-def _checked_draw(
-    seed: int, offset: int | Tensor, temperature: float, squash: bool
-) -> tuple[Tensor | None, int, int, float, bool]:
-    """The draw as the operator takes it."""
-    if not 0 <= seed < MAX_SEED:
-        raise ArgumentError(f"seed: want 0 to 2^63 - 1, got {seed}")
-    if not 0 < temperature < math.inf:
-        raise ArgumentError(f"temperature: must be positive and finite, got {temperature}")
-    if not isinstance(offset, Tensor):
-        if not 0 <= offset < MAX_DRAWS:
-            raise ArgumentError(f"offset: want 0 to 2^32 - 1, got {offset}")
-        return None, seed, offset, temperature, squash
-    if offset.dtype != torch.int64 or offset.numel() != 1:
-        raise ArgumentError(f"offset: want an int or one int64, got {tuple(offset.shape)} of {offset.dtype}")
-    if offset.device.type == "cpu" and not is_traced(offset) and not 0 <= int(offset) < MAX_DRAWS:
-        raise ArgumentError(f"offset: want 0 to 2^32 - 1, got {int(offset)}")
-    return offset, seed, 0, temperature, squash
-
-
-def _checked_sampling(
-    logits: Form,
-    weights: Form | None,
-    mask_dtype: torch.dtype | None,
-    weight_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor | None, torch.dtype]:
-    """Logits and weights as `[P]`, and the dtype of the output."""
-    flat = _flattened("logits", logits)
-    if weights is None:
-        if weight_dtype is not None:
-            raise ArgumentError("weight_dtype: is for masked weights; give weights as well")
-        chosen = mask_dtype or flat.dtype
-        if chosen not in MASK_DTYPES:
-            raise ArgumentError(f"mask_dtype: want a floating dtype, uint8 or bool, got {chosen}")
-        return flat, None, chosen
-    _check_pairs("weights", weights, "logits", logits)
-    flat_weights = _flattened("weights", weights)
-    if mask_dtype is not None:
-        raise ArgumentError("mask_dtype: is for masks; with weights the output has weight_dtype")
-    chosen = weight_dtype or flat_weights.dtype
-    if chosen not in FLOATS:
-        raise ArgumentError(f"weight_dtype: want a floating dtype of 16 to 64 bits, got {chosen}")
-    return flat, flat_weights, chosen
-
-
-def _flattened(name: str, value: Form) -> Tensor:
-    """All elements as `[P]`, checked."""
-    if isinstance(value, Mapping):
-        _check_layers(name, value)
-        flat = torch.cat([tensor.reshape(-1) for tensor in value.values()])
-    else:
-        flat = check_tensor(name, value).reshape(-1)
-    check_floating(name, flat)
-    _check_size(name, flat.numel())
-    return flat
 
 
 # --- application ----------------------------------------------------------------------------------------------
@@ -879,7 +445,10 @@ class _Apply(torch.autograd.Function):
         weights = kept[-count:] if ctx.needs[1] else None
         by_kernel &= not torch.is_grad_enabled()  # asked for a graph of gradients, torch makes one
         made = [
-            grads or (None,) * count
+            [
+                None if grads is None or given is None else grad
+                for given, grad in zip(gradients, grads or gradients)
+            ]
             for grads in _gradients(upstream, weights, masks, ctx.dtypes, by_kernel, plan)
         ]
         return None, None, None, None, *made[0], *(made[1] if ctx.masks is None else ())
@@ -912,67 +481,6 @@ def _strided_as(value: Tensor, strides: tuple[int, ...]) -> Tensor:
     return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(value)
 
 
-def _apply_flat(weights: Tensor, masks: Tensor, dtype: torch.dtype) -> Tensor:
-    return _products([weights], [masks], dtype, _takes_flat(weights, masks, dtype))[0]
-
-
-def _apply_flat_backward(
-    gradient: Tensor, weights: Tensor, masks: Tensor, to_weights: bool, to_masks: bool
-) -> tuple[Tensor, Tensor]:
-    """Gradients of weights and masks, or empty where not asked for."""
-    dtypes, by_kernel = (weights.dtype, masks.dtype), _takes_flat(weights, masks, gradient.dtype)
-    given = [weights] if to_masks else None, [masks] if to_weights else None
-    made = _gradients([gradient.contiguous()], *given, dtypes, by_kernel)
-    pairs = zip((weights, masks), made)
-    first, second = (like.new_empty(0) if grads is None else grads[0] for like, grads in pairs)
-    return first, second
-
-
-def _takes_flat(weights: Tensor, masks: Tensor, dtype: torch.dtype) -> bool:
-    dtypes = weights.dtype, masks.dtype, dtype
-    refusal, narrowest = _refusal(dtypes), _narrowest(dtypes)
-    return select("apply_masks", "triton", weights.device, narrowest, refusal=refusal).is_triton
-
-
-apply_masks_op = torch.library.custom_op(
-    "prunebench::apply_masks",
-    _apply_flat,
-    mutates_args=(),
-    schema="(Tensor weights, Tensor masks, ScalarType dtype) -> Tensor",
-)
-"""Flat buffers, where a compiler looks on and the kernel was asked for; torch computes what it does not take."""
-apply_masks_backward_op = torch.library.custom_op(
-    "prunebench::apply_masks_backward",
-    _apply_flat_backward,
-    mutates_args=(),
-    schema="(Tensor gradient, Tensor weights, Tensor masks, bool to_weights, bool to_masks) -> (Tensor, Tensor)",
-)
-
-
-@apply_masks_op.register_fake
-def _(weights: Tensor, masks: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty_like(weights, dtype=dtype)
-
-
-@apply_masks_backward_op.register_fake
-def _(
-    gradient: Tensor, weights: Tensor, masks: Tensor, to_weights: bool, to_masks: bool
-) -> tuple[Tensor, Tensor]:
-    sizes = weights.numel() if to_weights else 0, masks.numel() if to_masks else 0
-    return weights.new_empty(sizes[0]), masks.new_empty(sizes[1])
-
-
-def _flat_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    needs = ctx.needs_input_grad[:2]
-    made = apply_masks_backward_op(gradient, *ctx.saved_tensors, *needs)
-    return *(grad if need else None for grad, need in zip(made, needs)), None
-
-
-apply_masks_op.register_autograd(
-    _flat_gradients, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[:2])
-)
-
-
 def _choose_application(
     weights: Layers,
     masks: Layers,
@@ -986,8 +494,8 @@ def _choose_application(
         "apply_masks",
         backend,
         weights[0].device,
-        _narrowest(dtypes),
-        refusal=_refusal(dtypes),
+        narrowest(dtypes),
+        refusal=refusal_of(dtypes),
         contest=Contest(
             (*shape_class(elements, len(weights)), *dtypes, *needs),
             lambda: _candidates(weights[:MOST_LAYERS], masks[:MOST_LAYERS], dtype, needs),
@@ -1045,13 +553,14 @@ def apply_masks(
 
     The kernel takes up to 96 layers in one launch forward and one backward, and the layers stay where they are. A
     mask that lies in another order than its weight (NCHW beside channels_last) is copied at every call, as is a
-    gradient that comes in another order.
+    gradient that comes in another order. Under a compiler or torch.func it is torch's products, which are fused.
 
     Raises ArgumentError on an empty, misshapen or misplaced argument.
     """
     of_weights, of_masks, chosen, plan = _checked_application(weights, masks, dtype)
     if plan is None:
-        made = _traced_products(of_weights, of_masks, chosen, backend)
+        requested(backend)
+        made = [(weight * mask).to(chosen) for weight, mask in zip(of_weights, of_masks)]
     else:
         needs = _needs(of_weights, of_masks)
         by_kernel = _choose_application(of_weights, of_masks, chosen, backend, needs, plan.elements).is_triton
@@ -1066,9 +575,7 @@ def apply_masks(
 
 
 @explains("apply_masks")
-def _explain_apply_masks(
-    weights: Form, masks: Form, *, dtype: torch.dtype | None = None, backend: str | None = None
-) -> Choice:
+def _explain(weights, masks, *, dtype=None, backend=None) -> Choice:
     of_weights, of_masks, chosen, _ = _checked_application(weights, masks, dtype)
     elements = sum([weight.numel() for weight in of_weights])
     return _choose_application(of_weights, of_masks, chosen, backend, _needs(of_weights, of_masks), elements)
@@ -1097,19 +604,19 @@ def _checked_application(
     plan = _plan_if_alike(of_weights, of_masks) if same_form and not traced else None
     if plan is None:
         if isinstance(weights, Mapping):
-            _check_layers("weights", weights)
+            check_layers("weights", weights)
         else:
             check_tensor("weights", weights)
-        _check_pairs("masks", masks, "weights", weights)
+        check_pairs("masks", masks, "weights", weights)
         if isinstance(masks, Mapping):
-            _check_layers("masks", masks)
+            check_layers("masks", masks)
     check_floating("weights", of_weights[0])
     if of_masks[0].dtype not in MASK_DTYPES:
         raise ArgumentError(f"masks: want a floating dtype, uint8 or bool, got {of_masks[0].dtype}")
     chosen = of_weights[0].dtype if dtype is None else dtype
     if chosen not in FLOATS:
         raise ArgumentError(f"dtype: want a floating dtype of 16 to 64 bits, got {chosen}")
-    _check_size("weights", plan.elements if plan else sum([weight.numel() for weight in of_weights]))
+    check_size("weights", plan.elements if plan else sum([weight.numel() for weight in of_weights]))
     if plan is None and not traced:
         of_weights = [
             one if _is_dense(one.shape, one.stride()) else torch.empty_like(one).copy_(one)
@@ -1133,16 +640,6 @@ def _plan_if_alike(weights: list[Any], masks: list[Any]) -> FlatPlan | None:
     except (AttributeError, TypeError, ValueError):  # no tensors, or no layers
         return None
     return plan if alike else None
-
-
-def _traced_products(
-    weights: Layers, masks: Layers, dtype: torch.dtype, backend: str | None
-) -> Sequence[Tensor]:
-    """What a compiler sees: torch's product, which it fuses, or, if asked for, the kernel on copies of all layers."""
-    if requested(backend) != "triton" or torch._C._are_functorch_transforms_active():
-        return [(weight * mask).to(dtype) for weight, mask in zip(weights, masks)]
-    flat = [torch.cat(list(map(_values, layers, weights))) for layers in (weights, masks)]
-    return layer_views(apply_masks_op(flat[0], flat[1], dtype), weights)
 
 
 # --- layers in one buffer -------------------------------------------------------------------------------------
@@ -1178,17 +675,7 @@ class _Views(torch.autograd.Function):
         return None, torch.cat([piece.as_strided((piece.numel(),), (1,)) for piece in pieces])
 
 
-def _dimensions(like: Tensor) -> list[int]:
-    """Dimensions from the one with the largest stride to the one that lies closest."""
-    return sorted(range(like.ndim), key=lambda dimension: -like.stride()[dimension])
-
-
 def _shaped(piece: Tensor, like: Tensor) -> Tensor:
     """A contiguous `[P]` piece with the shape and the strides of `like`, by views that compilers take."""
-    order = _dimensions(like)
+    order = sorted(range(like.ndim), key=lambda dimension: -like.stride()[dimension])
     return piece.view([like.shape[at] for at in order]).permute([order.index(at) for at in range(like.ndim)])
-
-
-def _values(layer: Tensor, like: Tensor) -> Tensor:
-    """The values `[P]` in the order in which those of `like` lie."""
-    return layer.permute(_dimensions(like)).reshape(-1)

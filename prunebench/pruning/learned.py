@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from prunebench_kernels.masks import layer_views, sample_masks
+from prunebench_kernels.mask_sampling import sample_masks
+from prunebench_kernels.masks import layer_views
 from torch import Tensor, nn
 from torch.func import functional_call
 
