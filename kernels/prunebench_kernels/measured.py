@@ -271,6 +271,8 @@ def capture(call: Callable[[], object], repeats: int = 1) -> torch.cuda.CUDAGrap
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    usable = generator.clone_state()
     try:
         with torch.cuda.stream(stream), waiting_raises():
             call()
@@ -281,14 +283,15 @@ def capture(call: Callable[[], object], repeats: int = 1) -> torch.cuda.CUDAGrap
                 call()
     except RuntimeError:
         torch.cuda.synchronize()
+        # The state that a broken capture holds takes no more numbers ("Offset increment outside graph capture").
+        generator.graphsafe_set_state(usable)
         return None
     return graph
 
 
 @contextlib.contextmanager
 def waiting_raises() -> Iterator[None]:
-    """What waits for the GPU raises RuntimeError here: in a capture it would leave the generator of random numbers
-    unusable for the rest of the process ("Offset increment outside graph capture")."""
+    """What waits for the GPU raises RuntimeError here, before it could break a capture."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         # Once a process, torch warns that this mode is a prototype.

@@ -8,6 +8,7 @@ format come near, the network is also prepared in that format throughout.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import sys
@@ -419,13 +420,16 @@ def _choose_channels(made: Mapping[str, SparseNetwork], x: Tensor, measuring: Me
 def _choose_layouts(network: SparseNetwork, x: Tensor, measuring: Measuring) -> SparseNetwork:
     """The network with every convolution prepared on what the layers before it give for x, the fastest plan overall.
 
-    Dense layouts stay unless another plan clearly beats them.
+    A layout that won a layer is also tried wherever it can be. Dense layouts stay unless another plan clearly beats
+    them.
     """
     plans = {"dense": network.dense()}
     auto = _prepared(network, x, None)
     orders = _orders_worth_a_pass(auto, PASSES.get(x.device.type, ()))
     passes = {f"{AUTO} {order}": _prepared(network, x, frozenset({order})) for order in orders}
-    for name, other in {AUTO: auto, **passes}.items():
+    winners = {conv.layout: conv.settings for conv in auto.convolutions.values() if conv.layout != "dense"}
+    everywhere = {f"everywhere {layout}": _everywhere(auto, layout, winners[layout]) for layout in winners}
+    for name, other in {AUTO: auto, **passes, **everywhere}.items():
         if not any(_layouts(other) == _layouts(earlier) for earlier in plans.values()):
             plans[name] = other
     if len(plans) == 1:
@@ -449,6 +453,18 @@ def _prepared(network: SparseNetwork, x: Tensor, formats: frozenset[str] | None)
     for conv in made.convolutions.values():
         conv.formats, conv.is_prepared = formats, False
     made(x)
+    return made
+
+
+def _everywhere(auto: SparseNetwork, layout: str, settings: Mapping[str, int]) -> SparseNetwork:
+    """A twin with this layout wherever it can be, and what was chosen layer by layer elsewhere."""
+    made = auto._twin()
+    for name, conv in made.convolutions.items():
+        conv.decision = auto.convolutions[name].decision
+        with contextlib.suppress(LayoutError):
+            conv.take(pack(conv.packed.unpack(), layout, geometry=conv.geometry, **settings))
+            reason = f"the whole network was the fastest with {layout} everywhere"
+            conv.decision = replace(conv.decision, winner=label(layout, settings), reason=reason)
     return made
 
 

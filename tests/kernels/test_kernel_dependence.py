@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from kernel_tolerances import TOLERANCE
-from prunebench_kernels import dependence, dependence_torch, dispatch, explain
+from prunebench_kernels import dependence, dispatch, explain
 from prunebench_kernels import reference as oracle
 from prunebench_kernels.dependence import ColumnTile, cooccurrence, correlation, interdependence
 from prunebench_kernels.dispatch import ArgumentError, Choice
@@ -327,7 +327,7 @@ def test_traps(kind: str, rows: int, backend: str, monkeypatch: pytest.MonkeyPat
     if backend == "triton":
         partial = torch.empty(1, -(-300 // rows), 7, 5)
         monkeypatch.setattr(dependence, "workspace", lambda *_: (partial, rows))
-        monkeypatch.setattr(dependence_torch, "correlation", None)  # the kernel itself must hold
+        monkeypatch.setattr(dependence, "correlation_in_torch", None)  # the kernel itself must hold
     matrix = correlation(outputs, backend=backend)
     assert not matrix.isnan().any()
     assert_correlation(matrix, outputs, outputs.dtype)
@@ -380,7 +380,7 @@ def test_extreme_scales_in_float64(scale: float) -> None:
 def test_a_constant_column_in_float64_takes_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = mixed((50, 4))
     outputs[:, 2] = 0.1
-    monkeypatch.setattr(dependence_torch, "_scaled_to_one", None)
+    monkeypatch.setattr(dependence, "_scaled_to_one", None)
     assert_correlation(correlation(outputs), outputs)
 
 
@@ -486,7 +486,7 @@ def test_input_that_is_not_contiguous(backend: str) -> None:
 def test_pieces_cover_every_row_once() -> None:
     for shape in ((1, 70_000, 3), (3, 100_000, 4), (400, 900, 5), (2, 1, 1), (1, 3, 100_000)):
         seen = torch.zeros(shape[:2], dtype=torch.int64)
-        for model, row in dependence_torch.pieces(torch.empty(1).expand(shape)):
+        for model, row in dependence.pieces(torch.empty(1).expand(shape)):
             seen[model, row] += 1
         assert (seen == 1).all()
 

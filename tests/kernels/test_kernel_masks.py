@@ -154,7 +154,7 @@ def test_kernels_are_launched_on_the_device_of_the_logits(monkeypatch: pytest.Mo
         entered.append(tensor)
         return contextlib.nullcontext()
 
-    monkeypatch.setattr(masks, "on_device", on_device)
+    monkeypatch.setattr(mask_sampling, "on_device", on_device)
     pi = normal(10).requires_grad_()
     sample_masks(pi, seed=0, backend="triton").sum().backward()
     assert [tensor.data_ptr() for tensor in entered] == [pi.data_ptr()] * 2

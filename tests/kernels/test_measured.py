@@ -174,6 +174,12 @@ class FakeGpu:
         self.Stream = self.current_stream = lambda: stream
         self.stream = lambda entered: contextlib.nullcontext()
         self.synchronize = lambda: None
+        self.states = ["first"]
+        """Of the generator; a capture that fails leaves the last one broken."""
+        generator = SimpleNamespace(
+            clone_state=lambda: f"clone of {self.states[-1]}", graphsafe_set_state=self.states.append
+        )
+        self.default_generators, self.current_device = (generator,), lambda: 0
         self.get_sync_debug_mode = lambda: self.sync_mode
         self.set_sync_debug_mode = lambda mode: setattr(self, "sync_mode", mode)
 
@@ -199,6 +205,7 @@ def test_a_gpu_is_timed_by_events_around_graphs_of_ten_calls(
     samples = measured._time_on_gpu(calls, 3)
     assert samples == {"a": pytest.approx([2.0] * 3), "b": pytest.approx([0.5] * 3)}
     assert gpu.captured == (0 if refuse else 2)
+    assert (gpu.states[-1] == "first") != refuse
 
 
 def test_a_choice_captures_each_candidate_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1008,6 +1008,27 @@ def test_a_memory_format_that_pays_only_for_all_layers_is_found(
     assert_same(network, model, x)
 
 
+@pytest.mark.parametrize(("everywhere", "layers"), [(0.5, 4), (0.9, 1)])
+def test_a_layout_that_wins_a_layer_is_tried_in_all(
+    monkeypatch: pytest.MonkeyPatch, everywhere: float, layers: int
+) -> None:
+    """Blocks are offered to the first layer alone; the network is the fastest with blocks in all of them."""
+    model, x = order_chain()
+    model[0] = conv(32, 32, 1)
+    monkeypatch.setattr(
+        sparse_conv,
+        "candidates",
+        lambda weight, geometry, *_: [("dense", {}), *([("block", BLOCK)] if geometry.taps == 1 else [])],
+    )
+    how = measuring(block=0.8, auto=0.8, everywhere=everywhere)
+    network = sparsify(model, example=x, measuring=how)
+    assert {"dense", "auto", "everywhere block"} == set(network.report.whole_timings)
+    assert network.report.layouts.get("block") == layers
+    assert (network.whole.winner == "everywhere block") == (layers == 4)
+    assert all(("block everywhere" in layer.reason) == (layers == 4) for layer in network.report)
+    assert_same(network, model, x)
+
+
 def test_choices_are_reused() -> None:
     model, x = sparse_chain()
     calls: list[int] = []
