@@ -16,13 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunebench_kernels.dispatch import (
-    ArgumentError,
-    LayoutError,
-    check_finite,
-    check_floating,
-    check_tensor,
-)
+from prunebench_kernels.dispatch import ArgumentError, LayoutError, check_finite, check_floating, check_tensor
 
 Tensors = Mapping[str, Tensor]
 Settings = Mapping[str, int]

@@ -653,10 +653,7 @@ def _checked_draw(
 
 
 def _checked_sampling(
-    logits: Form,
-    weights: Form | None,
-    mask_dtype: torch.dtype | None,
-    weight_dtype: torch.dtype | None,
+    logits: Form, weights: Form | None, mask_dtype: torch.dtype | None, weight_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor | None, torch.dtype]:
     """Logits and weights as `[P]`, and the dtype of the output."""
     flat = _flattened("logits", logits)

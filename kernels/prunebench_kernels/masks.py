@@ -564,13 +564,11 @@ def apply_masks(
     else:
         needs = _needs(of_weights, of_masks)
         by_kernel = _choose_application(of_weights, of_masks, chosen, backend, needs, plan.elements).is_triton
-        if len(of_weights) <= MOST_LAYERS:
-            made = _run(of_weights, of_masks, chosen, by_kernel, needs, plan)
-        else:
-            made = []
-            for at in range(0, len(of_weights), MOST_LAYERS):
-                part = of_weights[at : at + MOST_LAYERS], of_masks[at : at + MOST_LAYERS]
-                made += _run(*part, chosen, by_kernel, needs, FlatPlan.like(part[0], APPLY.block))
+        made = []
+        for at in range(0, len(of_weights), MOST_LAYERS):
+            part = of_weights[at : at + MOST_LAYERS], of_masks[at : at + MOST_LAYERS]
+            own = plan if len(of_weights) <= MOST_LAYERS else FlatPlan.like(part[0], APPLY.block)
+            made += _run(*part, chosen, by_kernel, needs, own)
     return dict(zip(weights, made)) if isinstance(weights, Mapping) else made[0]
 
 

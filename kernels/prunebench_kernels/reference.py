@@ -32,11 +32,7 @@ __all__ = [
 
 
 def uncertainty(
-    logits: Tensor,
-    *,
-    labels: Tensor | None = None,
-    dense_logits: Tensor | None = None,
-    band: float = 0.4,
+    logits: Tensor, *, labels: Tensor | None = None, dense_logits: Tensor | None = None, band: float = 0.4
 ) -> Uncertainty:
     """Softmax uncertainty of each sample: logits `[N, C]` or `[M, N, C]`, labels `[N]`, dense_logits `[N, C]`.
 

@@ -719,12 +719,7 @@ def _run_kernel(
 @functools.lru_cache(maxsize=256)
 def _constants(tile: RowTile, models: int, classes: int) -> tuple[dict[str, Any], int]:
     """Compile-time values and launch options, and the samples that a program of whole rows takes."""
-    options = {
-        "num_warps": tile.warps,
-        "num_stages": 1,
-        "maxnreg": tile.registers,
-        "enable_fp_fusion": True,
-    }
+    options = {"num_warps": tile.warps, "num_stages": 1, "maxnreg": tile.registers, "enable_fp_fusion": True}
     if not tile.whole_rows:
         return options | {"COLUMNS": tile.width}, 1
     constants = {
