@@ -15,7 +15,6 @@ from typing import Any, Literal
 import compiled as machine_code
 import numpy as np
 import prunebench_kernels
-import prunebench_kernels.uncertainty_torch as torch_path
 import pytest
 import torch
 from cases import ODD_LOGITS, LogitsCase
@@ -90,7 +89,7 @@ def assert_same(actual: Uncertainty, expected: Uncertainty, dtype: torch.dtype =
 
 def poisoned(logits: Tensor, *, labels: bool = True, dense: bool = True) -> list[Tensor]:
     """Outputs for logits `[M, N, C]` that hold nan, or a class that is not there."""
-    outputs = torch_path.allocate(logits, labels, dense, True, torch.float32)
+    outputs = module.allocate(logits, labels, dense, True, torch.float32)
     return [output.fill_(torch.nan if output.is_floating_point() else -7) for output in outputs]
 
 
@@ -123,11 +122,11 @@ def test_what_was_not_asked_is_none(models: int, with_dense: bool, with_labels: 
 @pytest.mark.parametrize("chunk", [1, 64, 1 << 18])
 @pytest.mark.parametrize("dtype", [*HALF_AND_SINGLE, torch.float64])
 @pytest.mark.parametrize("case", [ODD_LOGITS[1], ODD_LOGITS[4], ODD_LOGITS[5]], ids=lambda case: case.name)
-def test_torch_path_in_every_layout_and_chunk(
+def test_module_in_every_layout_and_chunk(
     case: LogitsCase, dtype: torch.dtype, chunk: int, in_rows_from: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_path, "CHUNK", chunk)
-    monkeypatch.setattr(torch_path, "CLASSES_IN_ROWS_FROM", in_rows_from)
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(module, "CLASSES_IN_ROWS_FROM", in_rows_from)
     new_empty, empty_like = Tensor.new_empty, torch.empty_like
 
     def dirty(self: Tensor, *args: object, **kwargs: object) -> Tensor:
