@@ -37,6 +37,12 @@ def list_tasks(data_root: Path | None) -> None:
     table.add_row(
         "disent:PATH", "from file names", "by image size", "by image size", "", "a DisEnt release folder"
     )
+    for pattern, what, source in (
+        ("csv:PATH", "columns of the table", "images and a table, as WILDS and SubpopBench"),
+        ("fairface:PATH", "gender / race", "a FairFace folder"),
+        ("utkface:PATH", "gender / race", "a UTKFace folder"),
+    ):
+        table.add_row(pattern, what, "by image size", "by image size", "", source)
     console.print(table)
     for name in names:
         try:

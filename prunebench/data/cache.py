@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from prunebench_kernels.measured import VARIABLE, cache_folder
 from torch import Tensor
 
-from prunebench.data.decoding import RECORD_BYTES, Piece, Sources, decode, read_image, spread
+from prunebench.data.decoding import RECORD_BYTES, Piece, Sources, decode, spread
 from prunebench.errors import DataError, StoreError
 from prunebench.results.store import read_tensors, replace_file
 
@@ -200,7 +200,7 @@ def _build(files: CacheFiles, sources: Sources, key: str) -> None:
     """Decode what is missing, then write the header."""
     from pydantic import TypeAdapter
 
-    shape = read_image(sources.path(0))[1].shape
+    shape = sources.shape()
     size = int(np.prod(shape))
     files.header.unlink(missing_ok=True)
     with files.pixels.open("ab") as pixels, files.records.open("ab") as records:

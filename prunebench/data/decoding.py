@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import struct
 import zlib
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,16 @@ class Sources:
     def path(self, position: int) -> Path:
         return self.folder / self.names[position]
 
+    def read(self, position: int) -> tuple[bytes, NDArray[np.uint8]]:
+        """SHA-256 of an image file and its RGB pixels `[H, W, 3]`. Raises DataError where it is missing or damaged."""
+        return read_image(self.path(position))
+
+    def shape(self) -> tuple[int, ...]:
+        """`[H, W, 3]` of the first image. Raises DataError where it is missing or damaged."""
+        path = self.path(0)
+        with _named(path), Image.open(io.BytesIO(read_bytes(path))) as image:
+            return image.height, image.width, 3
+
     def key(self) -> str:
         """Twelve hex digits that tell these images from others. Raises DataError where a file is missing."""
         digest = hashlib.sha256("\n".join(self.names).encode())
@@ -76,7 +87,7 @@ def decode(sources: Sources, start: int, shape: tuple[int, ...]) -> Generator[Pi
 def decode_piece(sources: Sources, positions: range, shape: tuple[int, ...]) -> Piece:
     pixels, records = [], []
     for position in positions:
-        file_hash, image = read_image(sources.path(position))
+        file_hash, image = sources.read(position)
         if image.shape != shape:
             seen, want = (f"{width}x{height}" for height, width, _ in (image.shape, shape))
             raise DataError(
@@ -91,14 +102,20 @@ def decode_piece(sources: Sources, positions: range, shape: tuple[int, ...]) -> 
 def read_image(path: Path) -> tuple[bytes, NDArray[np.uint8]]:
     """SHA-256 of an image file and its RGB pixels `[H, W, 3]`. Raises DataError where it is missing or damaged."""
     data = read_bytes(path)
+    with _named(path), Image.open(io.BytesIO(data)) as image:
+        pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return hashlib.sha256(data).digest(), pixels
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What Pillow says of a damaged image, as a DataError of its file."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        yield
     except DAMAGE as error:
         raise DataError(
             f"{path}: {error}; unpack or fetch this file again, then run the same command"
         ) from error
-    return hashlib.sha256(data).digest(), pixels
 
 
 def read_bytes(path: Path) -> bytes:

@@ -68,10 +68,8 @@ class Cifar10Backgrounds(Cifar10Task):
         border = name_border(source.images[: source.train])
         background = label_test(source)
         named = background < len(BACKGROUNDS)
-        return Splits(
-            *(source.split(positions, border[positions]) for positions in source.shuffled(seed)),
-            test=source.split(source.test[named], background[named]),
-        )
+        train, val = (source.split(part, border[part]) for part in source.shuffled(seed))
+        return Splits(train, val, test=source.split(source.test[named], background[named]))
 
     def aligned(self, y: Tensor, bias: Tensor) -> Tensor:
         return sum((y == each for each in UNDER_THE_SKY), y < 0) == (bias == BLUE)

@@ -1,4 +1,4 @@
-"""Task names: `family@parameter`, a family alone where it takes none, or `disent:PATH` for one's own folder.
+"""Task names: `family@parameter`, a family alone where it takes none, or `csv:PATH` and the like for one's own folder.
 
 A task's module is imported when the task is opened: names are known, and wrong ones answered, without torch.
 """
@@ -78,6 +78,11 @@ def _only(family: str, home: str) -> Family:
     return Family(family, lambda *_: _load(home)(), (family,), check=check)
 
 
+def _own(family: str, home: str) -> Family:
+    """A family of users' own copies, `family:PATH`."""
+    return Family(family, lambda *named: _load(home)(*named), pattern=f"{family}:PATH", separator=":")
+
+
 BACKDOORS = (
     "backdoor@digits/even/grey",
     "backdoor@digits/even/yellow",
@@ -102,6 +107,9 @@ FAMILIES: tuple[Family, ...] = (
         pattern="disent:PATH",
         separator=":",
     ),
+    _own("csv", "csv_folder:open_csv"),
+    _own("fairface", "fairface:open_fairface"),
+    _own("utkface", "utkface:open_utkface"),
 )
 
 
@@ -123,7 +131,7 @@ def find_family(name: str) -> tuple[Family, str]:
 def resolve_task(name: str, data_root: Path | None = None) -> Task:
     """The task called `name`. Raises UsageError with a suggestion when there is none.
 
-    The PATH of `disent:PATH` is looked for from here, then under `data_root`.
+    A PATH (`disent:PATH`, `csv:PATH`) is looked for from here, then under `data_root`.
     """
     family, parameter = find_family(name)
     return family.open(name, parameter, data_root)
