@@ -98,6 +98,12 @@ def test_the_table_of_commands_is_complete() -> None:
     assert sorted(shown) == sorted(name for name, command in group.commands.items() if not command.hidden)
 
 
+@pytest.mark.parametrize("package", ["prunebench", "prunebench.metrics", "prunebench_kernels"])
+def test_the_api_page_has_every_public_name(package: str) -> None:
+    shown = set(re.findall(r"^::: .*\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), flags=re.MULTILINE))
+    assert set(importlib.import_module(package).__all__) - shown - {"__version__"} == set()
+
+
 def test_the_table_of_tasks_is_complete() -> None:
     rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "tasks.md").read_text(), flags=re.MULTILINE)
     shown = {re.split("[@:]", name)[0] for row in rows for name in re.findall(r"`([^`]+)`", row)}
