@@ -22,8 +22,8 @@ def test_the_page_of_kernels_shows_the_committed_results() -> None:
     assert report.with_summary(kernels, read(RESULTS)) == kernels
 
 
-def test_a_readme_without_marks_is_refused() -> None:
-    with pytest.raises(ValueError, match="README has no <!-- gpu:begin -->"):
+def test_a_page_without_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="the page has no <!-- gpu:begin -->"):
         report.with_summary("# PruneBench\n", read(RESULTS))
 
 

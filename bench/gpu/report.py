@@ -1,6 +1,6 @@
 """The page about a trip, from its raw results alone.
 
-python bench/gpu/report.py bench/gpu/results/nvidia-h100.json --out docs/gpu.md --readme README.md
+python bench/gpu/report.py bench/gpu/results/nvidia-h100.json --out docs/gpu.md --table docs/kernels.md
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ SUMMARY = (
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """README's table: ours beside the fastest alternative of the same run; what was not timed is left out."""
+    """The short table: ours beside the fastest alternative of the same run; what was not timed is left out."""
     rows = [
         "| batch 128, bf16, where a network is named | timed | ours, us | fastest alternative, us | ratio |",
         "|---|---|--:|--:|--:|",
@@ -172,12 +172,12 @@ def summary(results: Mapping[str, Any]) -> str:
     return "\n".join([f"Medians of one run on one {' and one '.join(devices)}:", "", *rows])
 
 
-def with_summary(readme: str, results: Mapping[str, Any]) -> str:
-    """README with the table between its marks renewed. Raises ValueError without the marks."""
-    before, _, rest = readme.partition(BEGIN)
+def with_summary(text: str, results: Mapping[str, Any]) -> str:
+    """A page with the short table between its marks renewed. Raises ValueError without the marks."""
+    before, _, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
-        raise ValueError(f"README has no {BEGIN} ... {END}")
+        raise ValueError(f"the page has no {BEGIN} ... {END}")
     return f"{before}{BEGIN}\n{summary(results)}\n{END}{after}"
 
 
@@ -185,14 +185,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("results", type=Path, help="results.tar.gz or results.json")
     parser.add_argument("--out", type=Path, help="the page (default: print it)")
-    parser.add_argument("--readme", type=Path, help="renew the table of this README")
+    parser.add_argument("--table", type=Path, help="renew the short table of this page")
     options = parser.parse_args(arguments)
     results = read(options.results)
     text = page(results)
-    if options.readme is not None:
-        options.readme.write_text(
-            with_summary(options.readme.read_text(encoding="utf-8"), results), encoding="utf-8"
-        )
+    if options.table is not None:
+        renewed = with_summary(options.table.read_text(encoding="utf-8"), results)
+        options.table.write_text(renewed, encoding="utf-8")
     if options.out is None:
         print(text)
     else:
