@@ -149,7 +149,7 @@ def run_plan(
     plan: SuitePlan, *, workers: int | None = None, on_event: Callable[[Event], None] | None = None
 ) -> Outcome:
     """Run what is left of a plan and write the board of the whole folder; `on_event` hears of everything."""
-    from prunebench.analysis.build import build_after_run
+    from prunebench.analysis.report import build_after_run
 
     outcome = execute_plan(plan, workers=workers, on_event=on_event)
     records = Store(outcome.out).records()[0]

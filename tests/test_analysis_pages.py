@@ -31,12 +31,14 @@ from prunebench.analysis.exemplars import SHOWN_SAMPLES, sample_grid
 from prunebench.analysis.hypotheses import evaluate_hypotheses
 from prunebench.analysis.plots import PagePlot, analysis_styles, plots_of
 from prunebench.analysis.report import analysis_files, index_markdown, links_of, task_markdown
-from prunebench.analysis.storage import read_analysis, stored_analyses, write_analysis
 from prunebench.analysis.values import (
     Correlation,
     Estimate,
     Measure,
     TaskAnalysis,
+    read_analysis,
+    stored_analyses,
+    write_analysis,
 )
 from prunebench.cli.progress import write_leaderboard
 from prunebench.errors import StoreError, UsageError
@@ -168,7 +170,7 @@ def test_the_largest_fall_of_a_condition_is_the_group_that_lost_most() -> None:
 
 def test_rows_are_dense_then_by_sparsity_then_native() -> None:
     table = tables.measures_table(class_analysis(("dcwp", "snip")))
-    assert [group.heading for group in table.groups] == [None, None, tables.NATIVE_HEADING]
+    assert [group.heading for group in table.groups] == [None, None, tables.NATIVE]
     rows = [(row.sparsity, row.method) for row in table.groups[1].rows]
     assert rows == sorted(rows)
     assert {table.tag_of(row) for row in table.rows} >= {"dense", "0.5", "native"}

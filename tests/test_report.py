@@ -33,8 +33,15 @@ from prunebench.report.plot import (
 )
 from prunebench.report.plotly import plotly_figure
 from prunebench.report.svg import clipped, svg
-from prunebench.report.table import Column, RowGroup, Table, bar_share, simple_table, text_column
-from prunebench.report.terminal import terminal_table
+from prunebench.report.table import (
+    Column,
+    RowGroup,
+    Table,
+    bar_share,
+    simple_table,
+    terminal_table,
+    text_column,
+)
 from prunebench.stats.intervals import Interval
 
 HOSTILE = '</script><img src=x onerror=alert(1)>|*"&\x07'
@@ -107,7 +114,7 @@ COLUMNS = (
         "accuracy", "Accuracy | all", "Mean, %", value=lambda row: row.accuracy, format=fmt.with_half_width,
         share=bar_share, short="Acc",
     ),
-    Column("steps", "Steps", value=lambda row: row.steps),
+    Column("steps", "Steps"),
 )  # fmt: skip
 TABLE = Table(
     COLUMNS,
@@ -213,7 +220,7 @@ def picture(name: str = "first") -> Plot:
             ),
         ),
         bands=(Band(2.2, 2.8, "band"),),
-        rules=(Rule(2.5, "band"), Rule(2, "upright", axis="x")),
+        rules=(Rule(2.5, "band"), Rule(2, "second")),
         bars=(Bars("bars", ((2, 0, 1), (3, 0, 2))),),
         callouts=(Callout("7", 2, 3),),
         subtitle="words\nin two lines",
@@ -334,8 +341,8 @@ def test_a_line_is_cut_where_it_leaves_the_plot() -> None:
     assert clipped([(-5, 5), (5, 5), (15, 15)], area) == [[(0, 5), (5, 5), (10, 10)]]
     assert clipped([(2, 12), (4, 14)], area) == []
     assert clipped([(5, 5), (5, 15), (7, 15), (7, 5)], area) == [[(5, 5), (5, 10)], [(7, 10), (7, 5)]]
-    # A series that does not fit its axis is cut too, and a mark outside is not drawn.
-    steep = Series("steep", (Mark(0, 1), Mark(1, 100)), fits=False)
+    # A series that leaves its axis is cut too, and a mark outside is not drawn.
+    steep = Series("steep", (Mark(0, 1), Mark(1, 100)))
     text = svg(Plot("", Axis(low=0, high=1), Axis(low=0, high=10), (steep,)))
     assert text.count("<circle") == 1
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prunebench.analysis.report import hypotheses_excerpt
-from prunebench.analysis.storage import stored_analyses
+from prunebench.analysis.values import stored_analyses
 from prunebench.cli.progress import write_leaderboard
 from prunebench.leaderboard import build_board
 from prunebench.leaderboard.build import MANIFEST, PLOTLY

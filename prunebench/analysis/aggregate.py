@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from prunebench.analysis.load import Outputs
-from prunebench.analysis.measures import MeasuredRun
+from prunebench.analysis.measures import MeasuredRun, Outputs
 from prunebench.analysis.values import (
     WORKING_SHARE,
     AttributeRow,

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from prunebench.analysis.aggregate import MeasuredConditions, defined, dense_runs
-from prunebench.analysis.load import Outputs
-from prunebench.analysis.measures import MeasuredRun
+from prunebench.analysis.measures import MeasuredRun, Outputs
 from prunebench.analysis.values import ExemplarRow, SusceptibleSample
 from prunebench.errors import UsageError
 from prunebench.metrics.populations import compression_identified_exemplars

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from prunebench.analysis.aggregate import FEWEST_PAIRS, MeasuredConditions, defined, dense_runs, estimate
 from prunebench.analysis.exemplars import Masks, output_uncertainty
-from prunebench.analysis.load import Outputs
-from prunebench.analysis.measures import MeasuredRun, own_identity
+from prunebench.analysis.measures import MeasuredRun, Outputs, own_identity
 from prunebench.analysis.values import AttributePredictability, Estimate, SamplePredictability
 from prunebench.metrics.predictability import (
     bias_risks,

@@ -1,4 +1,4 @@
-"""Pages of analyses: an index and a page a task in Markdown with SVG plots, and an interactive page a task."""
+"""Pages of analyses beside the leaderboard: an index, and a page a task in Markdown and an interactive one."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from prunebench.analysis.plots import (
     PagePlot,
     Styles,
     analysis_styles,
-    conditions_of,
     lead_measures,
     methods_of,
     plots_of,
     sparsities_of,
 )
-from prunebench.analysis.values import Hypothesis, TaskAnalysis
-from prunebench.errors import StoreError, UsageError
-from prunebench.leaderboard import AnalysisLink
+from prunebench.analysis.values import Hypothesis, TaskAnalysis, stored_analyses
+from prunebench.errors import PruneBenchError, StoreError, UsageError
+from prunebench.leaderboard import AnalysisLink, Leaderboard, write_board
+from prunebench.leaderboard.build import extend_manifest, write_files
 from prunebench.report import format as fmt
 from prunebench.report import html, markdown
 from prunebench.report.plot import HeatMap, Plot
 from prunebench.report.svg import svg
 from prunebench.report.table import Table
+from prunebench.results.record import RunRecord
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHORT, LONG = 12, 20
@@ -287,6 +288,7 @@ def task_page(
     shown = [plot for plot in plots if not plot.static]
     pictures = [plot.picture for plot in shown if isinstance(plot.picture, Plot | HeatMap)]
     native = any(not row.dense and row.sparsity is None for row in analysis.conditions)
+    with_lines = {row.method for row in analysis.conditions if row.sparsity is not None}
     return html.render(
         "analysis.html.j2",
         folder=TEMPLATES,
@@ -301,7 +303,7 @@ def task_page(
         parts=parts_of(analysis),
         plots=[(plot.part, plot.picture) for plot in shown if isinstance(plot.picture, Plot)],
         maps=[picture for picture in pictures if isinstance(picture, HeatMap)],
-        legend=[_switch(analysis, method, styles) for method in methods_of(analysis)],
+        legend=[html.switch(name, styles[name], line=name in with_lines) for name in methods_of(analysis)],
         reference=html.reference("dense"),
         sparsities=[*map(fmt.sparsity, sparsities_of(analysis)), *(["native"] if native else [])],
         grid=grid,
@@ -309,8 +311,52 @@ def task_page(
     )
 
 
-def _switch(analysis: TaskAnalysis, method: str, styles: Styles) -> html.Switch:
-    rows, style = conditions_of(analysis, method), styles[method]
-    if all(row.sparsity is None for row in rows):
-        return html.switch(method, type(style)(style.colour, style.dash, "star"), line=False)
-    return html.switch(method, style)
+# Files
+
+
+@dataclass(frozen=True)
+class BuiltPages:
+    """The leaderboard that was written, and the analyses that it links to."""
+
+    board: Leaderboard
+    analyses: list[TaskAnalysis]
+
+
+def build_pages(records: list[RunRecord], results: Sequence[Path], out: Path) -> BuiltPages:
+    """Write the leaderboard of these records under `out`, and the pages of the analyses stored in results folders.
+
+    Raises StoreError for an analysis that cannot be read and where `out` cannot be written, UsageError for two
+    analyses of one track.
+    """
+    stored = [stored_analyses(folder) for folder in results]
+    analyses = [analysis for found, _ in stored for analysis in found]
+    grids = {slug: path for _, images in stored for slug, path in images.items()}
+    return _write(records, analyses, grids, out)
+
+
+def build_after_run(records: list[RunRecord], results: Path, out: Path) -> str | None:
+    """Write the leaderboard after a run, and the pages that an earlier analysis left under `out`, in its colours.
+
+    Where the analyses cannot be read, which is no reason to fail after hours of training, there are no links to them,
+    and the reason is returned.
+    """
+    problem = None
+    analyses: list[TaskAnalysis] = []
+    grids: dict[str, Path] = {}
+    try:
+        found, grids = stored_analyses(results)
+        pages = {link.slug: out / "site" / link.page for link in links_of(found)}
+        analyses = [analysis for analysis in found if pages[analysis.slug].is_file()]
+    except PruneBenchError as error:
+        problem = str(error)
+    _write(records, analyses, grids, out)
+    return problem
+
+
+def _write(
+    records: list[RunRecord], analyses: list[TaskAnalysis], grids: Mapping[str, Path], out: Path
+) -> BuiltPages:
+    board = write_board(records, out, links_of(analyses))
+    if analyses:
+        extend_manifest(out, write_files(out, analysis_files(analyses, grids, board.labels)))
+    return BuiltPages(board, analyses)

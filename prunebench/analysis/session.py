@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prunebench.analysis import aggregate, measures
+from prunebench.analysis import aggregate
 from prunebench.analysis.exemplars import caption, exemplar_rows, sample_grid, susceptible_samples
 from prunebench.analysis.hypotheses import dependence_key, evaluate_hypotheses
-from prunebench.analysis.load import Outputs, read_outputs
+from prunebench.analysis.measures import Outputs, measure_run, output_measures, read_outputs, task_measures
 from prunebench.analysis.predictability import predict_attributes, predict_samples
-from prunebench.analysis.storage import FOLDER, write_analysis
-from prunebench.analysis.values import SCHEMA_VERSION, TaskAnalysis
+from prunebench.analysis.values import FOLDER, SCHEMA_VERSION, TaskAnalysis, write_analysis
 from prunebench.errors import PruneBenchError, StoreError, UsageError, unknown
 from prunebench.leaderboard.aggregate import split_tracks
 from prunebench.results.store import open_results, write_atomically
@@ -68,7 +67,7 @@ def analyze_outputs(outputs: Outputs) -> TaskAnalysis:
     )
     dependence = dependence_key(attributes is not None)
     conditions = {
-        key: [measures.measure_run(run, outputs.truths[run.seed]) for run in runs]
+        key: [measure_run(run, outputs.truths[run.seed]) for run in runs]
         for key, runs in outputs.conditions.items()
     }
     summaries = aggregate.summarize_conditions(conditions)
@@ -96,8 +95,8 @@ def analyze_outputs(outputs: Outputs) -> TaskAnalysis:
         samples=len(outputs.test_y),
         runs=len(outputs.runs),
         left_out=outputs.left_out,
-        measures=measures.task_measures(multi_label=attributes is not None),
-        attribute_measures=measures.output_measures(multi_label=attributes is not None),
+        measures=task_measures(multi_label=attributes is not None),
+        attribute_measures=output_measures(multi_label=attributes is not None),
         conditions=tuple(aggregate.resample_conditions(conditions, summaries, outputs)),
         attributes=tuple(aggregate.attribute_rows(conditions, names)),
         groups=tuple(aggregate.group_changes(conditions, outputs)),

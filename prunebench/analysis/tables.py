@@ -2,133 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from prunebench.analysis import words
-from prunebench.analysis.values import (
-    Estimate,
-    Evidence,
-    GroupChange,
-    Hypothesis,
-    LossSplit,
-    Measure,
-    TaskAnalysis,
-)
+from prunebench.analysis.values import Evidence, GroupChange, Hypothesis, LossSplit, Measure, TaskAnalysis
+from prunebench.leaderboard.columns import NATIVE
 from prunebench.report import format as fmt
 from prunebench.report.table import Column, Table, grouped_rows, simple_table, text_column
 
 ALPHA = 0.05
 MOST_GROUPS = 200
 """So many changed groups are listed, those of the smallest p first; the JSON holds all."""
-NATIVE_HEADING = "Native sparsity: chosen by the method"
 Value = Callable[[Any], Any]
 Columns = list[Column[Any]]
 
 
 @dataclass(frozen=True)
-class OutputsRow:
-    """One measure of all outputs in a condition, by name."""
+class ConditionRow:
+    """Values of a condition by the column's key."""
 
     method: str
     sparsity: float | None
     dense: bool
-    values: dict[str, float | None]
-
-
-@dataclass(frozen=True)
-class GroupSummary:
-    """The groups of a condition that lost and gained most, and how many of those listed changed significantly."""
-
-    method: str
-    sparsity: float | None
-    fall: GroupChange | None
-    rise: GroupChange | None
-    fell: int
-    rose: int
-    listed: int
+    values: Mapping[str, Any]
 
 
 # Columns
+
+percent = partial(Column[Any], format=fmt.percent)
+p_value = partial(Column[Any], format=fmt.p_value)
+ends = partial(Column[Any], format=words.with_ends)
 
 
 def number(
     key: str, title: str, help: str = "", value: Value | None = None, decimals: int = 3, scale: float = 1
 ) -> Column[Any]:
-    """Plain numbers, by default a row's field of the same name."""
-
-    def written(value: float) -> str:
-        return fmt.number(value, decimals, scale)
-
-    return Column(key, title, help, value or _field(key), written)
-
-
-def percent(key: str, title: str, help: str = "", value: Value | None = None) -> Column[Any]:
-    """Shares in percent."""
-    return number(key, title, help, value, 1, 100)
-
-
-def count(key: str, title: str, help: str = "", value: Value | None = None) -> Column[Any]:
-    """Whole numbers."""
-    return Column(key, title, help, value or _field(key))
-
-
-def text(
-    key: str, title: str, help: str = "", value: Value | None = None, *, lead: bool = False
-) -> Column[Any]:
-    """Words."""
-    return text_column(key, title, help, value=value or _field(key), lead=lead)
-
-
-def p_value(key: str, title: str, help: str = "", value: Value | None = None) -> Column[Any]:
-    """Of a test."""
-    return Column(key, title, help, value or _field(key), fmt.p_value)
+    """Plain numbers."""
+    return Column(key, title, help, value, partial(fmt.number, decimals=decimals, scale=scale))
 
 
 def half_width(measure: Measure, title: str, value: Value) -> Column[Any]:
     """Means with half-widths, as a measure is shown."""
-
-    def written(estimate: Estimate) -> str:
-        return words.with_half_width(estimate, measure)
-
-    return Column(measure.key, title, measure.help, value, written, _mean)
+    return Column(measure.key, title, measure.help, value, partial(words.with_half_width, measure=measure))
 
 
-def ends(
-    key: str, title: str, help: str = "", value: Value | None = None, decimals: int = 2, scale: float = 1
-) -> Column[Any]:
-    """Values with the ends of their intervals."""
-
-    def written(estimate: Estimate) -> str:
-        return words.with_ends(estimate, decimals, scale)
-
-    return Column(key, title, help, value or _field(key), written, _mean)
+def scaled_ends(key: str, title: str, help: str, value: Value, measure: Measure) -> Column[Any]:
+    """Values with the ends of their intervals, as a measure is shown."""
+    written = partial(words.with_ends, decimals=measure.decimals, scale=measure.scale)
+    return Column(key, title, help, value, written)
 
 
 def sparsity(value: Value = lambda row: row) -> Column[Any]:
     """The sparsity asked for, of a row or of none."""
-    return Column(
-        "sparsity", "Sparsity", "Share of zeros asked for", value, sparsity_tag, lambda row: row.sparsity
-    )
+    title = "Share of zeros asked for"
+    return Column("sparsity", "Sparsity", title, value, sparsity_tag, attrgetter("sparsity"))
 
 
-def _field(key: str) -> Value:
-    return lambda row: getattr(row, key)
-
-
-def _runs(row: Any) -> str:
-    """Whose runs evidence or a correlation looks at: a method's, or those of its scope."""
-    return str(row.method or row.scope)
+METHOD = text_column("method", "Method", lead=True)
+RUNS = text_column("method", "Method", value=lambda row: str(row.method or row.scope), lead=True)
+"""Whose runs evidence or a correlation looks at: a method's, or those of its scope."""
 
 
 def _entry(field: str, key: str) -> Value:
     """What stands at a key in a row's dictionary."""
     return lambda row: getattr(row, field).get(key)
-
-
-def _mean(estimate: Estimate) -> float | None:
-    return None if estimate.mean is None else round(estimate.mean, 6)
 
 
 def sparsity_tag(row: Any) -> str:
@@ -145,14 +86,12 @@ def condition_table(title: str, columns: Iterable[Column[Any]], rows: Iterable[A
     """Rows by sparsity and method: dense first, those that chose their sparsity last."""
     given = sorted(rows, key=lambda row: (row.sparsity or 0.0, row.method))
     pruned = [row for row in given if not _is_dense(row)]
-    groups = grouped_rows(
-        [
-            (None, filter(_is_dense, given)),
-            (None, [row for row in pruned if row.sparsity is not None]),
-            (NATIVE_HEADING, [row for row in pruned if row.sparsity is None]),
-        ]
+    groups = (
+        (None, filter(_is_dense, given)),
+        (None, [row for row in pruned if row.sparsity is not None]),
+        (NATIVE, [row for row in pruned if row.sparsity is None]),
     )
-    return Table((sparsity(), text("method", "Method", lead=True), *columns), groups, title, tag=sparsity_tag)
+    return Table((sparsity(), METHOD, *columns), grouped_rows(groups), title, tag=sparsity_tag)
 
 
 # Hypotheses
@@ -160,23 +99,23 @@ def condition_table(title: str, columns: Iterable[Column[Any]], rows: Iterable[A
 
 def evidence_table(analysis: TaskAnalysis, hypothesis: Hypothesis) -> Table[Any]:
     """Every line of evidence with its numbers and verdict; columns that say nothing are left out."""
-    shares = {measure.key: measure.title for measure in analysis.measures}
+    measures = {measure.key: measure for measure in analysis.measures}
     names = {"rho": "Spearman's rho", "area_under_curve": "AUROC"}
     columns = [
-        text("subject", "Evidence", value=lambda row: words.subject(analysis, row)),
-        text("place", "Method", value=_runs, lead=True),
+        text_column("subject", "Evidence", value=partial(words.subject, analysis)),
+        RUNS,
         sparsity(lambda row: row if row.scope == "condition" else None),
         number("density", "Weights left, %", "Of those that may be pruned", words.density, 1, 100),
     ]
     for quantity in dict.fromkeys(test.quantity for row in hypothesis.evidence for test in row.tests):
-        name, help = names.get(quantity), "With its 95 % interval"
-        if name is not None:
-            columns.append(ends(quantity, name, help, _estimate(quantity)))
+        value, help = _estimate(quantity), "With its 95 % interval"
+        if quantity in names:
+            columns.append(ends(quantity, names[quantity], help, value))
         else:
-            title = f"{shares[quantity]}, change, points"
-            columns.append(ends(quantity, title, help, _estimate(quantity), 1, 100))
+            measure = measures[quantity]
+            columns.append(scaled_ends(quantity, f"{measure.title}, change, points", help, value, measure))
     told = "Seeds behind a rank correlation over runs; outputs behind one over outputs"
-    columns += [count("n", "Number", told, _number), text("verdict", "Verdict")]
+    columns += [Column("n", "Number", told, _number), text_column("verdict", "Verdict")]
     several = len({words.subject(analysis, row) for row in hypothesis.evidence}) > 1
     title = f"Evidence for hypothesis {hypothesis.key}"
     return simple_table(columns[not several :], hypothesis.evidence, title).without_empty()
@@ -194,18 +133,17 @@ def _number(evidence: Evidence) -> int | None:
 
 def relation_table(analysis: TaskAnalysis, hypothesis: Hypothesis) -> Table[Any] | None:
     """Of hypothesis (b): what rises with what, over all methods and within methods; None for the others."""
+    scopes = ("all methods", "within methods")
     found: dict[str, dict[str, Evidence]] = {}
     for entry in hypothesis.evidence:
-        if entry.scope in ("all methods", "within methods"):
+        if entry.scope in scopes:
             found.setdefault(words.subject(analysis, entry), {})[entry.scope] = entry
 
     def told(scope: str) -> Value:
         return lambda row: words.verdict_and_rho(row[1][scope]) if scope in row[1] else None
 
-    columns = [text("relation", "Relation", value=lambda row: row[0], lead=True)]
-    columns += [
-        text(scope, scope.capitalize(), "", told(scope)) for scope in ("all methods", "within methods")
-    ]
+    columns = [text_column("relation", "Relation", value=lambda row: row[0], lead=True)]
+    columns += [text_column(scope, scope.capitalize(), value=told(scope)) for scope in scopes]
     title = f"Hypothesis {hypothesis.key}: what rises with what"
     return simple_table(columns, found.items(), title) if found else None
 
@@ -218,7 +156,7 @@ def measures_table(analysis: TaskAnalysis) -> Table[Any]:
     achieved = "Share of zeros counted after fine-tuning, mean over seeds"
     columns = [number("achieved", "Achieved", achieved, decimals=4)]
     columns += [half_width(m, words.titled(m), _entry("values", m.key)) for m in analysis.measures]
-    columns += [count("seeds", "Seeds", "Number of seeds behind the row", lambda row: len(row.seeds))]
+    columns += [Column("seeds", "Seeds", "Number of seeds behind the row", lambda row: len(row.seeds))]
     return condition_table("All measures", columns, analysis.conditions)
 
 
@@ -235,10 +173,9 @@ def sampled_table(analysis: TaskAnalysis) -> Table[Any]:
     measures = [m for m in analysis.measures if any(m.key in row.sampled for row in analysis.conditions)]
     columns: Columns = []
     for m in measures:
-        shown, help = (m.decimals, m.scale), f"Pruned minus dense. {m.help}"
-        change = f"{m.title}, change, points"
-        columns.append(ends(m.key, words.titled(m), m.help, _entry("sampled", m.key), *shown))
-        columns.append(ends(f"{m.key} change", change, help, _entry("sampled_changes", m.key), *shown))
+        change, help = f"{m.title}, change, points", f"Pruned minus dense. {m.help}"
+        columns.append(scaled_ends(m.key, words.titled(m), m.help, _entry("sampled", m.key), m))
+        columns.append(scaled_ends(f"{m.key} change", change, help, _entry("sampled_changes", m.key), m))
     return condition_table("Over other images too", columns, analysis.conditions if measures else [])
 
 
@@ -249,7 +186,7 @@ def outputs_table(analysis: TaskAnalysis, measure: Measure) -> Table[Any]:
         found.setdefault((row.method, row.sparsity, row.dense), {})[row.name] = row.values.get(measure.key)
     shown = measure.decimals, measure.scale
     columns = [number(name, name, measure.help, _entry("values", name), *shown) for name in analysis.outputs]
-    return condition_table(measure.title, columns, [OutputsRow(*key, row) for key, row in found.items()])
+    return condition_table(measure.title, columns, [ConditionRow(*key, row) for key, row in found.items()])
 
 
 # Groups
@@ -263,17 +200,19 @@ def is_significant(group: GroupChange) -> bool:
 def group_summary_table(analysis: TaskAnalysis) -> Table[Any]:
     """Of each condition the groups that lost and gained most, and how many of those listed changed."""
     found: dict[tuple[str, float | None], list[GroupChange]] = {}
-    for group in analysis.groups:
+    for group in sorted(analysis.groups, key=lambda g: (g.change or 0.0, g.label, g.bias)):
         found.setdefault((group.method, group.sparsity), []).append(group)
+    rows = []
+    for place, groups in found.items():
+        falls, rises = [g for g in groups if (g.change or 0) < 0], [g for g in groups if (g.change or 0) > 0]
+        extremes = {"fall": falls[0] if falls else None, "rise": rises[-1] if rises else None}
+        counts = {"fell": sum(map(is_significant, falls)), "rose": sum(map(is_significant, rises))}
+        rows.append(ConditionRow(*place, False, {**extremes, **counts, "listed": len(groups)}))
     counted = f"Groups among those listed with corrected p < {ALPHA:g}"
     kept = "Groups of the condition that were kept: the largest losses and gains"
+    counters = (("fell", "Fell", counted), ("rose", "Rose", counted), ("listed", "Listed", kept))
     columns = [*_extreme_columns("fall"), *_extreme_columns("rise")]
-    columns += [
-        count("fell", "Fell", counted),
-        count("rose", "Rose", counted),
-        count("listed", "Listed", kept),
-    ]
-    rows = [_summary(place, groups) for place, groups in found.items()]
+    columns += [Column(key, title, help, _entry("values", key)) for key, title, help in counters]
     return condition_table("Largest changes, by condition", columns, rows)
 
 
@@ -281,32 +220,25 @@ def _extreme_columns(side: str) -> Columns:
     """The change of the group at one end, which one it is, and its p."""
 
     def of(read: Callable[[GroupChange], Any]) -> Value:
-        return lambda row: None if getattr(row, side) is None else read(getattr(row, side))
+        return lambda row: None if row.values[side] is None else read(row.values[side])
 
+    where = of(lambda group: f"{group.label} / {group.bias}")
     mean = "Change of accuracy, mean over seeds"
     return [
-        percent(side, f"Largest {side}, points", mean, of(lambda group: group.change)),
-        text(f"{side} group", "Of group", "Label / bias", of(lambda group: f"{group.label} / {group.bias}")),
-        p_value(f"{side} p", "Corrected p", f"Of that {side}", of(lambda group: group.corrected_p)),
+        percent(side, f"Largest {side}, points", mean, of(attrgetter("change"))),
+        text_column(f"{side} group", "Of group", "Label / bias", value=where),
+        p_value(f"{side} p", "Corrected p", f"Of that {side}", of(attrgetter("corrected_p"))),
     ]
-
-
-def _summary(place: tuple[str, float | None], groups: Sequence[GroupChange]) -> GroupSummary:
-    order = sorted(groups, key=lambda g: (g.change or 0.0, g.label, g.bias))
-    falls, rises = [g for g in order if (g.change or 0) < 0], [g for g in order if (g.change or 0) > 0]
-    extremes = falls[0] if falls else None, rises[-1] if rises else None
-    counts = sum(map(is_significant, falls)), sum(map(is_significant, rises)), len(groups)
-    return GroupSummary(*place, *extremes, *counts)
 
 
 def changed_groups_table(analysis: TaskAnalysis) -> tuple[Table[Any], int]:
     """The groups whose accuracy changed (corrected p), and how many of them are not listed."""
     columns = [
-        text("label", "Label"),
-        text("bias", "Bias"),
-        text("kind", "Kind", "Bias-aligned or bias-conflicting",
-             lambda row: "aligned" if row.aligned else "conflicting"),
-        count("samples", "Samples"),
+        text_column("label", "Label"),
+        text_column("bias", "Bias"),
+        text_column("kind", "Kind", "Bias-aligned or bias-conflicting",
+                    value=lambda row: "aligned" if row.aligned else "conflicting"),
+        Column("samples", "Samples"),
         percent("dense_accuracy", "Dense, %", "Accuracy of the dense models, mean over seeds"),
         percent("accuracy", "Pruned, %", "Accuracy of the pruned models, mean over seeds"),
         percent("change", "Change, points"),
@@ -332,7 +264,7 @@ def exemplar_table(analysis: TaskAnalysis) -> Table[Any]:
         number("l1_distance", "L1 distance", "Mean L1 distance of the label distributions (0-2), equal populations"),
         number("control_l1_distance", "L1 distance, control", "The same between dense models of other seeds"),
         percent("right_share", "Right when pruned, %", "Of the exemplars, those that the pruned mode gets right"),
-        count("population", "Population", "Models on each side of the equal populations"),
+        Column("population", "Population", "Models on each side of the equal populations"),
     ]  # fmt: skip
     return condition_table("Exemplars and their control", columns, analysis.exemplars)
 
@@ -359,12 +291,12 @@ def split_table(analysis: TaskAnalysis) -> Table[Any]:
 def correlation_table(analysis: TaskAnalysis) -> Table[Any]:
     """Rank correlations of pairs of measures: of all methods first."""
     columns = [
-        text("method", "Method", value=_runs, lead=True),
-        text("first", "First measure", value=lambda row: words.measure_title(analysis, row.first)),
-        text("second", "Second measure",
-             value=lambda row: words.measure_title(analysis, row.second, working=row.working)),
+        RUNS,
+        text_column("first", "First measure", value=lambda row: words.measure_title(analysis, row.first)),
+        text_column("second", "Second measure",
+                    value=lambda row: words.measure_title(analysis, row.second, working=row.working)),
         ends("rho", "Spearman's rho", "With its 95 % interval"),
-        count("seeds", "Seeds", value=lambda row: row.rho.n),
+        Column("seeds", "Seeds", value=attrgetter("rho.n")),
     ]  # fmt: skip
     scopes = ("all methods", "within methods", "method")
     rows = sorted(analysis.correlations, key=lambda row: (scopes.index(row.scope), row.method or ""))
@@ -374,9 +306,10 @@ def correlation_table(analysis: TaskAnalysis) -> Table[Any]:
 def sample_table(analysis: TaskAnalysis) -> Table[Any]:
     """How the dense models' uncertainty ranks the samples that pruning changed."""
     columns = [
-        text("event", "Event"),
+        text_column("event", "Event"),
         percent("event_rate", "Event rate, %", "Share of the samples"),
-        ends("area_under_curve", "AUROC", "0.5: no better than chance; with its 95 % interval", decimals=3),
+        ends("area_under_curve", "AUROC", "0.5: no better than chance; with its 95 % interval",
+             format=partial(words.with_ends, decimals=3)),
         number("average_precision", "Average precision"),
         percent("recall_at_5_percent", "Recall at 5 %", "Of the changed samples, those among the 5 % least sure; in %"),
     ]  # fmt: skip
@@ -386,10 +319,11 @@ def sample_table(analysis: TaskAnalysis) -> Table[Any]:
 
 def criterion_table(analysis: TaskAnalysis) -> Table[Any]:
     """How criteria of the dense model rank the attributes whose bias then grew."""
+    criterion = "Criterion of the dense model"
     columns = [
-        text("criterion", "Criterion of the dense model", value=lambda row: row.criterion.replace("_", " ")),
+        text_column("criterion", criterion, value=lambda row: row.criterion.replace("_", " ")),
         ends("rho", "Spearman's rho", "With its 95 % interval"),
-        count("n", "Number", "Of attributes or classes", lambda row: row.rho.n),
+        Column("n", "Number", "Of attributes or classes", attrgetter("rho.n")),
     ]
     title = f"{analysis.output_noun.capitalize()}, by criteria of the dense model"
     return condition_table(title, columns, analysis.attribute_predictability)
@@ -398,13 +332,13 @@ def criterion_table(analysis: TaskAnalysis) -> Table[Any]:
 def susceptible_table(analysis: TaskAnalysis) -> Table[Any]:
     """The samples of which the dense models are least sure."""
     columns = [
-        count("index", "Sample", "Index in the test split"),
+        Column("index", "Sample", "Index in the test split"),
         number("score", "Uncertainty"),
-        text("attribute", "Attribute", "The one that the dense models are least sure of"),
-        text("label", "Label"),
-        text("bias", "Bias"),
-        text("dense", "Dense", "What the dense models say"),
-        text("sparse", "Pruned", "What the pruned models say"),
+        text_column("attribute", "Attribute", "The one that the dense models are least sure of"),
+        text_column("label", "Label"),
+        text_column("bias", "Bias"),
+        text_column("dense", "Dense", "What the dense models say"),
+        text_column("sparse", "Pruned", "What the pruned models say"),
         percent("flipped_share", "Flipped, %", "Pruned runs whose label differs from the dense run of the same seed"),
     ]  # fmt: skip
     return simple_table(columns, analysis.susceptible, "The most susceptible samples").without_empty()

@@ -1,11 +1,21 @@
-"""Schema of an analysis: plain values that are stored as JSON beside the records and rendered from there."""
+"""Schema of an analysis: plain values, stored as JSON beside the records, from which everything is rendered."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+from prunebench.errors import StoreError
+from prunebench.results.record import without_nan
+from prunebench.results.store import write_atomically
+
 SCHEMA_VERSION = 2
+FOLDER = "analysis"
+"""In a results folder: `<slug>.json` and `<slug>-samples.png` of every analysed track."""
 
 Verdict = Literal["supported", "contradicted", "undecided"]
 VERDICTS: tuple[Verdict, ...] = ("supported", "contradicted", "undecided")
@@ -301,3 +311,59 @@ class TaskAnalysis:
     def output_noun(self) -> str:
         """What its outputs are."""
         return "attributes" if self.multi_label else "classes"
+
+
+# Storage
+
+
+def write_analysis(analysis: TaskAnalysis, folder: Path) -> Path:
+    """Write `<slug>.json` into a folder that exists; returns its path."""
+    path = folder / f"{analysis.slug}.json"
+    write_atomically(path, to_json(analysis).encode())
+    return path
+
+
+def to_json(analysis: TaskAnalysis) -> str:
+    """Its text at rest, a row a line; undefined numbers are null."""
+    values = without_nan(dataclasses.asdict(analysis))
+    return "{\n" + ",\n".join(f'"{key}": {_field(values[key])}' for key in sorted(values)) + "\n}\n"
+
+
+def _field(value: Any) -> str:
+    """One line, or a line a row of a list of rows."""
+    compact = functools.partial(json.dumps, sort_keys=True, separators=(",", ":"))
+    if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+        return "[\n" + ",\n".join(map(compact, value)) + "\n]"
+    return compact(value)
+
+
+def read_analysis(path: Path) -> TaskAnalysis:
+    """Read and validate one analysis. Raises StoreError with path and reason."""
+    from pydantic import ValidationError
+
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = values.get("schema_version") if isinstance(values, dict) else None
+        if found != SCHEMA_VERSION:
+            raise StoreError(f"{path}: analysis schema {found}, want {SCHEMA_VERSION}: analyze again")
+        return _adapter().validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StoreError(f"{path}: invalid analysis: {where}: {first['msg']}") from error
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read: {error}; analyze again") from error
+
+
+@functools.cache
+def _adapter() -> Any:
+    from pydantic import ConfigDict, TypeAdapter, with_config
+
+    return TypeAdapter(with_config(ConfigDict(extra="forbid"))(TaskAnalysis))
+
+
+def stored_analyses(results: Path) -> tuple[list[TaskAnalysis], dict[str, Path]]:
+    """The analyses of a results folder, by slug, and the images of their samples that are there."""
+    found = [read_analysis(path) for path in sorted((results / FOLDER).glob("*.json"))]
+    grids = {analysis.slug: results / FOLDER / analysis.grid_name for analysis in found}
+    return found, {slug: path for slug, path in grids.items() if path.is_file()}

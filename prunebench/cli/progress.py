@@ -168,8 +168,7 @@ def write_leaderboard(results: Sequence[Path], out: Path, readme: Path | None = 
 
     Gives the exit status: 1 if a record is damaged or does not pass `check`.
     """
-    from prunebench.analysis.build import build_pages
-    from prunebench.analysis.report import hypotheses_excerpt
+    from prunebench.analysis.report import build_pages, hypotheses_excerpt
     from prunebench.leaderboard.readme import update_readme
     from prunebench.results.store import open_results
     from prunebench.submission import sound_records

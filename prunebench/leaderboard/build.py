@@ -245,7 +245,7 @@ def _view(track: Track, styles: Mapping[str, Style], analysis: AnalysisLink | No
     return TrackView(
         track,
         track_lines(track),
-        [_entry(name, styles[name], line=name in lines_of) for name in names],
+        [switch(name, styles[name], line=name in lines_of) for name in names],
         track_plots(track, styles),
         parts_of(track),
         list(
@@ -256,7 +256,3 @@ def _view(track: Track, styles: Mapping[str, Style], analysis: AnalysisLink | No
         group_maps(track),
         analysis,
     )
-
-
-def _entry(name: str, style: Style, *, line: bool) -> Switch:
-    return switch(name, style if line else Style(style.colour, style.dash, "star"), line=line)

@@ -18,9 +18,9 @@ from prunebench.report.table import (
     grouped_rows,
     natural_order,
     simple_table,
+    terminal_table,
     text_column,
 )
-from prunebench.report.terminal import terminal_table
 from prunebench.stats.intervals import Interval
 
 if TYPE_CHECKING:

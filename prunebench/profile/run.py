@@ -38,7 +38,7 @@ from prunebench.profile.results import (
 from prunebench.profile.roofline import CeilingMeter, block_density, layer_roof, work_of
 from prunebench.profile.stopwatch import Stopwatch
 from prunebench.pruning.structure import STRUCTURE_NAMES
-from prunebench.report.terminal import terminal_table
+from prunebench.report.table import terminal_table
 from prunebench.results.store import open_results, read_record, read_tensors
 from prunebench.runner.environment import describe_code, describe_environment
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,9 @@ class Switch:
 
 
 def switch(name: str, style: Style, *, line: bool = True) -> Switch:
-    """The entry of a series; with its symbol alone where it has no line."""
-    return Switch(name, key_svg(Key("", style.colour, style=style, dash=style.dash if line else "")))
+    """The entry of a series; a star alone where it has no line."""
+    shown = style if line else replace(style, symbol="star")
+    return Switch(name, key_svg(Key("", style.colour, style=shown, dash=style.dash if line else "")))
 
 
 def reference(name: str) -> Switch:

@@ -96,7 +96,6 @@ class Series:
         line: whether they are joined.
         width, size: of the line, and of the symbols (radius), in pixels.
         hollow: symbols with a white inside.
-        fits: whether the axes widen for it.
         key: what a page's legend switches it by, the name by default.
         legend: whether a legend names it.
         end_label: whether a plot with `end_labels` names it at its last mark.
@@ -110,7 +109,6 @@ class Series:
     size: float = 3.2
     hollow: bool = False
     opacity: float = 1.0
-    fits: bool = True
     key: str = ""
     legend: bool = True
     end_label: bool = True
@@ -123,26 +121,23 @@ class Series:
 
 @dataclass(frozen=True)
 class Rule:
-    """A line across the plot at a value of `axis` ("x" or "y")."""
+    """A horizontal line across the plot."""
 
     value: float
     name: str = ""
     style: Style = REFERENCE
-    axis: str = "y"
     width: float = 1.4
     hint: str = ""
 
 
 @dataclass(frozen=True)
 class Band:
-    """An area across the plot between two values of `axis`."""
+    """An area across the plot between two heights."""
 
     low: float
     high: float
     name: str = ""
     colour: str = GREY
-    axis: str = "y"
-    opacity: float = 0.22
 
 
 @dataclass(frozen=True)
@@ -221,7 +216,6 @@ class HeatMap:
 
     Args:
         groups: names of neighbouring columns with how many there are; written instead of `columns`, if given.
-        limit: colours run from -limit to limit; by default the largest absolute value.
         unit: beside the scale of colours.
         decimals: of the values on hovering.
     """
@@ -231,10 +225,8 @@ class HeatMap:
     columns: tuple[str, ...]
     values: tuple[tuple[float | None, ...], ...]
     groups: tuple[tuple[str, int], ...] = ()
-    limit: float | None = None
     unit: str = ""
     decimals: int = 3
-    colours: tuple[str, ...] = DIVERGING
     subtitle: str = ""
     caption: str = ""
     key: str = ""
@@ -243,7 +235,7 @@ class HeatMap:
     def reach(self) -> float:
         """The value at the end of the scale of colours; positive."""
         values = (abs(value) for row in self.values for value in row if value is not None)
-        return self.limit or max([v for v in values if math.isfinite(v)], default=0.0) or 1.0
+        return max([v for v in values if math.isfinite(v)], default=0.0) or 1.0
 
     @property
     def headings(self) -> tuple[tuple[str, float], ...]:
@@ -267,10 +259,10 @@ class HeatMap:
 
     def colour(self, value: float) -> str:
         """The colour of a value, between those given."""
-        last = len(self.colours) - 1
+        last = len(DIVERGING) - 1
         place = min(max((value / self.reach + 1) / 2, 0.0), 1.0) * last
         index = min(int(place), last - 1)
-        low, high = (_channels(colour) for colour in self.colours[index : index + 2])
+        low, high = (_channels(colour) for colour in DIVERGING[index : index + 2])
         mixed = (round(a + (place - index) * (b - a)) for a, b in zip(low, high))
         return "#" + "".join(f"{channel:02x}" for channel in mixed)
 
@@ -372,10 +364,11 @@ def limits(plots: Sequence[Plot], axis: str) -> tuple[float, float]:
 def _gather(plot: Plot, axis: str, found: _Extent) -> None:
     asked: Axis = getattr(plot, axis)
     found.means += [place for place, _ in asked.ticks or ()]
-    found.means += [rule.value for rule in plot.rules if rule.axis == axis]
-    found.ends += [end for band in plot.bands if band.axis == axis for end in (band.low, band.high)]
+    if axis == "y":
+        found.means += [rule.value for rule in plot.rules]
+        found.ends += [end for band in plot.bands for end in (band.low, band.high)]
     for series in plot.series:
-        for mark in series.marks if series.fits else ():
+        for mark in series.marks:
             if mark.y is None or not mark.drawn:
                 continue
             found.means.append(mark.y if axis == "y" else mark.x)

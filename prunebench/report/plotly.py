@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from prunebench.report.plot import Axis, Band, Bars, HeatMap, Mark, Plot, Rule, Series, limits
+from prunebench.report.plot import DIVERGING, Axis, Band, Bars, HeatMap, Mark, Plot, Rule, Series, limits
 
 SYMBOLS = {"ring": "circle-open", "": "circle"}
 REFERENCE_KEY = "reference"
@@ -25,7 +25,7 @@ def plotly_figure(picture: Plot | HeatMap) -> dict[str, Any]:
         return rounded(_heat_map(picture))
     if picture.empty:
         return {"data": [], "layout": _layout(picture)}
-    ends = {axis: limits([picture], axis) for axis in ("x", "y")}
+    ends = limits([picture], "x")
     data = [_band(band, ends) for band in picture.bands]
     data += [_bars(group) for group in picture.bars]
     data += [_rule(rule, ends) for rule in picture.rules]
@@ -96,33 +96,31 @@ def _reach(mark: Mark, sign: int) -> float | None:
     return None if end is None or mark.y is None or not math.isfinite(end - mark.y) else sign * (end - mark.y)
 
 
-def _rule(rule: Rule, ends: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
-    other = "x" if rule.axis == "y" else "y"
+def _rule(rule: Rule, ends: tuple[float, float]) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "lines",
         "name": _name(rule.name),
         "meta": REFERENCE_KEY,
-        rule.axis: [float(rule.value)] * 2,
-        other: list(ends[other]),
+        "x": list(ends),
+        "y": [float(rule.value)] * 2,
         "line": {"color": rule.style.colour, "dash": rule.style.dash, "width": rule.width},
         "hovertext": [_words(rule.hint)] * 2,
         **({"hovertemplate": HOVER} if rule.hint else {"hoverinfo": "skip"}),
     }
 
 
-def _band(band: Band, ends: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
-    other = "x" if band.axis == "y" else "y"
+def _band(band: Band, ends: tuple[float, float]) -> dict[str, Any]:
     red, green, blue = (int(band.colour[i : i + 2], 16) for i in (1, 3, 5))
     return {
         "type": "scatter",
         "mode": "lines",
         "name": _name(band.name),
         "meta": REFERENCE_KEY,
-        band.axis: [band.low, band.low, band.high, band.high],
-        other: [*ends[other], *ends[other][::-1]],
+        "x": [*ends, *ends[::-1]],
+        "y": [band.low, band.low, band.high, band.high],
         "fill": "toself",
-        "fillcolor": f"rgba({red},{green},{blue},{band.opacity:g})",
+        "fillcolor": f"rgba({red},{green},{blue},0.22)",
         "line": {"width": 0},
         "hoverinfo": "skip",
     }
@@ -185,7 +183,7 @@ def bare_layout() -> dict[str, Any]:
 
 
 def _heat_map(heat: HeatMap) -> dict[str, Any]:
-    last = len(heat.colours) - 1
+    last = len(DIVERGING) - 1
     known = any(value is not None and math.isfinite(value) for row in heat.values for value in row)
     trace = {
         "type": "heatmap",
@@ -195,7 +193,7 @@ def _heat_map(heat: HeatMap) -> dict[str, Any]:
         "y": list(range(len(heat.rows))),
         "text": [[f"{_words(row)}<br>{_words(column)}" for column in heat.columns] for row in heat.rows],
         "hovertemplate": f"%{{text}}<br>%{{z:.{heat.decimals}f}}<extra></extra>",
-        "colorscale": [[index / last, colour] for index, colour in enumerate(heat.colours)],
+        "colorscale": [[index / last, colour] for index, colour in enumerate(DIVERGING)],
         "zmin": -heat.reach,
         "zmax": heat.reach,
         "hoverongaps": False,

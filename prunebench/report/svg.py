@@ -1,16 +1,18 @@
-"""Plots as SVG text: the same values give the same bytes. Dark on white, in the reader's own fonts, without scripts."""
+"""Plots as SVG text: the same values give the same bytes. Dark on white, in the reader's own fonts, no scripts."""
 
 from __future__ import annotations
 
+import html
 import math
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from prunebench.report.canvas import LETTER, NORMAL, Canvas, Spot, text_width
 from prunebench.report.format import cut, number, significant
 from prunebench.report.plot import (
-    Bars,
+    INK,
     HeatMap,
     Mark,
     Plot,
@@ -23,12 +25,29 @@ from prunebench.report.plot import (
     ticks_of,
 )
 
+FONT = "system-ui, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif"
+SOFT = "#57606a"
+LETTER, WIDE = 0.56, 1.0
+"""Width to allow for a letter, and for a wide one, as a share of the size of the font."""
+NORMAL = 12.5
+STROKES = {"solid": "", "dash": "7 4", "dot": "2 3", "dashdot": "8 3 2 3"}
+"""SVG's dash arrays of the dashes of a style."""
+CORNERS = {
+    "square": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    "triangle-up": ((0, -1.3), (1.2, 0.9), (-1.2, 0.9)),
+    "diamond": ((0, -1.4), (1.2, 0), (0, 1.4), (-1.2, 0)),
+    "star": tuple(
+        (radius * math.sin(math.pi * i / 5), -radius * math.cos(math.pi * i / 5))
+        for i, radius in enumerate((2.0, 0.8) * 5)
+    ),
+}
 GRID, EDGE, CROSS = "#e4e7eb", "#8c959f", "#9aa4ae"
 SMALL, LARGE = 11.5, 15.0
 LINE, GAP, EDGE_ROOM = 16.0, 18.0, 12.0
 CALLOUT_ROOM, CALLOUT_GAP = 30.0, 17.0
 LABEL_GAP, LABEL_LEAD = 15.0, 39.0
 LONGEST_LABEL = 40
+Spot = tuple[float, float]
 
 
 def svg(picture: Plot | PlotGrid | HeatMap, *, hints: bool = False) -> str:
@@ -223,27 +242,25 @@ class _Panel:
         """Everything, from the back to the front."""
         self.words()
         for band in self.plot.bands:
-            self.band(band.axis, (band.low, band.high), band.colour, band.opacity)
+            self.bar((self.x.low, band.low), (self.x.high, band.high), band.colour, opacity=0.22)
         self.axes()
         for group in self.plot.bars:
-            self.bars(group)
+            for x, bottom, top in group.bars:
+                corners = (x - group.width / 2, bottom), (x + group.width / 2, top)
+                hint = f"{group.name}: {significant(top - bottom)}" if self.hints else ""
+                self.bar(*corners, group.colour, hint=hint)
         for rule in self.plot.rules:
-            scale = self.y if rule.axis == "y" else self.x
-            if scale.holds(rule.value):
-                self.canvas.line(
-                    self.across(rule.axis, rule.value), rule.style.colour, rule.width, rule.style.dash
-                )
+            if self.y.holds(rule.value):
+                self.canvas.line(self.across(rule.value), rule.style.colour, rule.width, rule.style.dash)
         for series in self.plot.series:
             self.series(series)
         self.callouts()
         if self.plot.end_labels:
             self.end_labels()
 
-    def across(self, axis: str, value: float) -> list[Spot]:
+    def across(self, value: float) -> list[Spot]:
         """The ends of a line across the area."""
-        if axis == "y":
-            return [(self.left, self.y(value)), (self.right, self.y(value))]
-        return [(self.x(value), self.bottom), (self.x(value), self.top)]
+        return [(self.left, self.y(value)), (self.right, self.y(value))]
 
     def words(self) -> None:
         """Title and subtitle above, lines below."""
@@ -261,7 +278,7 @@ class _Panel:
     def axes(self) -> None:
         """Ticks, their labels as far as there is room, and titles."""
         for place, text in ticks_of(self.plot.y, self.y.low, self.y.high):
-            self.canvas.line(self.across("y", place), GRID)
+            self.canvas.line(self.across(place), GRID)
             if self.frame.y_labels:
                 self.canvas.text((self.left - 6, self.y(place) + 4), text, "soft end", size=SMALL)
         self.canvas.line([(self.left, self.bottom), (self.right, self.bottom)], EDGE)
@@ -279,24 +296,13 @@ class _Panel:
             side = self.left - self.frame.left + 12
             self.canvas.text((side, middle[1]), self.plot.y.title, "soft middle", turn=-90)
 
-    def band(self, axis: str, ends: Spot, colour: str, opacity: float) -> None:
-        """An area across, as far as it is within the axes."""
-        scale = self.y if axis == "y" else self.x
-        low, high = max(min(ends), scale.low), min(max(ends), scale.high)
+    def bar(self, corner: Spot, opposite: Spot, colour: str, opacity: float = 1, hint: str = "") -> None:
+        """A box between two corners in values, as far as its height is within the axes."""
+        ends = corner[1], opposite[1]
+        low, high = max(min(ends), self.y.low), min(max(ends), self.y.high)
         if low < high:
-            first, last = self.across(axis, low)[0], self.across(axis, high)[1]
-            self.canvas.box(first, last, colour, opacity)
-
-    def bars(self, group: Bars) -> None:
-        """Bars, as far as they are within the axes."""
-        for place, bottom, top in group.bars:
-            low, high = max(min(bottom, top), self.y.low), min(max(bottom, top), self.y.high)
-            if low < high:
-                corner = self.x(place - group.width / 2), self.y(low)
-                hint = f"{group.name}: {significant(top - bottom)}" if self.hints else ""
-                self.canvas.box(
-                    corner, (self.x(place + group.width / 2), self.y(high)), group.colour, hint=hint
-                )
+            spots = (self.x(corner[0]), self.y(low)), (self.x(opposite[0]), self.y(high))
+            self.canvas.box(*spots, colour, opacity, hint)
 
     def spot(self, mark: Mark) -> Spot | None:
         """Where a mark stands; None where a logarithmic axis has no place for it."""
@@ -361,7 +367,7 @@ class _Panel:
         """Names at the right, each joined to the end of its line or rule by a thin line."""
         ends: list[tuple[Key, Spot]] = []
         for rule in self.plot.rules:
-            if rule.name and rule.axis == "y":
+            if rule.name:
                 key = Key(rule.name, rule.style.colour, dash=rule.style.dash)
                 ends.append((key, (self.right, self.y(rule.value))))
         for one in _ended(self.plot):
@@ -447,3 +453,89 @@ def _heat_map(heat: HeatMap, hints: bool) -> str:
     return canvas.document(
         (width, max(bottom, top + height + 14) + 12), heat.title, heat.caption or heat.subtitle
     )
+
+
+# The canvas
+
+
+def text_width(text: str, size: float) -> float:
+    """Pixels to allow for a text."""
+    return size * sum(WIDE if unicodedata.east_asian_width(letter) in "WF" else LETTER for letter in text)
+
+
+def escaped(text: str) -> str:
+    """Text for XML; letters that XML forbids are replaced."""
+    return html.escape(re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text))
+
+
+@dataclass
+class Canvas:
+    """Elements of a picture in pixels, from the upper left corner."""
+
+    parts: list[str] = field(default_factory=list)
+
+    def line(
+        self, spots: Sequence[Spot], colour: str, width: float = 1, dash: str = "solid", opacity: float = 1
+    ) -> None:
+        """A line through the spots."""
+        extra = f' stroke-dasharray="{STROKES[dash]}"' if STROKES[dash] else ""
+        extra += f' stroke-opacity="{opacity:g}"' if opacity < 1 else ""
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)
+        self.parts.append(
+            f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="{width:g}" stroke-linejoin="round"{extra}/>'
+        )
+
+    def box(self, corner: Spot, opposite: Spot, colour: str, opacity: float = 1, hint: str = "") -> None:
+        """A filled rectangle between two corners."""
+        (x0, x1), (y0, y1) = (sorted(pair) for pair in zip(corner, opposite))
+        extra = f' fill-opacity="{opacity:g}"' if opacity < 1 else ""
+        shape = f'<rect x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}" fill="{colour}"{extra}'
+        self.parts.append(f"{shape}>{title_element(hint)}</rect>" if hint else f"{shape}/>")
+
+    def text(self, spot: Spot, words: str, look: str = "", *, size: float = NORMAL, turn: float = 0) -> None:
+        """Words at a spot; `look` is any of bold, soft, middle and end. `turn`: degrees, clockwise."""
+        x, y = spot
+        extra = ' font-weight="600"' if "bold" in look else ""
+        anchor = next((anchor for anchor in ("middle", "end") if anchor in look), "")
+        extra += f' text-anchor="{anchor}"' if anchor else ""
+        extra += f' transform="rotate({turn:g} {x:.1f} {y:.1f})"' if turn else ""
+        self.parts.append(
+            f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" fill="{SOFT if "soft" in look else INK}"{extra}>'
+            f"{escaped(words)}</text>"
+        )
+
+    def symbol(
+        self, kind: str, spot: Spot, colour: str, size: float, *, hollow: bool = False, hint: str = ""
+    ) -> None:
+        """One of the symbols of a style; `size` is its radius."""
+        (x, y), inner = spot, title_element(hint)
+        paint = f'fill="#ffffff" stroke="{colour}" stroke-width="1.6"' if hollow else f'fill="{colour}"'
+        if kind in ("ring", "x"):
+            paint = f'fill="none" stroke="{colour}" stroke-width="2"'
+        if kind in ("circle", "ring"):
+            shape, place = "circle", f'cx="{x:.1f}" cy="{y:.1f}" r="{size:g}"'
+        elif kind == "x":
+            arms = f"M{x - size:.1f} {y - size:.1f}L{x + size:.1f} {y + size:.1f}"
+            shape, place = "path", f'd="{arms}M{x - size:.1f} {y + size:.1f}L{x + size:.1f} {y - size:.1f}"'
+        else:
+            corners = " ".join(f"{x + size * dx:.1f},{y + size * dy:.1f}" for dx, dy in CORNERS[kind])
+            shape, place = "polygon", f'points="{corners}"'
+        self.parts.append(
+            f"<{shape} {place} {paint}>{inner}</{shape}>" if inner else f"<{shape} {place} {paint}/>"
+        )
+
+    def document(self, size: Spot, title: str, description: str = "") -> str:
+        """The file's text."""
+        width, height = (math.ceil(side) for side in size)
+        head = title_element(title) + (f"<desc>{escaped(description)}</desc>" if description else "")
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+            f'height="{height}" role="img" font-family="{FONT}">\n{head}\n'
+            f'<rect width="{width}" height="{height}" fill="#ffffff"/>\n'
+            + "\n".join(self.parts)
+            + "\n</svg>\n"
+        )
+
+
+def title_element(text: str) -> str:
+    return f"<title>{escaped(text)}</title>" if text else ""

@@ -1,14 +1,17 @@
-"""Tables as values: a column knows how its cells come from a row; every renderer chooses columns by key."""
+"""Tables as values, and in a terminal: a column knows how its cells come from a row; renderers choose by key."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from prunebench.errors import unknown
 from prunebench.report.format import MISSING
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
 
 Row = TypeVar("Row")
 
@@ -30,7 +33,7 @@ class Column(Generic[Row]):
         key: the name that renderers choose by.
         title: the heading; `short` stands for it where there is little room.
         help: one sentence, shown on hovering.
-        value: what a row has in this column; None is undefined.
+        value: what a row has in this column, by default in its field named `key`; None is undefined.
         format: how a value is written. A value that is None is an em dash and never reaches it.
         order: what a value sorts by; by default a number, the mean of an interval, or text without case.
         share: the part of a bar behind the number, or None.
@@ -41,7 +44,7 @@ class Column(Generic[Row]):
     key: str
     title: str
     help: str = ""
-    value: Callable[[Row], Any] = lambda row: row
+    value: Callable[[Row], Any] | None = None
     format: Callable[[Any], str] = str
     order: Callable[[Any], float | str | None] | None = None
     share: Callable[[Any], float | None] | None = None
@@ -51,7 +54,7 @@ class Column(Generic[Row]):
 
     def cell(self, row: Row) -> TableCell:
         """The cell of a row."""
-        value = self.value(row)
+        value = getattr(row, self.key) if self.value is None else self.value(row)
         if value is None:
             return TableCell(MISSING)
         share = self.share(value) if self.share is not None else None
@@ -152,3 +155,35 @@ def grouped_rows(pairs: Sequence[tuple[str | None, Iterable[Row]]]) -> tuple[Row
     """Groups of (heading, rows), those without rows left out."""
     groups = (RowGroup(tuple(rows), heading) for heading, rows in pairs)
     return tuple(group for group in groups if group.rows)
+
+
+def terminal_table(table: Table[Any], caption: str = "") -> RichTable:
+    """A table for rich to print, with short headings and a line where a group or the rows' class changes."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(
+        title=Text(table.title) if table.title else None,
+        caption=Text(caption) if caption else None,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0),
+        pad_edge=False,
+    )
+    for column in table.columns:
+        shown.add_column(
+            Text(column.short or column.title),
+            justify="right" if column.numeric else "left",
+            no_wrap=column.numeric,
+            overflow="fold",
+        )
+    previous: tuple[int, str] | None = None
+    for index, group in enumerate(table.groups):
+        for row in group.rows:
+            place = (index, table.tag_of(row))
+            if previous is not None and place != previous:
+                shown.add_section()
+            shown.add_row(*(Text(cell.text) for cell in table.cells(row)))
+            previous = place
+    return shown
