@@ -15,7 +15,11 @@ STAGES = (16, 32, 64)
 
 
 class Shortcut(nn.Module):
-    """He et al.'s option A: every other pixel, and zeros for the channels that are missing; it has no weights."""
+    """He et al.'s option A: every other pixel, and zeros for the channels that are missing; it has no weights.
+
+    Pixels are left out by a pooling of one pixel: the gradient of `x[:, :, ::2, ::2]` is not channels_last, and made a
+    training step of ResNet-8 a quarter slower (measured in turns on a Zen 4 core).
+    """
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
@@ -23,7 +27,7 @@ class Shortcut(nn.Module):
         self.zeros = (0, 0, 0, 0, missing // 2, missing - missing // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.pad(x[:, :, ::2, ::2], self.zeros)
+        return functional.pad(functional.avg_pool2d(x, 1, stride=2), self.zeros)
 
 
 class Block(nn.Module):
