@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from prunebench.errors import MetricError
@@ -25,6 +24,7 @@ from prunebench.metrics.arrays import (
 from prunebench.metrics.bias import IdentityCounts, bias_amplification
 from prunebench.metrics.classes import class_columns, logit_columns, one_hot
 from prunebench.metrics.uncertainty import margin, uncertain_share
+from prunebench.stats.correlation import row_spearman as spearman
 
 COMBINED = "combined"
 
@@ -232,20 +232,6 @@ def rank_correlation(
     drawn = rho[1:][~np.isnan(rho[1:])]
     low, high = np.quantile(drawn, [tail, 1 - tail]) if len(drawn) else (math.nan, math.nan)
     return RankCorrelation(float(rho[0]), float(low), float(high), len(one))
-
-
-def spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Spearman's rank correlation of each row of `[D, n]` and `[D, n]`, n > 0: float64 `[D]`.
-
-    nan where a side is constant; two values that differ on both sides correlate by +1 or -1.
-    """
-    from scipy.stats import rankdata
-
-    ranks = [rankdata(values, axis=1) for values in (first, second)]
-    centred = [values - values.mean(1, keepdims=True) for values in ranks]
-    spread = np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
-    with np.errstate(invalid="ignore"):
-        return (centred[0] * centred[1]).sum(1) / spread
 
 
 def bootstrap_area(score: Array, event: Array, *, columns: int = 1, draws: int = 400) -> tuple[float, float]:

@@ -42,3 +42,16 @@ def mean_interval(values: Sequence[float | None], confidence: float = 0.95) -> I
 def sample_deviation(numbers: Sequence[float], mean: float) -> float:
     """Sample standard deviation, ddof = 1."""
     return math.sqrt(math.fsum((number - mean) ** 2 for number in numbers) / (len(numbers) - 1))
+
+
+def share_bounds(interval: Interval, lowest: float = 0.0, highest: float = 1.0) -> tuple[float, float]:
+    """Lower and upper end of a t interval of shares, cut where no share can be; nan without a half-width.
+
+    Cutting at the edge of what is possible loses no coverage, and the mean stays the mean that the board shows. The
+    logit, the other way to stay within, is undefined at 0 and 1, where worst groups and aligned accuracies often are.
+    Source: Mandelkern, "Setting confidence intervals for bounded parameters", 2002.
+    """
+    if not math.isfinite(interval.half_width):
+        return math.nan, math.nan
+    low, high = interval.mean - interval.half_width, interval.mean + interval.half_width
+    return max(lowest, low), min(highest, high)
