@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,6 +29,7 @@ from prunebench.report.plot import HeatMap, Plot
 from prunebench.report.svg import svg
 from prunebench.report.table import Table
 from prunebench.results.record import RunRecord
+from prunebench.results.standing import NOTHING, Standing, read_standing
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHORT, LONG = 12, 20
@@ -331,7 +333,8 @@ def build_pages(records: list[RunRecord], results: Sequence[Path], out: Path) ->
     stored = [stored_analyses(folder) for folder in results]
     analyses = [analysis for found, _ in stored for analysis in found]
     grids = {slug: path for _, images in stored for slug, path in images.items()}
-    return _write(records, analyses, grids, out)
+    standing = functools.reduce(Standing.merged, map(read_standing, results), NOTHING)
+    return _write(records, analyses, grids, out, standing)
 
 
 def build_after_run(records: list[RunRecord], results: Path, out: Path) -> str | None:
@@ -354,9 +357,13 @@ def build_after_run(records: list[RunRecord], results: Path, out: Path) -> str |
 
 
 def _write(
-    records: list[RunRecord], analyses: list[TaskAnalysis], grids: Mapping[str, Path], out: Path
+    records: list[RunRecord],
+    analyses: list[TaskAnalysis],
+    grids: Mapping[str, Path],
+    out: Path,
+    standing: Standing = NOTHING,
 ) -> BuiltPages:
-    board = write_board(records, out, links_of(analyses))
+    board = write_board(records, out, links_of(analyses), standing)
     if analyses:
         extend_manifest(out, write_files(out, analysis_files(analyses, grids, board.labels)))
     return BuiltPages(board, analyses)

@@ -9,6 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from prunebench.cli.sharing import artifacts_app, results_app
+from prunebench.cli.submission import submission_app
 
 app = typer.Typer(
     name="prunebench",
@@ -19,6 +20,7 @@ app = typer.Typer(
 
 app.add_typer(results_app)
 app.add_typer(artifacts_app)
+app.add_typer(submission_app)
 
 OutOption = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads this at run time

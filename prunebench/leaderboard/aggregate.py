@@ -13,8 +13,9 @@ from typing import Any
 
 from prunebench.leaderboard.values import Leaderboard, MeasuredSpeed, MethodRow, RowCost, TimingSetup, Track
 from prunebench.report.format import at_sparsity, listed, sparsity
-from prunebench.results.record import PLAIN_PATH, CostReport, RunRecord, to_json
-from prunebench.stats.intervals import mean_interval
+from prunebench.results.record import PLAIN_PATH, PREDICTIONS_NOTE, CostReport, RunRecord, to_json
+from prunebench.results.standing import NOTHING, Standing
+from prunebench.stats.intervals import UNDEFINED, Interval, mean_interval
 from prunebench.stats.tests import Rank, rank_by_paired_tests
 
 RANKED = ("unbiased", "conflicting")
@@ -27,15 +28,15 @@ Place = tuple[float | None, str]
 """Sparsity asked for (None: the method chose it), and the label of a variant."""
 
 
-def build_board(records: Iterable[RunRecord]) -> Leaderboard:
-    """The leaderboard of these records, whatever their order."""
-    given = list(records)
+def build_board(records: Iterable[RunRecord], standing: Standing = NOTHING) -> Leaderboard:
+    """The leaderboard of these records, whatever their order, without versions that were retired."""
+    given = standing.listed(records)
     by_track = split_tracks(given)
     groups = list(by_track.values())
     kept = sorted((run for runs in groups for run in runs), key=lambda run: run.run_id)
     finished = [record for record in kept if record.status == "ok"]
     return Leaderboard(
-        tracks=tuple(_track(runs, slug, groups) for slug, runs in by_track.items()),
+        tracks=tuple(_track(runs, slug, groups, standing) for slug, runs in by_track.items()),
         runs=len(kept),
         ok=len(finished),
         duplicates=len(given) - len(kept),
@@ -43,6 +44,7 @@ def build_board(records: Iterable[RunRecord]) -> Leaderboard:
         methods=tuple(sorted({_method_facts(record) for record in kept})),
         environments=_counted(_describe_environment(record) for record in finished),
         commits=_counted(_describe_code(record) for record in finished),
+        history=tuple(line.words for line in standing.retired.values()),
     )
 
 
@@ -53,7 +55,7 @@ def split_tracks(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
     """Records that may be compared, by the track's slug: one task version, data, model and recipe; none twice."""
     by_track: dict[str, list[RunRecord]] = {}
     for record in _without_duplicates(records):
-        by_track.setdefault(json.dumps(_identity(record), sort_keys=True), []).append(record)
+        by_track.setdefault(json.dumps(track_identity(record), sort_keys=True), []).append(record)
     groups = sorted(by_track.values(), key=lambda runs: _track_order(runs[0]))
     return dict(zip(_unique_slugs([runs[0].spec["task"] for runs in groups]), groups, strict=True))
 
@@ -68,7 +70,7 @@ def _without_duplicates(records: Iterable[RunRecord]) -> list[RunRecord]:
     return [best[run_id][1] for run_id in sorted(best)]
 
 
-def _identity(record: RunRecord) -> dict[str, Any]:
+def track_identity(record: RunRecord) -> dict[str, Any]:
     """What must agree for two runs to be compared, flat; what says most to a reader first."""
     spec = record.spec
     recipe = sorted(
@@ -96,11 +98,13 @@ def _unique_slugs(names: Sequence[str]) -> list[str]:
     return slugs
 
 
-def _track(runs: Sequence[RunRecord], slug: str, groups: Sequence[Sequence[RunRecord]]) -> Track:
+def _track(
+    runs: Sequence[RunRecord], slug: str, groups: Sequence[Sequence[RunRecord]], standing: Standing
+) -> Track:
     spec = runs[0].spec
     every, seeds = runs, planned_seeds(runs)
     runs = [run for run in every if run.spec["seed"] in seeds]
-    rows = tuple(build_rows(runs, seeds))
+    rows = tuple(build_rows(runs, seeds, standing))
     siblings = [group[0] for group in groups if group[0].spec["task"] == spec["task"]]
     differs = _difference(every[0], siblings)
     return Track(
@@ -138,10 +142,10 @@ def planned_seeds(runs: Sequence[RunRecord]) -> tuple[int, ...]:
 
 def _difference(record: RunRecord, siblings: Sequence[RunRecord]) -> tuple[str, ...]:
     """What sets a track apart from others of its task, as `name value`; empty if it is the only one."""
-    others = [_identity(sibling) for sibling in siblings]
+    others = [track_identity(sibling) for sibling in siblings]
     return tuple(
         f"{name.removeprefix('recipe.').replace('_', ' ')} {value}"
-        for name, value in _identity(record).items()
+        for name, value in track_identity(record).items()
         if any(other.get(name) != value for other in others)
     )
 
@@ -163,14 +167,19 @@ def _aligned(runs: Sequence[RunRecord]) -> tuple[tuple[bool, ...], ...]:
 # Rows
 
 
-def build_rows(records: Sequence[RunRecord], planned: tuple[int, ...]) -> list[MethodRow]:
+def build_rows(
+    records: Sequence[RunRecord], planned: tuple[int, ...], standing: Standing = NOTHING
+) -> list[MethodRow]:
     """Rows of one track, the best unbiased accuracy first within a sparsity, rows without a mean last."""
     labels = variant_labels(records)
     places: dict[Place, list[RunRecord]] = {}
     for record in records:
         places.setdefault((record.spec["sparsity"], labels[variant_of(record)]), []).append(record)
     ranks = _rank(places, planned)
-    rows = [_row(place, runs, planned, ranks.get(place, {})) for place, runs in places.items()]
+    rows = [
+        replace(_row(place, runs, planned, ranks.get(place, {})), verified=standing.badge(runs[0]))
+        for place, runs in places.items()
+    ]
     return sorted(rows, key=_row_order)
 
 
@@ -250,15 +259,24 @@ def _row(
     mining = [run.mining for run in done if run.mining is not None]
     return replace(
         row,
-        achieved=mean_interval([run.sparsity.achieved for run in done if run.sparsity is not None]),
+        achieved=UNDEFINED if predictions_only(done) else _achieved(done),
         metrics={name: mean_interval([run.metrics.get(name) for run in done]) for name in names},
         ranks=ranks,
-        cost=_row_cost(done),
+        cost=None if predictions_only(done) else _row_cost(done),
         mining_precision=mean_interval([found.precision for found in mining]) if mining else None,
         mining_recall=mean_interval([found.recall for found in mining]) if mining else None,
         groups=_group_means(done),
         mixed=_mixed(done),
     )
+
+
+def predictions_only(runs: Sequence[RunRecord]) -> bool:
+    """Whether any of these runs was handed in as predictions: of its network nothing is known, no zero and no cost."""
+    return any(run.notes.get(PREDICTIONS_NOTE) for run in runs)
+
+
+def _achieved(runs: Sequence[RunRecord]) -> Interval:
+    return mean_interval([run.sparsity.achieved for run in runs if run.sparsity is not None])
 
 
 def _mixed(runs: Sequence[RunRecord]) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from prunebench.report.plot import Plot, Style
 from prunebench.report.svg import svg
 from prunebench.report.table import Table
 from prunebench.results.record import RunRecord
+from prunebench.results.standing import NOTHING, Standing
 from prunebench.results.store import write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -45,12 +46,14 @@ class AnalysisLink:
 Links = Sequence[AnalysisLink]
 
 
-def write_board(records: list[RunRecord], out: Path, analyses: Links = ()) -> Leaderboard:
+def write_board(
+    records: list[RunRecord], out: Path, analyses: Links = (), standing: Standing = NOTHING
+) -> Leaderboard:
     """Write README.md, `figures/*.svg`, `site/` and MANIFEST.sha256 under `out`; returns what they show.
 
     Raises StoreError where `out` cannot be written.
     """
-    board = build_board(records)
+    board = build_board(records, standing)
     files = board_files(board, analyses)
     write_files(
         out, {name: text.encode() for name, text in files.items()} | {PLOTLY: plotly_script().encode()}
@@ -184,6 +187,8 @@ def board_markdown(board: Leaderboard, analyses: Links = ()) -> str:
     for track in board.tracks:
         parts += _track_markdown(track, link_of(track, analyses))
     parts += ["## Methods", words.SUPERVISION_WORDS, markdown_table(columns.methods_table(board))]
+    if board.history:
+        parts += ["## History", words.HISTORY_WORDS, bullets(map(escape, board.history))]
     parts += ["## Where the numbers were made", *map(markdown_table, columns.origin_tables(board))]
     return page(parts)
 
@@ -231,6 +236,7 @@ def page_html(board: Leaderboard, analyses: Links = ()) -> str:
         facts=facts_line(board) if views else words.EMPTY_WORDS,
         views=views,
         methods=columns.methods_table(board),
+        history=board.history,
         origins=columns.origin_tables(board),
         dense=reference("dense"),
         data=script_json(data) if views else None,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from prunebench.leaderboard import words
 from prunebench.leaderboard.aggregate import RANKED
 from prunebench.leaderboard.values import Leaderboard, MeasuredSpeed, MethodRow, RowCost, Track
 from prunebench.metrics.registry import Metric, metrics
@@ -176,6 +177,9 @@ SEEDS = Column(
     "seeds", "Seeds", "Finished / planned", value=of_row(lambda row: row),
     format=lambda row: f"{len(row.seeds)}/{len(row.planned)}", order=lambda row: float(len(row.seeds)),
 )  # fmt: skip
+VERIFIED = text_column(
+    "verified", "Verified", words.VERIFIED_HELP, value=of_row(lambda row: row.verified or None)
+)
 
 
 def board_table(track: Track, *, by_setup: bool = False) -> Table[BoardLine]:
@@ -191,7 +195,7 @@ def board_table(track: Track, *, by_setup: bool = False) -> Table[BoardLine]:
         return [BoardLine(row, own[i : i + 1]) for row, own in speeds for i in range(max(len(own), 1))]
 
     groups = ((None, lines(track.dense)), (None, lines(track.pruned)), (NATIVE, lines(track.native)))
-    columns = (*LEADING, *found, *COSTS, *MINING, SEEDS)
+    columns = (*LEADING, *found, *COSTS, *MINING, VERIFIED, SEEDS)
     return Table(columns, grouped_rows(groups), track.title, tag=lambda line: line.row.tag)
 
 
@@ -205,8 +209,8 @@ def shown_metrics(track: Track, *, attributes: bool) -> list[str]:
 
 
 def accuracy_table(track: Track) -> Table[BoardLine]:
-    """Accuracies and ranks of a track, by sparsity and method."""
-    keys = shown_metrics(track, attributes=False)
+    """Accuracies and ranks of a track, by sparsity and method; how far rows were verified, where any was."""
+    keys = [*shown_metrics(track, attributes=False), *(["verified"] if track.verified else [])]
     return board_table(track).choose(*(column.key for column in LEADING), *keys, "seeds")
 
 

@@ -82,6 +82,8 @@ class MethodRow:
     groups: tuple[tuple[float | None, ...], ...] = ()
     mixed: tuple[str, ...] = ()
     """What its runs differ in besides the seed: versions of torch, processors, or code that was not committed."""
+    verified: str = ""
+    """The furthest stage of verification that its submission passed; empty for the maintainers' own runs."""
 
     @property
     def label(self) -> str:
@@ -144,6 +146,11 @@ class Track:
         return any(row.complete for row in self.rows)
 
     @property
+    def verified(self) -> bool:
+        """Whether any row came by a submission that was verified."""
+        return any(row.verified for row in self.rows)
+
+    @property
     def sparsities(self) -> tuple[float, ...]:
         """The sparsities that were asked for."""
         return tuple(sorted({row.sparsity for row in self.pruned if row.sparsity is not None}))
@@ -167,6 +174,8 @@ class Leaderboard:
     """Name, supervision, source."""
     environments: tuple[tuple[str, int], ...]
     commits: tuple[tuple[str, int], ...]
+    history: tuple[str, ...] = ()
+    """Versions that are no longer listed, a line each."""
 
     @property
     def labels(self) -> tuple[str, ...]:

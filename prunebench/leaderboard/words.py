@@ -35,6 +35,11 @@ SUPERVISION_WORDS = (
     "Supervision is what a method may see of the bias labels: none, those of the validation split "
     "(val-groups), or those of the training split too (train-groups)."
 )
+VERIFIED_HELP = (
+    "Of submitted rows: consistent, re-evaluated (zeros counted and logits computed here from the stored weights), "
+    "re-trained (some runs, drawn by a public seed, trained here), or unverified weights (predictions alone)"
+)
+HISTORY_WORDS = "Versions that are no longer listed; their records stay in the results."
 EMPTY_WORDS = "There are no records yet. Run a suite with `prunebench run`, then write the board again."
 
 HOW_TO_READ = (

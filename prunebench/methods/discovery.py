@@ -112,7 +112,7 @@ def digest_of(path: Path) -> str:
 
     A package counts whole, with every file in it: what a method reads decides its numbers as much as its code.
     """
-    files = _with_neighbours(path.resolve())
+    files = source_files(path.resolve())
     if files == [path.resolve()]:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     folder, total = path.resolve().parent, hashlib.sha256()
@@ -122,7 +122,7 @@ def digest_of(path: Path) -> str:
     return total.hexdigest()[:12]
 
 
-def _with_neighbours(path: Path) -> list[Path]:
+def source_files(path: Path) -> list[Path]:
     """The file (or the package's files) and, for each import in them, what of it lies in the folder; in order."""
     folder, found = path.parent, set[Path]()
     waiting = _files_of(path)

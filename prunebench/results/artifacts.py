@@ -176,7 +176,11 @@ def read_manifest(remote: Remote) -> Manifest:
         raise StoreError(f"{remote.address}: no {MANIFEST}, so nothing was pushed there") from error
     except (OSError, HTTPException) as error:
         raise StoreError(f"{remote.address}: cannot be read: {error}") from error
-    where = f"{remote.address}/{MANIFEST}"
+    return parse_manifest(data, f"{remote.address}/{MANIFEST}")
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """The objects of every run that a manifest's text names. Raises StoreError with the line of what is wrong."""
     if len(data) > LARGEST_MANIFEST:
         raise StoreError(f"{where}: larger than {LARGEST_MANIFEST >> 20} MiB")
     found: Manifest = {}

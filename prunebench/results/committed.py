@@ -33,7 +33,7 @@ FORMAT = 1
 CONTEXT = "context.json"
 LARGEST_FILE = 1 << 26
 LONGEST_NAME = 120
-RESERVED = frozenset({"runs", "shared", "locks", "leaderboard", "analysis"})
+RESERVED = frozenset({"runs", "shared", "locks", "leaderboard", "analysis", "submissions"})
 """Folders that other results have beside those of tasks."""
 
 SPLITS = {"metrics": "test", "validation": "validation"}

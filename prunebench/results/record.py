@@ -22,6 +22,9 @@ SCHEMA_VERSION = 4
 PLAIN_PATH = "dense kernels with zeros"
 """The latency path of a pruned network as it was trained: the library's kernels multiply its zeros."""
 
+PREDICTIONS_NOTE = "predictions_only"
+"""Is noted with 1 by a run that was handed in as logits: its sparsity and cost are those of a dense network."""
+
 
 @dataclass(frozen=True)
 class GroupRow:

@@ -25,6 +25,14 @@ class TaskFacts:
         self._labels: dict[int, GroundTruth | None] = {}
         self.shape: tuple[int, ...] | None = None
         self.labels(0)
+        self.fingerprint = self._fingerprint()
+
+    def _fingerprint(self) -> str | None:
+        """The hash of its data; None where they are not at hand."""
+        try:
+            return self._task.fingerprint(self._root)
+        except PruneBenchError:
+            return None
 
     def labels(self, seed: int) -> GroundTruth | None:
         """The labels of a draw; None where the data are not at hand."""

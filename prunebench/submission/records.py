@@ -37,7 +37,7 @@ def check_records(folder: Path) -> list[Finding]:
     What a record says is held against its model and, where they are at hand, against the task's labels and the run's
     own logits. Nothing is trained.
     """
-    store, facts = open_results(folder), RecordFacts(_data_root())
+    store, facts = open_results(folder), RecordFacts(data_root())
     records, damaged = store.records()
     findings = [Finding(f"{entry.path} is readable", False, entry.reason) for entry in damaged]
     for record in records:
@@ -54,7 +54,7 @@ def check_records(folder: Path) -> list[Finding]:
 
 def sound_records(store: Store) -> tuple[list[RunRecord], list[CorruptRecord]]:
     """The records that `check_records` passes, in order; the others, and those that cannot be read, with reasons."""
-    facts = RecordFacts(_data_root())
+    facts = RecordFacts(data_root())
     records, damaged = store.records()
     sound = []
     for record in records:
@@ -67,7 +67,7 @@ def sound_records(store: Store) -> tuple[list[RunRecord], list[CorruptRecord]]:
     return sound, damaged
 
 
-def _data_root() -> Path | None:
+def data_root() -> Path | None:
     root = os.environ.get("PRUNEBENCH_DATA")
     return Path(root) if root else None
 
@@ -109,12 +109,12 @@ def _problems(store: Store, record: RunRecord, facts: RecordFacts) -> Iterator[s
 
 def _against_dense(store: Store, record: RunRecord) -> Iterator[str]:
     """A run and the dense model that it starts from see the same images."""
-    dense = _dense_of(store, record)
+    dense = dense_of(store, record)
     if dense is not None and dense.splits_hash != record.splits_hash:
         yield f"splits_hash: {record.splits_hash}, its dense model saw other data, {dense.splits_hash}"
 
 
-def _dense_of(store: Store, record: RunRecord) -> RunRecord | None:
+def dense_of(store: Store, record: RunRecord) -> RunRecord | None:
     """The record of the dense model of this task and seed in the same folder, if it is there."""
     dense = resolve_method("dense")
     spec = replace(record.run_spec, method="dense", method_version=dense.version, params=(), sparsity=0.0)

@@ -1,0 +1,285 @@
+"""Re-evaluation of stored weights, the second stage, in a process of its own: nothing of the submission's code runs.
+
+`python -m prunebench.submission.reevaluation` reads `{"results": folder, "data_root": ..., "runs": [run_id, ...]}` on
+standard input and writes a line of JSON a run. Weights are safetensors, loaded into the task's own network; its zeros
+are counted, its logits of validation and test split computed here, and metrics from those.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunebench.errors import PruneBenchError, StoreError
+from prunebench.results.artifacts import pull, push
+from prunebench.results.record import RunRecord
+from prunebench.results.store import open_results
+from prunebench.runner.environment import describe_environment
+from prunebench.submission.consistency import SAME
+from prunebench.submission.facts import RecordFacts
+from prunebench.submission.folder import Submission
+from prunebench.submission.records import CLOSE, Finding, dense_of, record_problems
+from prunebench.submission.report import Stage
+
+CHANGED, ACCURACY = 0.005, 0.01
+"""On another processor at most this share of test images is answered otherwise, and accuracies are this close."""
+ACCURACIES = ("plain", "unbiased", "aligned", "conflicting", "worst_group")
+TIMEOUT_SECONDS = 1800
+RECOMPUTED, REEVALUATED = "unverified weights", "re-evaluated"
+
+
+@dataclass(frozen=True)
+class Again:
+    """What the weights of one run give here. Zeros by layer; `same_bits`: the logits are the stored ones."""
+
+    run_id: str
+    zeros: Mapping[str, float]
+    nonzero_parameters: int
+    same_bits: bool
+    changed: float
+    largest: float
+    metrics: Mapping[str, float | None]
+
+
+def fetch(submission: Submission, address: str) -> None:
+    """Bring logits and weights into the cache, by their hashes; the address may also be the folder of a store.
+
+    Raises StoreError where one is missing or is not what the records name.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if (Path(address) / "runs").is_dir():
+            methods = sorted(
+                {record.spec["method"] for record in open_results(submission.results).records()[0]}
+            )
+            list(push(Path(address), folder, methods=methods))
+            address = folder
+        wrong = [
+            f"{move.kind} of {move.run_id}: {move.problem}"
+            for move in pull(submission.results, address)
+            if move.problem
+        ]
+    if wrong:
+        raise StoreError(f"{len(wrong)} objects cannot be had: {'; '.join(wrong[:3])}")
+
+
+def reevaluate(
+    submission: Submission, records: Sequence[RunRecord], address: str, data_root: Path | None
+) -> Stage:
+    """Hold what stored logits and weights give here against what the records say."""
+    predictions = submission.manifest.kind == "predictions"
+    badge = RECOMPUTED if predictions else REEVALUATED
+    try:
+        fetch(submission, address)
+    except PruneBenchError as error:
+        return Stage(badge, (Finding("logits and weights are there, with their hashes", False, str(error)),))
+    findings = [
+        Finding("logits and weights are there, with their hashes", True),
+        _rescored(submission, records, data_root),
+    ]
+    if predictions:
+        return Stage(
+            badge, tuple(findings), ("Predictions alone: metrics were computed here, no weights were seen.",)
+        )
+    try:
+        again = {found.run_id: found for found in _in_a_process(submission, records, data_root)}
+    except PruneBenchError as error:
+        return Stage(badge, (*findings, Finding("weights fit the task's network", False, str(error))))
+    pairs = [(record, again[record.run_id]) for record in records]
+    findings += [
+        _all("every zero that is claimed is counted", (_zeros(record, found) for record, found in pairs)),
+        _all("the weights give the stored logits", (_logits(record, found) for record, found in pairs)),
+        _all("and the recorded metrics", (_metrics(record, found) for record, found in pairs)),
+    ]
+    same = sum(found.same_bits for _, found in pairs)
+    note = (
+        f"{same} of {len(pairs)} runs give the same bits here; the others may differ in {CHANGED:.1%} of the answers "
+        f"and in {ACCURACY:.0%} of accuracy."
+    )
+    return Stage(badge, tuple(findings), (note,))
+
+
+def _rescored(submission: Submission, records: Sequence[RunRecord], data_root: Path | None) -> Finding:
+    store, facts = open_results(submission.results), RecordFacts(data_root)
+    missing = [record.run_id for record in records if _labels(facts, record) is None]
+    if missing:
+        return Finding(
+            "metrics follow from the stored logits", False, "the task's data are not here: name --data-root"
+        )
+    problems = (
+        "; ".join([record.run_id, *found]) if (found := record_problems(store, record, facts)) else None
+        for record in records
+    )
+    return _all("metrics follow from the stored logits", problems)
+
+
+def _labels(facts: RecordFacts, record: RunRecord) -> object:
+    task = facts.task(record.run_spec.task)
+    return None if task is None else task.labels(record.run_spec.seed)
+
+
+def _all(what: str, problems: Iterable[str | None]) -> Finding:
+    found = [problem for problem in problems if problem]
+    more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
+    return Finding(what, not found, "; ".join(found[:4]) + more)
+
+
+def _zeros(record: RunRecord, found: Again) -> str | None:
+    assert record.sparsity is not None
+    assert record.cost is not None
+    claimed = record.sparsity.by_layer
+    dense = record.spec["method"] == "dense"
+    off = [name for name in claimed if not dense and abs(claimed[name] - found.zeros.get(name, -1)) > 1e-9]
+    if off:
+        counted, said = found.zeros.get(off[0], 0.0), claimed[off[0]]
+        return f"{record.run_id}: {off[0]} has {counted:.6f} zeros, its record says {said:.6f}"
+    deferred = record.notes.get("deferred_share_test") is not None
+    if not deferred and found.nonzero_parameters != record.cost.nonzero_parameters:
+        return (
+            f"{record.run_id}: {found.nonzero_parameters} parameters are not zero, its record says "
+            f"{record.cost.nonzero_parameters}"
+        )
+    return None
+
+
+def _logits(record: RunRecord, found: Again) -> str | None:
+    if found.same_bits or found.changed <= CHANGED:
+        return None
+    return (
+        f"{record.run_id} {record.run_spec.label}: {found.changed:.1%} of its test images are answered otherwise "
+        f"(logits differ by up to {found.largest:.3g}): other weights than those that gave the logits"
+    )
+
+
+def _metrics(record: RunRecord, found: Again) -> str | None:
+    allowed = CLOSE if found.same_bits else ACCURACY
+    for name in ACCURACIES:
+        said, here = record.metrics.get(name), found.metrics.get(name)
+        if said is not None and (here is None or not abs(said - here) <= allowed):
+            return f"{record.run_id} {record.run_spec.label}: {name} is {said:.4f}, its weights give {here}"
+    return None
+
+
+def environment_here() -> str:
+    """The processor and the torch that a report speaks of."""
+    facts = describe_environment("cpu")
+    return ", ".join(
+        f"{facts[name]}" if name == "cpu" else f"{name} {facts[name]}" for name in SAME if facts.get(name)
+    )
+
+
+# The process
+
+
+def _in_a_process(
+    submission: Submission, records: Sequence[RunRecord], data_root: Path | None
+) -> Iterator[Again]:
+    request = {
+        "results": str(submission.results.resolve()),
+        "data_root": None if data_root is None else str(data_root.resolve()),
+        "runs": [record.run_id for record in records],
+    }
+    command = [sys.executable, "-P", "-m", "prunebench.submission.reevaluation"]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            done = subprocess.run(
+                command, input=json.dumps(request), capture_output=True, text=True, cwd=folder,
+                timeout=TIMEOUT_SECONDS, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise StoreError(f"re-evaluation took more than {TIMEOUT_SECONDS} seconds") from error
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    wrong = [line["problem"] for line in lines if "problem" in line]
+    if wrong or done.returncode or len(lines) != len(records):
+        raise StoreError(
+            "; ".join(wrong[:3]) or f"the process ended with status {done.returncode}: {done.stderr[-300:]}"
+        )
+    yield from (Again(**line) for line in lines)
+
+
+def main() -> None:
+    """Evaluate the runs that standard input names; a line of JSON each, or the problem."""
+    import torch
+
+    from prunebench.runner.evaluate import TaskData
+    from prunebench.runner.execute import one_thread
+    from prunebench.tasks import resolve_task
+
+    request = json.load(sys.stdin)
+    store, root = open_results(Path(request["results"])), request["data_root"]
+    data_root = None if root is None else Path(root)
+    records = sorted(map(store.read, request["runs"]), key=lambda run: (run.spec["task"], run.spec["seed"]))
+    draw, data = None, None
+    for record in records:
+        if draw != (draw := (record.run_spec.task, record.run_spec.seed)) or data is None:
+            data = TaskData(resolve_task(draw[0], data_root), data_root, draw[1], torch.device("cpu"))
+        try:
+            with one_thread(data.device):
+                line = evaluate_again(store, record, data, data_root)
+        except Exception as error:
+            line = {"problem": f"{record.run_id} {record.run_spec.label}: {str(error)[:300]}"}
+        print(json.dumps(line), flush=True)
+
+
+def evaluate_again(store: Any, record: RunRecord, data: Any, data_root: Path | None) -> dict[str, Any]:
+    """What a run's stored weights give on these data: the fields of `Again`."""
+    import torch
+
+    from prunebench.inference.cascade import THRESHOLD_NOTE, Cascade, Deferral
+    from prunebench.inference.cost import count_parameters
+    from prunebench.pruning.masks import prunable
+    from prunebench.runner.evaluate import measure_outputs
+
+    def network(of: RunRecord) -> torch.nn.Module:
+        from prunebench.models import build_model
+
+        net = build_model(
+            of.run_spec.model, data.task.num_outputs, seed=of.run_spec.seed, data_root=data_root
+        )
+        try:
+            net.load_state_dict(store.read_tensors(of.run_id, "model"))
+        except RuntimeError as error:
+            raise StoreError(f"its weights are not those of {of.run_spec.model}: {error}") from error
+        return net
+
+    model = measured = network(record)
+    threshold = record.notes.get(THRESHOLD_NOTE)
+    if threshold is not None:
+        dense = dense_of(store, record)
+        if dense is None:
+            raise StoreError("it defers to a dense model that is not here")
+        multi_label = data.task.attributes is not None
+        measured = Cascade(model, network(dense), Deferral(threshold), multi_label=multi_label)
+    weights = prunable(model)
+    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+        raise StoreError("its weights are not all finite")
+    outputs, _, metrics, _ = measure_outputs(measured, data)
+    stored = store.read_tensors(record.run_id, "outputs")
+    here, there = outputs["test_logits"].float(), stored["test_logits"].float()
+    if here.shape != there.shape:
+        raise StoreError(f"its stored logits have the shape {tuple(there.shape)}, want {tuple(here.shape)}")
+    answers = [
+        values > 0 if data.task.attributes is not None else values.argmax(1) for values in (here, there)
+    ]
+    return {
+        "run_id": record.run_id,
+        "zeros": {name: float((weight == 0).double().mean()) for name, weight in weights.items()},
+        "nonzero_parameters": count_parameters(model)[1],
+        "same_bits": all(bool(outputs[name].equal(stored[name])) for name in outputs),
+        "changed": float((answers[0] != answers[1]).double().mean()),
+        "largest": float((here - there).abs().max()),
+        "metrics": {
+            name: value if value is not None and math.isfinite(value) else None
+            for name, value in metrics.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

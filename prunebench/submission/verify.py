@@ -1,0 +1,103 @@
+"""Verification of a submission in rising cost: consistent, re-evaluated, re-trained; each stage is a badge."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunebench.errors import PruneBenchError, UsageError
+from prunebench.leaderboard.aggregate import is_dense
+from prunebench.results.record import RunRecord
+from prunebench.results.store import open_results
+from prunebench.submission.consistency import BoardResults, check_consistency
+from prunebench.submission.folder import Submission, read_submission
+from prunebench.submission.records import Finding, data_root
+from prunebench.submission.reevaluation import environment_here, reevaluate
+from prunebench.submission.report import Report, Stage, changed_rows
+from prunebench.submission.retraining import retrain
+
+CONSISTENT = "consistent"
+OF_THE_CARD = "card"
+"""Stands for the address that a submission's card names."""
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How far to verify: where logits and weights are, and how many runs to train, drawn by which text."""
+
+    artifacts: str | None = None
+    retrain: int = 0
+    draw_seed: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.retrain and self.artifacts is None:
+            raise UsageError("--retrain comes after re-evaluation: name --artifacts too")
+        if self.retrain and not self.draw_seed:
+            raise UsageError(
+                "--retrain wants --draw-seed TEXT: something public that nobody knew when the submission was made"
+            )
+
+
+def verify(
+    folder: Path, board: Path, depth: Depth = Depth(), beside: Sequence[Path] = (), root: Path | None = None
+) -> tuple[Report, Submission | None]:
+    """Verify a submission's folder against a board's results, stage by stage until one fails.
+
+    `beside`: other submissions of the same method whose seeds count too. Raises UsageError for what is no folder.
+    """
+    root = root or data_root()
+    results = BoardResults.read(board)
+    begun = (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), environment_here())
+    try:
+        submission = read_submission(folder)
+    except UsageError:
+        if not folder.is_dir():
+            raise
+        return _unreadable(folder, begun)
+    except PruneBenchError:
+        return _unreadable(folder, begun)
+    findings, records = check_consistency(submission, results, root, _records_of(beside))
+    stages = [Stage(CONSISTENT, (Finding("the folder holds what it may hold", True), *findings))]
+    if stages[-1].passed and depth.artifacts is not None:
+        stages.append(reevaluate(submission, records, _address(submission, depth.artifacts), root))
+    if stages[-1].passed and depth.retrain and submission.manifest.kind == "weights":
+        assert depth.draw_seed is not None
+        stages.append(retrain(submission, records, depth.retrain, depth.draw_seed, root))
+    rows = changed_rows(results.records, _added(results, records)) if stages[0].passed else ()
+    manifest = submission.manifest
+    return Report(
+        manifest.method, manifest.version, submission.digest, *begun, tuple(stages), rows
+    ), submission
+
+
+def _unreadable(folder: Path, begun: tuple[str, str]) -> tuple[Report, None]:
+    """The report of a folder that cannot be read."""
+    try:
+        read_submission(folder)
+        why = "changed while it was read"
+    except PruneBenchError as error:
+        why = str(error)
+    finding = Finding("the folder holds what it may hold", False, why)
+    return Report(folder.name, "unknown", "unknown", *begun, (Stage(CONSISTENT, (finding,)),)), None
+
+
+def _address(submission: Submission, asked: str) -> str:
+    if asked != OF_THE_CARD:
+        return asked
+    if submission.card.artifacts is None:
+        raise UsageError("its card names no address (`artifacts = ...`): name one with --artifacts")
+    return submission.card.artifacts
+
+
+def _records_of(folders: Sequence[Path]) -> list[RunRecord]:
+    return [
+        record for folder in folders for record in open_results(read_submission(folder).results).records()[0]
+    ]
+
+
+def _added(board: BoardResults, records: Sequence[RunRecord]) -> list[RunRecord]:
+    """What a merge would add: of dense models those that the board has not."""
+    there = {record.run_id for record in board.records}
+    return [record for record in records if not is_dense(record) or record.run_id not in there]
