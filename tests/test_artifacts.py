@@ -159,6 +159,19 @@ def test_a_push_keeps_what_others_have_pushed_and_takes_some_methods(made: Path)
         list(push(made / "store", str(some), methods=["alpa"]))
 
 
+def test_a_push_without_weights_keeps_those_that_are_listed(made: Path) -> None:
+    before = (made / "remote" / MANIFEST).read_text()
+    for path in (made / "store").rglob("model.safetensors"):
+        path.unlink()
+    store = Store(made / "store")
+    store.write(store.records()[0][0], {"test_logits": torch.full((200, 2), 7.0)})
+    list(push(store.root, str(made / "remote")))
+    after = (made / "remote" / MANIFEST).read_text()
+    lines = list(zip(before.splitlines(), after.splitlines(), strict=True))
+    assert [old == new for old, new in lines] == [False] + [True] * 5
+    assert "model" not in json.loads(lines[0][1])  # of weights that gave other logits
+
+
 def test_a_push_leaves_what_does_not_match_its_record(made: Path) -> None:
     store = Store(made / "store")
     record = store.records()[0][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -176,11 +177,11 @@ def test_files_that_an_export_was_killed_between_are_read(
     committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever file was the last to be written, every run can be read, as it was before or as it is now."""
-    import prunebench.results.convert as convert
+    from prunebench.results import store
 
     elsewhere = [replace(r, environment={**r.environment, "cpu": "Processor Two"}) for r in full_records()]
     write(tmp_path / "other", elsewhere)
-    wanted, write_file = len(full_records()), convert.write_atomically
+    wanted, write_file = len(full_records()), store.write_atomically
     for last in range(9):
         copy, left = tmp_path / f"copy {last}", [last]
         shutil.copytree(committed, copy)
@@ -191,7 +192,7 @@ def test_files_that_an_export_was_killed_between_are_read(
             left[0] -= 1
             write_file(path, data)
 
-        monkeypatch.setattr(convert, "write_atomically", killed)
+        monkeypatch.setattr(store, "write_atomically", killed)
         try:
             export_results(tmp_path / "other", copy, replace=True)
         except KeyboardInterrupt:
@@ -369,11 +370,13 @@ def test_a_run_in_two_places_a_link_and_a_stray_file_are_told(committed: Path, t
     (folder / "notes.txt").write_text("mine")
     (folder / "linked.jsonl").symlink_to(folder / "alpha.jsonl")
     shutil.copytree(folder, committed / "elsewhere")
+    os.mkfifo(folder / "pipe.jsonl")  # opening it would wait for ever
     _, problems = read_committed(committed)
     told = "\n".join(map(str, problems))
     for part in (
         "notes.txt: no file of",
         "linked.jsonl: a link",
+        "pipe.jsonl: a link, no plain file",
         "whose folder is digits@2pct",
         "stands elsewhere",
     ):
@@ -387,6 +390,13 @@ def test_spacing_and_entries_without_use_are_told(committed: Path) -> None:
     assert problem.startswith(f"{path}:1: not in canonical form")
     export_results(committed, committed)
     assert form_problems(committed) == []
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert [problem.startswith(f"{path}:1: ") for problem in form_problems(committed)] == [True]
+    export_results(committed, committed)
+    rest = path.with_name("rest.jsonl")
+    rest.write_text(path.read_text().splitlines()[0] + "\n")
+    assert form_problems(committed) == [f"{rest}: holds no run; remove it"]
+    rest.unlink()
     (committed / safe_name(TASK) / "beta.jsonl").unlink()
     context = committed / safe_name(TASK) / "context.json"
     assert form_problems(committed) == []
@@ -420,6 +430,15 @@ def test_an_update_is_the_export_of_an_update(committed: Path, tmp_path: Path) -
     assert open_results(committed).records() == store.records()
     with pytest.raises(StoreError, match="run again meanwhile"):
         form.update(replace(record, outputs_sha256="0" * 64), notes={})
+
+
+def test_an_update_leaves_no_entry_without_use(committed: Path) -> None:
+    form = open_results(committed)
+    for record in form.records()[0]:
+        if record.cost is not None:
+            form.update(record, cost=replace(record.cost, timed_on={"cpu": "another", "utc": "now"}))
+            form.update(record, cost=record.cost)
+    assert form_problems(committed) == []
 
 
 def test_no_run_is_made_into_the_committed_form(committed: Path) -> None:
@@ -477,6 +496,8 @@ def test_the_command_exports_checks_and_imports(tmp_path: Path) -> None:
     assert f"{len(sound_records())} new" in done.output
     done = call("results", "check", form)
     assert done.exit_code == 0, done.output
+    checks = len(sound_records()) + 1
+    assert "".join(done.output.split()) == "".join(f"{form}: {checks} of {checks} checks hold".split())
     done = call("results", "import", form, again)
     assert done.exit_code == 0, done.output
     assert runs_of(tmp_path / "again") == runs_of(tmp_path / "store")

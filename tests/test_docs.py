@@ -23,6 +23,7 @@ from prunebench.cli.main import app
 from prunebench.methods.experiment import Experiment
 from prunebench.submission import check_method
 from prunebench.suites import load_suite, suite_names
+from prunebench.tasks import registry
 from prunebench.tasks.registry import FAMILIES
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
@@ -161,6 +162,15 @@ def test_the_page_s_task_draws_its_splits(tmp_path: Path) -> None:
     conflicting = 1 - task.aligned(splits.train.y, splits.train.bias).double().mean()
     assert 0.03 < conflicting < 0.08
     assert (splits.test.y * 2 + splits.test.bias).bincount().min() > 50
+
+
+def test_the_page_s_line_makes_the_task_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = [text for page, _, text in blocks("text") if page == "add-a-task.md"]
+    (family,) = eval(f"({line})", vars(registry))
+    monkeypatch.setattr(registry, "FAMILIES", (family,))
+    module = module_of("striped_digits.py", tmp_path)
+    monkeypatch.setitem(sys.modules, "prunebench.tasks.striped_digits", module)
+    assert type(registry.resolve_task("striped-digits")) is module.StripedDigits
 
 
 def test_the_page_s_network_gives_logits(tmp_path: Path) -> None:

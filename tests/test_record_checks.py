@@ -212,7 +212,6 @@ DOCTORED: dict[str, tuple[Change, str]] = {
     "task of the spec": (at("spec", "task", to="a\nb"), "spec.task: want one line"),
     "model of 100 kB": (at("spec", "model", to="x" * 100_000), "spec.model: want one line of at most 100"),
     "seed": (at("spec", "seed", to=-1), "spec.seed: want a whole number from 0, got -1"),
-    "true as a seed": (at("spec", "seed", to=True), "spec.seed: want a whole number from 0, got True"),
     "sparsity of the spec": (at("spec", "sparsity", to=1.5), "spec.sparsity: want null or a share"),
     "settings": (at("spec", "params", "x", to="y" * 1000), "spec.params: setting x"),
     "mined": (mining(10, 5, 2.0, 0.5), "mining.precision: 2.0 of 10"),

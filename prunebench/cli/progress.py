@@ -188,9 +188,11 @@ def write_leaderboard(results: Sequence[Path], out: Path, readme: Path | None = 
     return 1 if damaged else 0
 
 
-def print_findings(path: Path, findings: Sequence[Finding]) -> int:
-    """Print what `check` found. Gives the exit status."""
+def print_findings(path: Path, findings: Sequence[Finding], *, faults_only: bool = False) -> int:
+    """Print what `check` found, or only what does not hold; and how much holds. Gives the exit status."""
     for finding in findings:
+        if finding.ok and faults_only:
+            continue
         mark, colour = ("ok  ", "green") if finding.ok else ("FAIL", "red")
         console.print(f"{mark} {finding.what}", style=colour, soft_wrap=True)
         if not finding.ok:

@@ -72,9 +72,7 @@ def check(
     from prunebench.cli.progress import print_findings
     from prunebench.submission import check_records
 
-    findings = check_records(folder)
-    bad = [finding for finding in findings if not finding.ok]
-    raise typer.Exit(print_findings(folder, bad or findings[-1:]))
+    raise typer.Exit(print_findings(folder, check_records(folder), faults_only=True))
 
 
 @artifacts_app.command("push")

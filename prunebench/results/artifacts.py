@@ -254,7 +254,11 @@ def push(
         return size, missing
 
     yield from _each(chosen, send)
-    merged = {**manifest, **{run_id: dict(sorted(entry.items())) for run_id, entry in pushed.items()}}
+    merged = dict(manifest)
+    for run_id, entry in pushed.items():
+        before = manifest.get(run_id, {})
+        same_run = entry.get("outputs", before.get("outputs")) == before.get("outputs")
+        merged[run_id] = dict(sorted({**(before if same_run else {}), **entry}.items()))
     if merged != manifest:
         _write_text(remote, manifest_text(merged))
 

@@ -386,8 +386,8 @@ def parse_context(lines: Sequence[str]) -> tuple[str, Entries]:
 
 def _lines_of(path: Path) -> list[str]:
     try:
-        if path.is_symlink() or path.stat().st_size > LARGEST_FILE:
-            raise _LineError(0, f"a link, or larger than {LARGEST_FILE >> 20} MiB")
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST_FILE:
+            raise _LineError(0, f"a link, no plain file, or larger than {LARGEST_FILE >> 20} MiB")
         return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise _LineError(0, f"cannot be read: {error}") from error

@@ -11,11 +11,8 @@ from prunebench.errors import StoreError
 from prunebench.results.committed import (
     CONTEXT,
     Problem,
-    encode_context,
     encode_task,
     is_committed,
-    parse_context,
-    read_context,
     safe_name,
 )
 from prunebench.results.record import json_text
@@ -27,6 +24,7 @@ from prunebench.results.store import (
     narrowed,
     open_results,
     write_atomically,
+    write_files,
     writing,
 )
 
@@ -80,7 +78,7 @@ def export_results(
         written: dict[Path, None] = {}
         for task, runs in _by_task(there.values()).items():
             written |= dict.fromkeys(
-                _write_task(destination / safe_name(task), task, encode_task(task, runs))
+                write_files(destination / safe_name(task), task, encode_task(task, runs))
             )
     return Converted(
         len(new),
@@ -90,27 +88,6 @@ def export_results(
         left_out=tuple(damaged),
         files=tuple(written),
     )
-
-
-def _write_task(folder: Path, task: str, files: dict[str, str]) -> list[Path]:
-    """Write what differs. Until all is written, the context holds what the old files refer to, too."""
-    context, files = files[CONTEXT], {name: text for name, text in files.items() if name != CONTEXT}
-    both = context
-    if (folder / CONTEXT).is_file():
-        old, new = read_context(folder / CONTEXT)[1], parse_context(context.splitlines())[1]
-        both = encode_context(task, {**old, **new})
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    steps = [(CONTEXT, both), *files.items(), (CONTEXT, context)]
-    return [folder / name for name, text in steps if _write(folder / name, text)]
-
-
-def _write(path: Path, text: str) -> bool:
-    """Write a file unless it is so already; says whether it was written."""
-    if path.is_file() and path.read_bytes() == text.encode():
-        return False
-    write_atomically(path, text.encode())
-    return True
 
 
 def import_results(
@@ -171,9 +148,11 @@ def _by_task(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]
 
 
 def _first_difference(path: Path, text: str) -> Problem | None:
-    found = path.read_text(encoding="utf-8")
+    found = path.read_bytes().decode()  # line ends as they are
     if found == text:
         return None
+    if not text:
+        return Problem(path, 0, "holds no run; remove it")
     pairs = zip([*text.split("\n"), None], [*found.split("\n"), None])
     line = next((number for number, (one, other) in enumerate(pairs, 1) if one != other), 0)
     return Problem(path, line, "not in canonical form: `prunebench results export` it onto itself")

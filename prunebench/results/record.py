@@ -203,12 +203,32 @@ def from_values(values: Any, source: str) -> RunRecord:
 
 
 def parse_json(text: str) -> Any:
-    """The values of a JSON text. Raises ValueError for nan, infinities and names that an object has twice."""
-    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
+    """The values of a JSON text. Raises ValueError for nan, infinities, integers beyond 64 bits and double names."""
+    return json.loads(
+        text,
+        parse_constant=_no_constant,
+        parse_float=_finite,
+        parse_int=_whole,
+        object_pairs_hook=_once,
+    )
 
 
 def _no_constant(word: str) -> None:
     raise ValueError(f"{word} is no JSON; null stands for an undefined number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text:.40} is larger than any number; null stands for an undefined one")
+    return value
+
+
+def _whole(text: str) -> int:
+    """A whole number that a table can hold."""
+    if len(text) > len(str(-(2**63))) or not -(2**63) <= int(text) < 2**63:
+        raise ValueError(f"{text:.40} is beyond 64 bits")
+    return int(text)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

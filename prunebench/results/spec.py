@@ -12,6 +12,13 @@ from typing import Any
 
 OPTIMIZERS = ("adam", "sgd")
 LR_SCHEDULES = ("constant", "cosine", "warmup-cosine")
+SPEC_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("task", "data_fingerprint", "model", "method", "method_version"), (str,)),
+    **dict.fromkeys(("task_version", "seed"), (int,)),
+    "params": (Mapping,),
+    "sparsity": (int, float, type(None)),
+}
+"""Of the fields of a specification, as JSON has them."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,11 @@ class RunSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunSpec:
+        """The inverse of `to_dict`. Raises ValueError, TypeError, KeyError for what is no specification."""
         fields = dict(values)
+        for name, kinds in SPEC_TYPES.items():
+            if isinstance(fields[name], bool) or not isinstance(fields[name], kinds):
+                raise ValueError(f"{name}: {fields[name]!a:.60} is of another type")
         fields["params"] = tuple(sorted(fields["params"].items()))
         fields["recipe"] = Recipe(**fields["recipe"])
         return cls(**fields)

@@ -22,11 +22,14 @@ from typing import TYPE_CHECKING, Any
 from prunebench.errors import NewerSchemaError, StoreError, unknown
 from prunebench.results.committed import (
     CONTEXT,
+    Entries,
     Entry,
     encode_context,
     encode_method,
     is_committed,
+    parse_context,
     read_committed,
+    read_context,
     read_method,
     safe_name,
 )
@@ -275,9 +278,11 @@ class CommittedStore(Store):
                 raise StoreError("it was run again meanwhile")
             changed = dataclasses.replace(current, **fields)
             values[record.run_id] = json.loads(to_json(changed))
-            text = encode_method(list(values.values()), shared)
-            write_atomically(path.with_name(CONTEXT), encode_context(task, shared).encode())
-            write_atomically(path, text.encode())
+            used: Entries = {}
+            text = encode_method(list(values.values()), used)
+            others = "".join(file.read_text() for file in path.parent.glob("*.jsonl") if file != path)
+            used |= {key: entry for key, entry in shared.items() if f'"{key}"' in others}
+            write_files(path.parent, task, {CONTEXT: encode_context(task, used), path.name: text})
             self._entries()[record.run_id] = Entry(values[record.run_id], path, 0)
         return changed
 
@@ -288,6 +293,30 @@ class CommittedStore(Store):
         if self._known is None:
             self._known = {entry.values["run_id"]: entry for entry in read_committed(self.root)[0]}
         return self._known
+
+
+def write_files(folder: Path, task: str, files: dict[str, str]) -> list[Path]:
+    """Write those files of a task that differ; gives their paths.
+
+    Until all is written, the context holds what the old files refer to, too.
+    """
+    context, files = files[CONTEXT], {name: text for name, text in files.items() if name != CONTEXT}
+    both = context
+    if (folder / CONTEXT).is_file():
+        old, new = read_context(folder / CONTEXT)[1], parse_context(context.splitlines())[1]
+        both = encode_context(task, {**old, **new})
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    steps = [(CONTEXT, both), *files.items(), (CONTEXT, context)]
+    return [folder / name for name, text in steps if _write_text(folder / name, text)]
+
+
+def _write_text(path: Path, text: str) -> bool:
+    """Write a file unless it is so already; says whether it was written."""
+    if path.is_file() and path.read_bytes() == text.encode():
+        return False
+    write_atomically(path, text.encode())
+    return True
 
 
 def read_record(path: Path) -> RunRecord:
