@@ -137,14 +137,12 @@ def is_arranged(x: Tensor, order: str) -> bool:
     return x.permute(_AXES[order]).is_contiguous()
 
 
-def strides(shape: Sequence[int], order: str) -> tuple[int, int, int, int]:
+def strides(shape: Sequence[int], order: str) -> tuple[int, ...]:
     """Strides of `[N, C, H, W]` in that order; fixed ones also for axes of length one."""
-    n, c, h, w = shape
-    if order == "channels_last":
-        return (h * w * c, 1, w * c, c)
-    if order == "batch_innermost":
-        return (1, h * w * n, w * n, n)
-    return (c * h * w, h * w, w, 1)
+    made, step = [1] * 4, 1
+    for axis in reversed(_AXES[order]):
+        made[axis], step = step, step * shape[axis]
+    return tuple(made)
 
 
 def empty(shape: Sequence[int], order: str, like: Tensor) -> Tensor:
@@ -162,11 +160,11 @@ class Layout:
     name: str
     tensors: tuple[str, ...]
     settings: ClassVar[Settings] = {}
-    order = "batch_innermost"
+    order = "channels_last"
 
     def refuse(self, geometry: Geometry, settings: Settings) -> str | None:
         """Why this convolution is not stored so, or None."""
-        raise NotImplementedError
+        return None
 
     def refuse_weight(self, weight: Tensor) -> str | None:
         """Why this weight is not stored so, or None."""
@@ -176,13 +174,13 @@ class Layout:
         """The stored tensors of `weight` `[K, C / groups, R, S]`, contiguous."""
         raise NotImplementedError
 
-    def unpack(self, tensors: Tensors, geometry: Geometry, settings: Settings) -> Tensor:
+    def unpack(self, packed: PackedWeight) -> Tensor:
         """The weight `[K, C / groups, R, S]`."""
         raise NotImplementedError
 
-    def convolve(self, x: Tensor, tensors: Tensors, geometry: Geometry, settings: Settings) -> Tensor:
+    def convolve(self, x: Tensor, packed: PackedWeight) -> Tensor:
         """y `[N, K, OH, OW]` of x `[N, C, H, W]` by torch alone, in any order in memory."""
-        raise NotImplementedError
+        return library_convolution(x, self.unpack(packed), None, packed.geometry)
 
 
 @dataclass(frozen=True)
@@ -238,7 +236,7 @@ class PackedWeight:
 
     def unpack(self) -> Tensor:
         """The dense masked weight `[K, C / groups, R, S]`, bit for bit (a negative zero becomes zero)."""
-        return layout_of(self.layout).unpack(self.tensors, self.geometry, self.settings)
+        return layout_of(self.layout).unpack(self)
 
 
 def pack(weight: Tensor, layout: str, *, geometry: Geometry, **settings: int) -> PackedWeight:
@@ -268,14 +266,7 @@ def pack(weight: Tensor, layout: str, *, geometry: Geometry, **settings: int) ->
 # --- places of weights in their filters -----------------------------------------------------------------------
 
 LARGEST_KERNEL = 15
-
-
-def _refuse_places(geometry: Geometry) -> str | None:
-    if max(geometry.kernel) > LARGEST_KERNEL:
-        return f"takes kernels of at most {LARGEST_KERNEL} x {LARGEST_KERNEL}, got {geometry.kernel}"
-    if geometry.in_channels >= 1 << 23:
-        return f"takes fewer than {1 << 23} input channels, got {geometry.in_channels}"
-    return None
+"""Taps an axis: kernels keep one bit a tap of whether it leaves the image, and a code has four."""
 
 
 def encode(flat: Tensor, first_channel: Tensor | int, geometry: Geometry) -> Tensor:
@@ -293,12 +284,6 @@ def decode(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Input channel, row and column of the kernel, int64."""
     wide = codes.to(torch.int64)
     return wide >> 8, (wide >> 4) & 15, wide & 15
-
-
-def _flat_position(codes: Tensor, geometry: Geometry) -> Tensor:
-    """Index of each code in `[C, R, S]` with C all input channels, int64."""
-    channel, row, column = decode(codes)
-    return (channel * geometry.kernel[0] + row) * geometry.kernel[1] + column
 
 
 # --- the input, shifted ---------------------------------------------------------------------------------------
@@ -390,10 +375,7 @@ def shift(x: Tensor, geometry: Geometry) -> ShiftedInput:
 class DenseLayout(Layout):
     """The masked weight as it is, for the library's convolution (cuDNN, oneDNN)."""
 
-    name, tensors, order = "dense", ("weight",), "channels_last"
-
-    def refuse(self, geometry: Geometry, settings: Settings) -> str | None:
-        return None
+    name, tensors = "dense", ("weight",)
 
     def pack(self, weight: Tensor, geometry: Geometry, settings: Settings) -> dict[str, Tensor]:
         """`weight` `[K, R, S, C / groups]`: a view of it is channels_last, and files hold contiguous tensors only.
@@ -402,12 +384,9 @@ class DenseLayout(Layout):
         """
         return {"weight": weight.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)}
 
-    def unpack(self, tensors: Tensors, geometry: Geometry, settings: Settings) -> Tensor:
+    def unpack(self, packed: PackedWeight) -> Tensor:
         """The weight, a channels_last view."""
-        return tensors["weight"].permute(0, 3, 1, 2)
-
-    def convolve(self, x: Tensor, tensors: Tensors, geometry: Geometry, settings: Settings) -> Tensor:
-        return library_convolution(x, self.unpack(tensors, geometry, settings), None, geometry)
+        return packed.tensors["weight"].permute(0, 3, 1, 2)
 
 
 def library_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -428,7 +407,7 @@ class BlockLayout(Layout):
     are filled up with zeros where the channels are no multiple.
     """
 
-    name, tensors, order = "block", ("values", "pointers", "columns"), "channels_last"
+    name, tensors = "block", ("values", "pointers", "columns")
     settings: ClassVar[Settings] = {"block_out": 64, "block_in": 64}
     sizes = (16, 32, 64, 128)
 
@@ -446,16 +425,13 @@ class BlockLayout(Layout):
         row, column = used.nonzero(as_tuple=True)
         pointers = torch.zeros(tiles.shape[0] + 1, dtype=torch.int32, device=weight.device)
         pointers[1:] = used.sum(1).cumsum(0)
-        return {
-            "values": tiles[row, column].contiguous(),
-            "pointers": pointers,
-            "columns": column.to(torch.int32),
-        }
+        values = tiles[row, column].contiguous()
+        return {"values": values, "pointers": pointers, "columns": column.to(torch.int32)}
 
-    def unpack(self, tensors: Tensors, geometry: Geometry, settings: Settings) -> Tensor:
+    def unpack(self, packed: PackedWeight) -> Tensor:
+        geometry, tensors = packed.geometry, packed.tensors
         values, pointers = tensors["values"], tensors["pointers"].to(torch.int64)
-        rows, columns = self._blocks(geometry, settings)
-        block_out, block_in = settings["block_out"], settings["block_in"]
+        rows, columns, block_out, block_in = self._blocks(geometry, packed.settings)
         tiles = values.new_zeros(rows, geometry.taps * columns, block_out, block_in)
         row = torch.repeat_interleave(torch.arange(rows, device=values.device), pointers.diff())
         tiles[row, tensors["columns"].to(torch.int64)] = values
@@ -463,12 +439,12 @@ class BlockLayout(Layout):
         whole = split.reshape(rows * block_out, columns * block_in, *geometry.kernel)
         return whole[: geometry.out_channels, : geometry.in_channels].contiguous()
 
-    def convolve(self, x: Tensor, tensors: Tensors, geometry: Geometry, settings: Settings) -> Tensor:
+    def convolve(self, x: Tensor, packed: PackedWeight) -> Tensor:
         """Per stored block one product with the shifted view of its input channels, added to its output block."""
-        block_out, block_in = settings["block_out"], settings["block_in"]
+        geometry, tensors = packed.geometry, packed.tensors
+        _, input_blocks, block_out, block_in = self._blocks(geometry, packed.settings)
         inputs = shift(x, geometry)
         product = x.new_empty(geometry.out_channels, inputs.pixels)
-        input_blocks = self._blocks(geometry, settings)[1]
         pointers, columns = tensors["pointers"].tolist(), tensors["columns"].tolist()
         for row, (start, end) in enumerate(pairwise(pointers)):
             output = product[row * block_out : (row + 1) * block_out]
@@ -486,15 +462,19 @@ class BlockLayout(Layout):
         """Share of the blocks that would be stored."""
         return (self._tiles(weight, geometry, settings) != 0).flatten(2).any(2).double().mean().item()
 
-    def _blocks(self, geometry: Geometry, settings: Settings) -> tuple[int, int]:
-        return -(-geometry.out_channels // settings["block_out"]), -(
-            -geometry.in_channels // settings["block_in"]
+    def _blocks(self, geometry: Geometry, settings: Settings) -> tuple[int, int, int, int]:
+        """Numbers of output and of input blocks, and a block's sides."""
+        block_out, block_in = settings["block_out"], settings["block_in"]
+        return (
+            -(-geometry.out_channels // block_out),
+            -(-geometry.in_channels // block_in),
+            block_out,
+            block_in,
         )
 
     def _tiles(self, weight: Tensor, geometry: Geometry, settings: Settings) -> Tensor:
         """The weight as `[output blocks, taps * input blocks, block_out, block_in]`."""
-        block_out, block_in = settings["block_out"], settings["block_in"]
-        rows, columns = self._blocks(geometry, settings)
+        rows, columns, block_out, block_in = self._blocks(geometry, settings)
         extra = (columns * block_in - geometry.in_channels, rows * block_out - geometry.out_channels)
         by_tap = functional.pad(weight.flatten(2).permute(2, 0, 1), (0, extra[0], 0, extra[1]))
         split = by_tap.view(geometry.taps, rows, block_out, columns, block_in)
@@ -512,10 +492,13 @@ class DirectLayout(Layout):
     (`encode`). Within a channel the weights are sorted by input channel.
     """
 
-    name, tensors = "direct", ("values", "pointers", "codes", "order")
+    name, tensors, order = "direct", ("values", "pointers", "codes", "order"), "batch_innermost"
 
     def refuse(self, geometry: Geometry, settings: Settings) -> str | None:
-        return _refuse_places(geometry)
+        if max(geometry.kernel) > LARGEST_KERNEL:
+            return f"takes kernels of at most {LARGEST_KERNEL} x {LARGEST_KERNEL}, got {geometry.kernel}"
+        too_many = geometry.in_channels >= 1 << 23
+        return f"takes fewer than {1 << 23} input channels, got {geometry.in_channels}" if too_many else None
 
     def pack(self, weight: Tensor, geometry: Geometry, settings: Settings) -> dict[str, Tensor]:
         filters = weight.flatten(1)
@@ -532,7 +515,8 @@ class DirectLayout(Layout):
             "order": order.to(torch.int32),
         }
 
-    def unpack(self, tensors: Tensors, geometry: Geometry, settings: Settings) -> Tensor:
+    def unpack(self, packed: PackedWeight) -> Tensor:
+        geometry, tensors = packed.geometry, packed.tensors
         order, pointers = tensors["order"].to(torch.int64), tensors["pointers"].to(torch.int64)
         output = torch.repeat_interleave(order, pointers.diff())
         channel, row, column = decode(tensors["codes"])
@@ -540,10 +524,12 @@ class DirectLayout(Layout):
         weight[output, channel % (geometry.in_channels // geometry.groups), row, column] = tensors["values"]
         return weight
 
-    def convolve(self, x: Tensor, tensors: Tensors, geometry: Geometry, settings: Settings) -> Tensor:
+    def convolve(self, x: Tensor, packed: PackedWeight) -> Tensor:
         """One product of a CSR matrix `[K, used places]` with the gathered inputs of the used places."""
+        geometry, tensors = packed.geometry, packed.tensors
         inputs = shift(x, geometry)
-        flat = _flat_position(tensors["codes"], geometry)
+        channel, row, column = decode(tensors["codes"])
+        flat = (channel * geometry.kernel[0] + row) * geometry.kernel[1] + column
         code_at = torch.full((geometry.in_channels * geometry.taps,), -1, dtype=torch.int32, device=x.device)
         code_at[flat] = tensors["codes"]
         used = code_at >= 0
@@ -582,7 +568,7 @@ class SemiStructuredLayout(Layout):
     made from this by `torch.sparse.to_sparse_semi_structured`, once.
     """
 
-    name, tensors, order = "semi_structured", ("values", "places"), "channels_last"
+    name, tensors = "semi_structured", ("values", "places")
     devices = ("cuda",)
 
     def refuse(self, geometry: Geometry, settings: Settings) -> str | None:
@@ -617,14 +603,11 @@ class SemiStructuredLayout(Layout):
         values = quads.gather(2, places).flatten(1)
         return {"values": values, "places": (places[..., 0] + 4 * places[..., 1]).to(torch.uint8)}
 
-    def unpack(self, tensors: Tensors, geometry: Geometry, settings: Settings) -> Tensor:
-        values, both = tensors["values"], tensors["places"].to(torch.int64)
+    def unpack(self, packed: PackedWeight) -> Tensor:
+        values, both = packed.tensors["values"], packed.tensors["places"].to(torch.int64)
         quads = values.new_zeros(*both.shape, 4)
         quads.scatter_(2, torch.stack((both % 4, both // 4), 2), values.view(*both.shape, 2))
-        return quads.view(geometry.weight_shape)
-
-    def convolve(self, x: Tensor, tensors: Tensors, geometry: Geometry, settings: Settings) -> Tensor:
-        return library_convolution(x, self.unpack(tensors, geometry, settings), None, geometry)
+        return quads.view(packed.geometry.weight_shape)
 
 
 # --- the layouts by name --------------------------------------------------------------------------------------

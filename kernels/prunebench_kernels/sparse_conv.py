@@ -599,17 +599,17 @@ def _by_torch(
     x: Tensor, packed: PackedWeight, bias: Tensor | None, residual: Tensor | None, relu: bool
 ) -> Tensor:
     """The torch path: the layout's convolution, then one copy into the output's format (with the bias)."""
-    geometry, settings, kind = packed.geometry, packed.settings, layout_of(packed.layout)
+    kind = layout_of(packed.layout)
     order = kind.order
     if packed.layout == "dense":
-        product, bias = library_convolution(x, packed.unpack(), bias, geometry), None
+        product, bias = library_convolution(x, packed.unpack(), bias, packed.geometry), None
     elif packed.layout == "semi_structured" and x.is_cuda:
         product, bias = _semi_structured(x, packed, bias), None
     elif x.dtype in (torch.float16, torch.bfloat16):
-        values = {kind.tensors[0]: packed.values.float()}
-        product = kind.convolve(x.float(), {**packed.tensors, **values}, geometry, settings)
+        tensors = {**packed.tensors, kind.tensors[0]: packed.values.float()}
+        product = kind.convolve(x.float(), replace(packed, tensors=tensors))
     else:
-        product = kind.convolve(x, packed.tensors, geometry, settings)
+        product = kind.convolve(x, packed)
     if is_arranged(product, order):
         y = product if bias is None else product.add_(bias[:, None, None])
     else:
@@ -625,17 +625,18 @@ def _by_torch(
 def _semi_structured(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
     """The product of the channels_last pixels of x with the 2:4 operand, in channels_last."""
     known = _tables.setdefault(packed.values, {})
-    if _version(packed) not in known:
+    version = _version(packed)
+    if version not in known:
         with warnings.catch_warnings():
             # Once a process, torch warns that these tensors are a prototype.
             warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor", UserWarning)
             weight = torch.sparse.to_sparse_semi_structured(packed.unpack().flatten(1).contiguous())
         weight.fuse_transpose_cusparselt = True  # pixels by channels, not channels by pixels
         known.clear()
-        known[_version(packed)] = weight
+        known[version] = weight
     (sh, sw), shape = packed.geometry.stride, packed.geometry.output_shape(x.shape)
     pixels = x[:, :, ::sh, ::sw].permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-    product = functional.linear(pixels, known[_version(packed)], bias)
+    product = functional.linear(pixels, known[version], bias)
     return product.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
 
 
