@@ -424,19 +424,10 @@ class BlockPattern:
         group = (phase_h * steps[1] + phase_w) * blocks[1] + c
         order = group.sort(stable=True).indices
         taps = r << 16 | s << 24
-        return cls(
-            (outputs, inputs, height, width),
-            (block[0], block[1]),
-            steps,
-            pads,
-            gaps,
-            len(k),
-            slots,
-            _starts(k, blocks[0]),
-            k << 32 | taps | c,
-            _starts(group, steps[0] * steps[1] * blocks[1]),
-            (slot << 32 | taps | k)[order],
-        )
+        shape = outputs, inputs, height, width
+        places = slots, _starts(k, blocks[0]), k << 32 | taps | c
+        back = _starts(group, steps[0] * steps[1] * blocks[1]), (slot << 32 | taps | k)[order]
+        return cls(shape, (block[0], block[1]), steps, pads, gaps, len(k), *places, *back)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "handle", next(_handles))
@@ -506,19 +497,16 @@ class MaskedConv2d(nn.Conv2d):
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, *, backend: str | None = None) -> MaskedConv2d:
         """A masked layer that shares `conv`'s parameters. Draws no random numbers."""
-        made = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            stride=conv.stride,
-            padding=conv.padding,
-            dilation=conv.dilation,
-            groups=conv.groups,
-            bias=conv.bias is not None,
-            padding_mode=conv.padding_mode,
-            device="meta",
-            backend=backend,
+        numbers = (
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
         )
+        sizes = conv.in_channels, conv.out_channels, conv.kernel_size
+        made = cls(*sizes, *numbers, device="meta", backend=backend)
         made.weight, made.bias, made.mask = conv.weight, conv.bias, torch.ones_like(conv.weight.detach())
         return made.train(conv.training)
 
@@ -908,54 +896,30 @@ def launch_pack(
     launch = pattern.cache.get(at)
     if launch is None:
         rows, depth = pattern.block
-        sizes = {"ROW_CHANNELS": pattern.shape[0], "CHANNELS": pattern.shape[1], "ROWS": rows, "DEPTH": depth}
-        launch = pattern.cache[at] = Launch(
-            block_pack_kernel,
-            (pattern.alive * rows // 16, 1),
-            {**sizes, "SLICE": 16},
-            (*weight.stride(), *mask.stride()),
-            num_warps=4,
-        )
+        constants = {"ROW_CHANNELS": pattern.shape[0], "CHANNELS": pattern.shape[1]}
+        constants |= {"ROWS": rows, "DEPTH": depth, "SLICE": 16}
+        grid, numbers = (pattern.alive * rows // 16, 1), (*weight.stride(), *mask.stride())
+        launch = pattern.cache[at] = Launch(block_pack_kernel, grid, constants, numbers, num_warps=4)
     launch(weight, _bytes(mask), pattern.codes, packed)
     return packed
 
 
 def launch_forward(
-    x: Tensor,
-    product: Tensor,
-    pattern: BlockPattern,
-    bias: Tensor | None = None,
-    *,
-    tile: PixelTile | None = None,
-    out: Tensor | None = None,
+    x: Tensor, product: Tensor, pattern: BlockPattern, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
-    """y in channels_last, into `out` if given; the product packed, or dense `[K, C, R, S]` in x's dtype."""
-    return _convolve("forward", x, product, bias, pattern, pattern.output(x.shape), tile, out)
+    """y in channels_last; the product packed, or dense `[K, C, R, S]` in x's dtype. Options: `tile`, `out`."""
+    return _convolve("forward", x, product, bias, pattern, pattern.output(x.shape), **options)
 
 
 def launch_dgrad(
-    grad: Tensor,
-    product: Tensor,
-    pattern: BlockPattern,
-    x_shape: Sequence[int],
-    *,
-    tile: PixelTile | None = None,
-    out: Tensor | None = None,
+    grad: Tensor, product: Tensor, pattern: BlockPattern, x_shape: Sequence[int], **options: Any
 ) -> Tensor:
-    """dx in channels_last, into `out` if given; the product packed, or dense `[K, C, R, S]` in grad's dtype."""
-    return _convolve("dgrad", grad, product, None, pattern, tuple(x_shape), tile, out)
+    """dx in channels_last; the product packed, or dense `[K, C, R, S]` in grad's dtype. Options: `tile`, `out`."""
+    return _convolve("dgrad", grad, product, None, pattern, tuple(x_shape), **options)
 
 
-def _convolve(  # noqa: PLR0913 - both passes' arguments
-    part: str,
-    x: Tensor,
-    product: Tensor,
-    bias: Tensor | None,
-    pattern: BlockPattern,
-    shape: Sequence[int],
-    tile: PixelTile | None,
-    out: Tensor | None,
-) -> Tensor:
+def _convolve(part, x, product, bias, pattern, shape, *, tile: PixelTile | None = None, out=None) -> Tensor:  # noqa: PLR0913
+    """Both passes: `shape` is the output's."""
     back, packed = part == "dgrad", product.dim() == 3
     at = (part, x.shape, shape, x.dtype, packed, bias is not None and bias.dtype, tile, _precision(x.dtype))
     launch = pattern.cache.get(at)
@@ -980,16 +944,8 @@ def _convolve(  # noqa: PLR0913 - both passes' arguments
     return out
 
 
-def launch_wgrad(  # noqa: PLR0913 - the tensors of the pass
-    grad: Tensor,
-    x: Tensor,
-    mask: Tensor,
-    pattern: BlockPattern,
-    weight: Tensor,
-    *,
-    tile: PixelTile | None = None,
-    workspace: Tensor | None = None,
-    out: Tensor | None = None,
+def launch_wgrad(  # noqa: PLR0913
+    grad, x, mask, pattern, weight, *, tile: PixelTile | None = None, workspace=None, out=None
 ) -> Tensor:
     """d weight = mask * G with weight's dtype and strides, zero in empty blocks, into `out` if given."""
     out = torch.empty_like(weight) if out is None else out
@@ -1021,21 +977,12 @@ def _wgrad_launches(
         "ROW_CHANNELS": grad.shape[1], "CHANNELS": x.shape[1], "BORDER": pattern.padding != (0, 0), "ROWS": rows,
         "DEPTH": depth, "PIXELS": tile.pixels, "STAGES": tile.stages, "SLICE": part, "AT_ONCE": at_once,
     }  # fmt: skip
-    launch = Launch(
-        block_wgrad_kernel,
-        (pattern.alive, tile.splits),
-        constants,
-        (x.shape[0], -(-steps // tile.splits)),
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-    )
-    gather = Launch(
-        block_gradient_kernel,
-        (pattern.slots.numel() * (rows // part), 1),
-        constants,
-        (tile.splits, pattern.alive, *mask.stride(), *out.stride()),
-        num_warps=4,
-    )
+    grid, shares = (pattern.alive, tile.splits), (x.shape[0], -(-steps // tile.splits))
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    launch = Launch(block_wgrad_kernel, grid, constants, shares, **options)  # type: ignore[arg-type]
+    grid = (pattern.slots.numel() * (rows // part), 1)
+    numbers = (tile.splits, pattern.alive, *mask.stride(), *out.stride())
+    gather = Launch(block_gradient_kernel, grid, constants, numbers, num_warps=4)
     return tile, launch, gather
 
 

@@ -496,7 +496,7 @@ def decide_operation(
     `calls` gives the candidates, torch first; None: nothing can be measured here, and None is returned where nothing
     is remembered.
     """
-    choices = choices_of(device) if choices is None else choices
+    measuring = Measuring(OPERATION, choices, time_as_called)
     key = key_of(
         operation=operation,
         device=device_name(device),
@@ -504,10 +504,8 @@ def decide_operation(
         precision=precision(),
         versions=versions(),
     )
-    known = choices.get(key)
+    known = measuring.choices_on(device).get(key)
     if known is not None or calls is None:
         return known
-    with torch.cuda.device(device), torch.no_grad():
-        decision = choose(calls(), timer=time_as_called, effort=OPERATION)
-    choices.put(key, decision)
-    return decision
+    with torch.no_grad():
+        return measuring.decide(key, calls(), device)

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,22 +91,19 @@ def _calls(device: torch.device) -> dict[str, tuple[Callable[[str], Results], Ch
         for layout in ("block", "direct")
     }
 
+    def gradients(result: Tensor, leaves: list[Tensor], *names: str) -> Results:
+        result.square().sum().backward()
+        return {name: leaf.grad for name, leaf in zip(names, leaves) if leaf.grad is not None}
+
     def masked(backend: str) -> Results:
         leaves = [value.clone().requires_grad_() for value in (x, weight)]
         y = kernels.masked_conv2d(leaves[0], leaves[1], mask, padding=1, pattern=pattern, backend=backend)
-        y.square().sum().backward()
-        names = ("input gradient", "weight gradient")
-        return {"y": y, **{name: leaf.grad for name, leaf in zip(names, leaves) if leaf.grad is not None}}
+        return {"y": y, **gradients(y, leaves, "input gradient", "weight gradient")}
 
     def applied(backend: str) -> Results:
         leaves = [value.clone().requires_grad_() for value in (weight, mask)]
         product = kernels.apply_masks(leaves[0], leaves[1], backend=backend)
-        product.square().sum().backward()
-        names = ("weight gradient", "mask gradient")
-        return {
-            "product": product,
-            **{n: leaf.grad for n, leaf in zip(names, leaves) if leaf.grad is not None},
-        }
+        return {"product": product, **gradients(product, leaves, "weight gradient", "mask gradient")}
 
     def sampled(backend: str) -> Results:
         leaf = flat.clone().requires_grad_()
@@ -122,30 +120,23 @@ def _calls(device: torch.device) -> dict[str, tuple[Callable[[str], Results], Ch
         given = arrange(x, format_of(layout))
         return lambda backend: {"y": sparse_conv2d(given, packed[layout], relu=True, backend=backend)}
 
+    def alone(name: str, operation: Callable[..., Tensor], given: Tensor) -> Callable[[str], Results]:
+        return lambda backend: {name: operation(given, backend=backend)}
+
+    def chosen(operation: str, *arguments: Any, **options: Any) -> Choice:
+        return explain(operation, *arguments, **options, backend="triton")
+
     calls: dict[str, tuple[Callable[[str], Results], Choice]] = {
-        "masked_conv2d": (
-            masked,
-            explain("masked_conv2d", x, weight, mask, padding=1, pattern=pattern, backend="triton"),
-        ),
-        "apply_masks": (applied, explain("apply_masks", weight, mask, backend="triton")),
-        "sample_masks": (sampled, explain("sample_masks", flat, seed=1, backend="triton")),
-        "uncertainty": (unsure, explain("uncertainty", logits, labels=labels, backend="triton")),
-        "cooccurrence": (
-            lambda backend: {"counts": kernels.cooccurrence(ones, backend=backend)},
-            explain("cooccurrence", ones, backend="triton"),
-        ),
-        "correlation": (
-            lambda backend: {"r": kernels.correlation(logits, backend=backend)},
-            explain("correlation", logits, backend="triton"),
-        ),
-        "interdependence": (
-            lambda backend: {"R2": kernels.interdependence(ones, backend=backend)},
-            explain("interdependence", ones, backend="triton"),
-        ),
+        "masked_conv2d": (masked, chosen("masked_conv2d", x, weight, mask, padding=1, pattern=pattern)),
+        "apply_masks": (applied, chosen("apply_masks", weight, mask)),
+        "sample_masks": (sampled, chosen("sample_masks", flat, seed=1)),
+        "uncertainty": (unsure, chosen("uncertainty", logits, labels=labels)),
+        "cooccurrence": (alone("counts", kernels.cooccurrence, ones), chosen("cooccurrence", ones)),
+        "correlation": (alone("r", kernels.correlation, logits), chosen("correlation", logits)),
+        "interdependence": (alone("R2", kernels.interdependence, ones), chosen("interdependence", ones)),
     }
     for layout, weights in packed.items():
-        reason = explain("sparse_conv2d", x, weights, relu=True, backend="triton")
-        calls[f"sparse_conv2d, {layout}"] = (sparse(layout), reason)
+        calls[f"sparse_conv2d, {layout}"] = (sparse(layout), chosen("sparse_conv2d", x, weights, relu=True))
     return calls
 
 
