@@ -535,12 +535,9 @@ def workspace(batched: Tensor, tile: ColumnTile) -> tuple[Tensor, int]:
 
 
 def sums(
-    batched: Tensor,
-    *,
-    binary: bool = False,
-    tile: ColumnTile | None = None,
+    batched: Tensor, *, binary: bool = False, tile: ColumnTile | None = None,
     filled: tuple[Tensor, int] | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """The kernel's sums over all rows of `[M, N, K]`: `[M, K + 2, K]`, float64. `filled`: a workspace to be filled."""
     models, samples, columns = batched.shape
     batched = batched.contiguous()

@@ -99,13 +99,9 @@ class Launch:
     """
 
     def __init__(
-        self,
-        kernel: Any,
-        grid: tuple[int, int],
-        constants: Mapping[str, Any],
-        numbers: Sequence[int] = (),
+        self, kernel: Any, grid: tuple[int, int], constants: Mapping[str, Any], numbers: Sequence[int] = (),
         **options: int,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.kernel, self.grid, self.numbers = kernel, (*grid, 1), tuple(numbers)
         self.constants = {name: constants[name] for name in kernel.arg_names if name.isupper()}
         self.options = {**options, "enable_fp_fusion": True}

@@ -251,14 +251,9 @@ def forward_in_torch(logits: Tensor, weights: Tensor | None, out: Tensor, slope:
 
 
 def backward_in_torch(
-    gradient: Tensor,
-    logits: Tensor,
-    weights: Tensor | None,
-    slope: Tensor,
-    to_logits: Tensor,
-    to_weights: Tensor,
-    draw: Draw,
-) -> None:
+    gradient: Tensor, logits: Tensor, weights: Tensor | None, slope: Tensor, to_logits: Tensor,
+    to_weights: Tensor, draw: Draw,
+) -> None:  # fmt: skip
     """Fill the gradients (each `[P]`, or empty where not asked for) from that of the output.
 
     `slope` is that of the forward pass, or empty: then it is made again.
@@ -447,14 +442,9 @@ def launch_sample(
 
 
 def launch_sample_backward(
-    gradient: Tensor,
-    logits: Tensor,
-    weights: Tensor | None,
-    to_logits: Tensor,
-    to_weights: Tensor,
-    draw: Draw,
-    chosen: Configuration = SAMPLE,
-) -> None:
+    gradient: Tensor, logits: Tensor, weights: Tensor | None, to_logits: Tensor, to_weights: Tensor,
+    draw: Draw, chosen: Configuration = SAMPLE,
+) -> None:  # fmt: skip
     """Fill the gradients (each `[P]`, or empty where not asked for); all contiguous."""
     with on_device(logits):
         sample_masks_backward_kernel[(-(-logits.numel() // chosen.block),)](

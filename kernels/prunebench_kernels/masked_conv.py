@@ -140,15 +140,9 @@ def _run_forward(
 
 
 def _run_backward(  # noqa: PLR0913 - the tensors of a convolution
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    mask: Tensor,
-    product: Tensor | None,
-    pattern: BlockPattern,
-    backend: str | None,
-    needed: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, product: Tensor | None, pattern: BlockPattern,
+    backend: str | None, needed: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """Gradients of x, weight, mask and bias, None for those not needed; that of bias in grad's dtype.
 
     The product, dense or packed, is made anew where it was not kept.
@@ -918,7 +912,10 @@ def launch_dgrad(
     return _convolve("dgrad", grad, product, None, pattern, tuple(x_shape), **options)
 
 
-def _convolve(part, x, product, bias, pattern, shape, *, tile: PixelTile | None = None, out=None) -> Tensor:  # noqa: PLR0913
+def _convolve(  # noqa: PLR0913 - both passes' arguments
+    part: str, x: Tensor, product: Tensor, bias: Tensor | None, pattern: BlockPattern, shape: Sequence[int], *,
+    tile: PixelTile | None = None, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Both passes: `shape` is the output's."""
     back, packed = part == "dgrad", product.dim() == 3
     at = (part, x.shape, shape, x.dtype, packed, bias is not None and bias.dtype, tile, _precision(x.dtype))
@@ -944,9 +941,10 @@ def _convolve(part, x, product, bias, pattern, shape, *, tile: PixelTile | None 
     return out
 
 
-def launch_wgrad(  # noqa: PLR0913
-    grad, x, mask, pattern, weight, *, tile: PixelTile | None = None, workspace=None, out=None
-) -> Tensor:
+def launch_wgrad(  # noqa: PLR0913 - the tensors of the pass
+    grad: Tensor, x: Tensor, mask: Tensor, pattern: BlockPattern, weight: Tensor, *,
+    tile: PixelTile | None = None, workspace: Tensor | None = None, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """d weight = mask * G with weight's dtype and strides, zero in empty blocks, into `out` if given."""
     out = torch.empty_like(weight) if out is None else out
     layouts = (mask.stride(), mask.dtype, out.stride(), out.dtype)

@@ -270,12 +270,9 @@ def _are_aligned(*addresses: tuple[int, ...]) -> bool:
 
 
 def launch_apply(
-    weights: Layers,
-    masks: Layers,
-    dtype: torch.dtype,
-    chosen: Configuration = APPLY,
+    weights: Layers, masks: Layers, dtype: torch.dtype, chosen: Configuration = APPLY,
     plan: FlatPlan | None = None,
-) -> list[Tensor]:
+) -> list[Tensor]:  # fmt: skip
     """Products of all layers, in one buffer. Weights are dense and of one dtype, as are masks, in the same order."""
     plan = FlatPlan.like(weights, chosen.block) if plan is None else plan.at(chosen.block)
     out = plan.buffer(dtype, weights[0].device)
@@ -291,13 +288,9 @@ def launch_apply(
 
 
 def launch_apply_backward(
-    gradients: Layers,
-    weights: Layers | None,
-    masks: Layers | None,
-    dtypes: tuple[torch.dtype, torch.dtype],
-    chosen: Configuration = APPLY,
-    plan: FlatPlan | None = None,
-) -> list[list[Tensor] | None]:
+    gradients: Layers, weights: Layers | None, masks: Layers | None,
+    dtypes: tuple[torch.dtype, torch.dtype], chosen: Configuration = APPLY, plan: FlatPlan | None = None,
+) -> list[list[Tensor] | None]:  # fmt: skip
     """Gradients of weights, where masks are given, and of masks, where weights are; each in one buffer.
 
     `dtypes` are those of weights and masks; gradients lie in the same order as they.
@@ -385,13 +378,9 @@ def _products(
 
 
 def _gradients(
-    upstream: Layers,
-    weights: Layers | None,
-    masks: Layers | None,
-    dtypes: tuple[torch.dtype, torch.dtype],
-    by_kernel: bool,
-    plan: FlatPlan | None = None,
-) -> Sequence[Layers | None]:
+    upstream: Layers, weights: Layers | None, masks: Layers | None, dtypes: tuple[torch.dtype, torch.dtype],
+    by_kernel: bool, plan: FlatPlan | None = None,
+) -> Sequence[Layers | None]:  # fmt: skip
     """mask * G for the weights, where masks are given, and weight * G for the masks, where weights are."""
     if by_kernel:
         return launch_apply_backward(upstream, weights, masks, dtypes, plan=plan)
@@ -482,13 +471,9 @@ def _strided_as(value: Tensor, strides: tuple[int, ...]) -> Tensor:
 
 
 def _choose_application(
-    weights: Layers,
-    masks: Layers,
-    dtype: torch.dtype,
-    backend: str | None,
-    needs: tuple[bool, bool],
+    weights: Layers, masks: Layers, dtype: torch.dtype, backend: str | None, needs: tuple[bool, bool],
     elements: int,
-) -> Choice:
+) -> Choice:  # fmt: skip
     dtypes = weights[0].dtype, masks[0].dtype, dtype
     return select(
         "apply_masks",
@@ -526,13 +511,9 @@ def _candidates(
 
 
 def _run(
-    weights: Layers,
-    masks: Layers,
-    dtype: torch.dtype,
-    by_kernel: bool,
-    needs: tuple[bool, bool],
+    weights: Layers, masks: Layers, dtype: torch.dtype, by_kernel: bool, needs: tuple[bool, bool],
     plan: FlatPlan,
-) -> Layers:
+) -> Layers:  # fmt: skip
     if needs[1]:
         return _Apply.apply(plan, dtype, by_kernel, None, *weights, *masks)
     if needs[0]:

@@ -485,12 +485,9 @@ class Measuring:
 
 
 def decide_operation(
-    operation: str,
-    shape_class: tuple[Any, ...],
-    calls: Callable[[], Calls] | None,
-    device: torch.device,
+    operation: str, shape_class: tuple[Any, ...], calls: Callable[[], Calls] | None, device: torch.device,
     choices: Choices | None = None,
-) -> Decision | None:
+) -> Decision | None:  # fmt: skip
     """The decision for an operation's shape class on this device: remembered, or measured now, as called.
 
     `calls` gives the candidates, torch first; None: nothing can be measured here, and None is returned where nothing

@@ -379,8 +379,8 @@ class KernelCall:
     """The kernel of a packed weight for one shape of x, epilogue and tile: a call's all but x, bias, residual and y."""
 
     def __init__(
-        self, packed, x, bias: bool, residual: bool, relu: bool, tile: ConvTile | None = None
-    ) -> None:
+        self, packed: PackedWeight, x: Tensor, bias: bool, residual: bool, relu: bool, tile: ConvTile | None = None
+    ) -> None:  # fmt: skip
         tile = tile or tile_of(packed, x.shape, x.device)
         geometry, layout, batch = packed.geometry, packed.layout, x.shape[0]
         self.shape = geometry.output_shape(x.shape)
@@ -400,7 +400,7 @@ class KernelCall:
             constants |= {"SPLITS": tile.splits, "CHANNELS": tile.channels, "UNROLL": tile.unroll, "RUN": run}
             constants |= {"CHUNKS": tile.pixels // run, "PAIRS": self.by_words}
             places = packed.tensors["pointers"], packed.tensors["order"]
-            self.static = (_table_of(packed, x.shape[2], x.shape[3]), *places)
+            self.static: tuple[Tensor, ...] = (_table_of(packed, x.shape[2], x.shape[3]), *places)
         else:
             constants |= {name.upper(): value for name, value in packed.settings.items()}
             self.static = tuple(packed.tensors[name] for name in BLOCK.tensors)
@@ -452,15 +452,9 @@ def _version(packed: PackedWeight) -> int:
 
 
 def launch(
-    x: Tensor,
-    packed: PackedWeight,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    relu: bool = False,
-    *,
-    tile: ConvTile | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
+    x: Tensor, packed: PackedWeight, bias: Tensor | None = None, residual: Tensor | None = None,
+    relu: bool = False, *, tile: ConvTile | None = None, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The kernel of the packed weight's layout, whatever `auto` would say; x and residual in the layout's format.
 
     `tile` replaces the rule's; `out`, if given, is written instead of a new tensor.
@@ -526,7 +520,10 @@ def _signature(tensor: Tensor | None) -> tuple[Any, ...] | None:
 class _Resolved:
     """A kind of call, checked and chosen: the launch of a kernel, or torch."""
 
-    def __init__(self, x, packed, bias, residual, relu, backend) -> None:
+    def __init__(
+        self, x: Tensor, packed: PackedWeight, bias: Tensor | None, residual: Tensor | None, relu: bool,
+        backend: str | None,
+    ) -> None:  # fmt: skip
         self.bias, self.relu, self.version = bias, relu, _version(packed)
         self.order = format_of(packed.layout)
         self.ready = is_arranged(x, self.order) and (residual is None or is_arranged(residual, self.order))
@@ -643,7 +640,9 @@ def _semi_structured(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Te
 # --- the operator, which stands in the call under compilers and tracers ---------------------------------------
 
 
-def _traced(x, packed, bias, residual, relu, backend) -> Tensor:
+def _traced(
+    x: Tensor, packed: PackedWeight, bias: Tensor | None, residual: Tensor | None, relu: bool, backend: str | None
+) -> Tensor:  # fmt: skip
     _check(x, packed, bias, residual)
     kind, numbers = layout_of(packed.layout), list(packed.geometry.numbers)
     tensors, settings = (
@@ -743,14 +742,9 @@ class SparseConv2d(nn.Module):
     _packed: PackedWeight | None
 
     def __init__(
-        self,
-        packed: PackedWeight,
-        bias: Tensor | None = None,
-        *,
-        relu: bool = False,
-        backend: str | None = None,
-        measuring: Measuring | None = None,
-    ) -> None:
+        self, packed: PackedWeight, bias: Tensor | None = None, *, relu: bool = False,
+        backend: str | None = None, measuring: Measuring | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.relu, self.backend, self.measuring = relu, backend, measuring or Measuring()
         self.is_prepared = True

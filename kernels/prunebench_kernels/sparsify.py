@@ -289,12 +289,9 @@ def fold_dense(
 
 
 def _build(
-    model: nn.Module,
-    example: Tensor,
-    masks: Mapping[str, Tensor] | None,
-    dtype: torch.dtype | None,
+    model: nn.Module, example: Tensor, masks: Mapping[str, Tensor] | None, dtype: torch.dtype | None,
     multiples: Mapping[str, int],
-) -> dict[str, SparseNetwork]:
+) -> dict[str, SparseNetwork]:  # fmt: skip
     """Traced and folded networks with plain layers, by names of multiples of channels.
 
     Live channels are left, filled up to the multiple by dead ones; 0 leaves all. A network with the channels of an

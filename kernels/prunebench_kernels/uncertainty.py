@@ -190,13 +190,9 @@ def _check(logits: Tensor, labels: Tensor | None, dense_logits: Tensor | None, b
 
 
 def _run(
-    logits: Tensor,
-    labels: Tensor | None,
-    dense_logits: Tensor | None,
-    band: float,
-    over_models: bool,
+    logits: Tensor, labels: Tensor | None, dense_logits: Tensor | None, band: float, over_models: bool,
     backend: str,
-) -> list[Tensor]:
+) -> list[Tensor]:  # fmt: skip
     """For logits `[M, N, C]`: the fields in the order of PER_MODEL and OVER_MODELS; absent ones have no elements."""
     arguments = (logits, labels, dense_logits, band, over_models)
     run = launch if _choose(arguments, backend).is_triton else in_torch
@@ -887,15 +883,9 @@ def power_of_two(number: int) -> int:
 
 
 def launch(
-    logits: Tensor,
-    labels: Tensor | None,
-    dense_logits: Tensor | None,
-    band: float,
-    over_models: bool,
-    *,
-    tile: RowTile | None = None,
-    outputs: list[Tensor] | None = None,
-) -> list[Tensor]:
+    logits: Tensor, labels: Tensor | None, dense_logits: Tensor | None, band: float, over_models: bool, *,
+    tile: RowTile | None = None, outputs: list[Tensor] | None = None,
+) -> list[Tensor]:  # fmt: skip
     """All values for logits `[M, N, C]`, in the order of PER_MODEL and OVER_MODELS; absent ones have no elements.
 
     Logits whose last stride is not 1 are copied first. Raises ArgumentError for values that are not finite and labels
