@@ -433,11 +433,9 @@ class _Apply(torch.autograd.Function):
         masks = None if not ctx.needs[0] else kept[:count] if ctx.masks is None else ctx.masks[0]
         weights = kept[-count:] if ctx.needs[1] else None
         by_kernel &= not torch.is_grad_enabled()  # asked for a graph of gradients, torch makes one
+        given = [gradient is not None for gradient in gradients]
         made = [
-            [
-                None if grads is None or given is None else grad
-                for given, grad in zip(gradients, grads or gradients)
-            ]
+            [grad if used else None for grad, used in zip(grads, given)] if grads else (None,) * count
             for grads in _gradients(upstream, weights, masks, ctx.dtypes, by_kernel, plan)
         ]
         return None, None, None, None, *made[0], *(made[1] if ctx.masks is None else ())

@@ -645,10 +645,8 @@ def _traced(
 ) -> Tensor:  # fmt: skip
     _check(x, packed, bias, residual)
     kind, numbers = layout_of(packed.layout), list(packed.geometry.numbers)
-    tensors, settings = (
-        list(map(packed.tensors.get, kind.tensors)),
-        list(map(packed.settings.get, kind.settings)),
-    )
+    tensors = [packed.tensors[name] for name in kind.tensors]
+    settings = [packed.settings[name] for name in kind.settings]
     made: Tensor = _operator(x, tensors, bias, residual, numbers, packed.layout, settings, relu, backend)
     return made
 
