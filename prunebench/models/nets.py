@@ -19,7 +19,7 @@ from prunebench.models.timm import PREFIX, import_timm, timm_model
 from prunebench.results.spec import number_text
 
 __all__ = [
-    "MODELS", "Classifier", "build_model", "channels_last", "contiguous", "identify_model", "widened",
+    "MODELS", "Classifier", "ModelName", "build_model", "channels_last", "contiguous", "identify_model", "widened",
 ]  # fmt: skip
 
 PRETRAINED = "resnet18-pretrained"
@@ -42,26 +42,32 @@ MODELS: dict[str, Builder] = {
 
 @dataclass(frozen=True)
 class ModelName:
-    """The parts of a model's name: `base`, `@width` and, of pretrained weights, `:digest`."""
+    """The parts of a model's name: `base`, `@width`, `:digest` of pretrained weights to start from.
+
+    `outside` is the hash of a checkpoint that stands for the dense model (`resnet8+0123456789ab`): what `build_model`
+    makes is the network untrained.
+    """
 
     base: str
     width: float = 1.0
     digest: str = ""
+    outside: str = ""
 
     @classmethod
     def parse(cls, name: str) -> ModelName:
         """Raises UsageError, with a suggestion, for a name that stands for no model."""
-        if name.startswith(PREFIX):
-            return cls(name)
-        stem, _, digest = name.partition(":")
+        known, _, outside = name.partition("+")
+        if known.startswith(PREFIX):
+            return cls(known, outside=outside)
+        stem, _, digest = known.partition(":")
         base, at, width = stem.partition("@")
         if base not in MODELS:
             raise unknown("model", base, [*MODELS, f"{PREFIX}NAME"])
-        return cls(base, _read_width(name, width) if at else 1.0, digest)
+        return cls(base, _read_width(name, width) if at else 1.0, digest, outside)
 
     def __str__(self) -> str:
         width = "" if self.width == 1 else f"@{number_text(self.width)}"
-        return f"{self.base}{width}{self.digest and f':{self.digest}'}"
+        return f"{self.base}{width}{self.digest and f':{self.digest}'}{self.outside and f'+{self.outside}'}"
 
 
 def _read_width(name: str, text: str) -> float:
@@ -98,7 +104,7 @@ def identify_model(name: str, data_root: Path | None) -> str:
 def build_model(name: str, num_classes: int, *, seed: int, data_root: Path | None = None) -> Classifier:
     """The network `name`, initialised from `seed` alone (and pretrained weights), channels_last, on the CPU."""
     model = ModelName.parse(name)
-    if model.digest and identify_model(model.base, data_root) != name:
+    if model.digest and identify_model(model.base, data_root) != f"{model.base}:{model.digest}":
         raise DataError(
             f"the weights of {model.base} changed since the run was planned (their hash was {model.digest})"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -53,14 +54,20 @@ def cifar_resnet(depth: int, num_classes: int, width: float = 1.0) -> Classifier
     16, 32 and 64 channels, each times `width`, in three stages of n blocks; He et al.'s initialisation (fan out).
     """
     channels = [scaled(each, width) for each in STAGES]
-    stem = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
-    layers: list[nn.Module] = [stem, nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True)]
+    layers: dict[str, nn.Module] = {
+        "conv1": nn.Conv2d(3, channels[0], 3, padding=1, bias=False),
+        "bn1": nn.BatchNorm2d(channels[0]),
+        "relu": nn.ReLU(inplace=True),
+    }
     before = channels[0]
-    for stage, after in enumerate(channels):
+    for stage, after in enumerate(channels, 1):
+        blocks = []
         for place in range((depth - 2) // 6):
-            layers.append(Block(before, after, stride=2 if stage and not place else 1))
+            blocks.append(Block(before, after, stride=2 if stage > 1 and not place else 1))
             before = after
-    net = Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), before, num_classes)
+        layers[f"layer{stage}"] = nn.Sequential(*blocks)
+    layers |= {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
+    net = Classifier(nn.Sequential(OrderedDict(layers)), before, num_classes)
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

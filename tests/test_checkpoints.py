@@ -1,0 +1,127 @@
+"""Weights trained elsewhere: names of others, and what does not fit, named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prunebench.errors import DataError
+from prunebench.models import build_model, identify_model
+from prunebench.models.checkpoints import checkpoint_digest, load_checkpoint
+
+State = dict[str, Tensor]
+
+
+def state_of(name: str, classes: int = 4) -> State:
+    """Weights of a network, with running statistics that are not those of a fresh one."""
+    net = build_model(name, classes, seed=7)
+    net(torch.rand(4, 3, 32, 32))
+    return {key: value.contiguous() for key, value in net.state_dict().items()}
+
+
+def bare(state: State, head: str) -> State:
+    """The names that the network has without this project."""
+    return {
+        key.replace("head.", f"{head}.", 1) if key.startswith("head.") else key.removeprefix("body."): value
+        for key, value in state.items()
+    }
+
+
+RENAMED: dict[str, Callable[[State], State]] = {
+    "ours": lambda state: state,
+    "bare, fc": lambda state: bare(state, "fc"),
+    "bare, linear": lambda state: bare(state, "linear"),
+    "wrapped": lambda state: {f"module.{key}": value for key, value in bare(state, "fc").items()},
+    "wrapped twice": lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
+    "without counters": lambda state: {key: v for key, v in state.items() if "num_batches" not in key},
+    "half": lambda state: {key: v.half() if v.is_floating_point() else v for key, v in state.items()},
+}
+
+
+@pytest.mark.parametrize("how", RENAMED)
+def test_weights_of_others_fit(how: str, tmp_path: Path) -> None:
+    state = state_of("resnet8@0.5")
+    save_file(RENAMED[how](state), tmp_path / "w.safetensors")
+    net = load_checkpoint(tmp_path / "w.safetensors", build_model("resnet8@0.5", 4, seed=0))
+    for key, value in net.state_dict().items():
+        assert value.dtype == state[key].dtype
+        if "num_batches" not in key:
+            assert torch.allclose(value, state[key], atol=1e-3 if how == "half" else 0), key
+
+
+def test_torchvision_weights_fit_resnet18(tmp_path: Path) -> None:
+    from torchvision.models import resnet18
+
+    theirs = resnet18(num_classes=3).eval()
+    save_file(theirs.state_dict(), tmp_path / "w.safetensors")
+    net = load_checkpoint(tmp_path / "w.safetensors", build_model("resnet18-imagenet", 3, seed=0)).eval()
+    x = torch.rand(2, 3, 64, 64)
+    assert torch.allclose(net(x), theirs(x), atol=1e-5)
+
+
+def without(name: str) -> Callable[[State], State]:
+    return lambda state: {key: value for key, value in state.items() if key != name}
+
+
+def changed(name: str, value: Callable[[Tensor], Tensor]) -> Callable[[State], State]:
+    return lambda state: {key: value(each) if key == name else each for key, each in state.items()}
+
+
+MISFITS: dict[str, tuple[Callable[[State], State], str]] = {
+    "another width": (lambda _: state_of("resnet8"), r"body.conv1.weight is \[16, 3, 3, 3\], the network's is \[8, 3"),
+    "other classes": (lambda _: state_of("resnet8@0.5", 9), r"head.weight is \[9, 32\], the network's is \[4, 32\]"),
+    "another network": (lambda _: state_of("convnet"), "body.conv1.weight is missing; it has body.0.weight, which"),
+    "deeper": (lambda _: state_of("resnet20@0.5"), "body.layer1.1.bn1.bias has no place in the network"),
+    "one missing": (without("body.layer2.0.bn1.bias"), "body.layer2.0.bn1.bias is missing: "),
+    "the first of two": (
+        lambda state: without("body.layer3.0.conv1.weight")(without("body.bn1.weight")(state)),
+        "body.bn1.weight is missing",
+    ),
+    "not finite": (changed("head.bias", lambda v: v / 0), "head.bias holds values that are not finite"),
+    "quantised": (changed("body.conv1.weight", lambda v: v.to(torch.int8)), "conv1.weight is torch.int8"),
+    "an optimiser": (lambda state: {**state, "exp_avg": torch.ones(1)}, "exp_avg has no place"),
+    "nothing": (lambda _: {}, "holds no tensors"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_a_misfit_is_named_and_changes_nothing(case: str, tmp_path: Path) -> None:
+    change, says = MISFITS[case]
+    path = tmp_path / "w.safetensors"
+    save_file(change(state_of("resnet8@0.5")), path)
+    net = build_model("resnet8@0.5", 4, seed=0)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(DataError, match=says) as caught:
+        load_checkpoint(path, net)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    net = build_model("convnet-small", 2, seed=0)
+    torch.save({}, tmp_path / "w.pth")
+    with pytest.raises(DataError, match=r"want a \.safetensors file.*convert it once"):
+        load_checkpoint(tmp_path / "w.pth", net)
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(DataError, match="No such file"):
+        load_checkpoint(path, net)
+    with pytest.raises(DataError, match="No such file"):
+        checkpoint_digest(path)
+    save_file(state_of("convnet-small"), path)
+    for data in (b"", b"<html>", path.read_bytes()[:-9], path.read_bytes()[:200]):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=r"not a whole \.safetensors file"):
+            load_checkpoint(path, net)
+
+
+def test_a_checkpoint_is_part_of_the_models_name(tmp_path: Path) -> None:
+    save_file(state_of("convnet-small"), tmp_path / "w.safetensors")
+    name = f"convnet-small@0.50+{checkpoint_digest(tmp_path / 'w.safetensors')}"
+    assert identify_model(name, None) == name.replace("0.50", "0.5")
+    one, other = (build_model(each, 2, seed=3).state_dict() for each in (name, "convnet-small@0.5"))
+    assert all(torch.equal(value, other[key]) for key, value in one.items()), "untrained"
