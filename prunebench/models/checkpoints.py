@@ -1,6 +1,6 @@
 """Weights trained elsewhere: from a `.safetensors` file into one of the networks here, every tensor accounted for.
 
-Names may be those here (`body.conv1.weight`, `head.weight`) or those of the network alone (`conv1.weight`, `fc.weight`),
+Names may be those here (`body.conv1.weight`, `head.weight`) or those of the network alone (`conv1.weight`, `fc.weight`)
 behind what wrappers put in front (`module.`, `model.`, ...). So files of torchvision, of timm and of the usual CIFAR
 ResNets fit.
 """
