@@ -51,9 +51,11 @@ def make_plan(
     data_root: str | Path | None = None,
     device: str = "auto",
     keep_models: bool = True,
+    dense: str | Path | None = None,
 ) -> SuitePlan:
     """Expand a suite and see what is left to do; trains and writes nothing.
 
+    `dense` is a checkpoint (`.safetensors`) that stands for the dense model of the suite's one task.
     Names are checked before torch is imported: a misspelt one is answered at once.
     """
     suite = load_suite(suite) if isinstance(suite, str) else suite
@@ -68,9 +70,10 @@ def make_plan(
         None if root is None else Path(root),
         choose_device(device),
         keep_models,
+        dense=None if dense is None else Path(dense).absolute(),
     )
     store = Store(context.out)
-    runs = expand(suite, context.data_root)
+    runs = expand(suite, context.data_root, context.dense)
     damaged = store.records()[1]
     for entry in damaged:
         if entry.newer:

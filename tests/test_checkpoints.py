@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prunebench.errors import DataError
+from prunebench.api import execute_plan, make_plan
+from prunebench.errors import DataError, UsageError
 from prunebench.models import build_model, identify_model
 from prunebench.models.checkpoints import checkpoint_digest, load_checkpoint
+from prunebench.results.store import Store
+from prunebench.submission.fields import field_problems
+from prunebench.suites import Suite
 
 State = dict[str, Tensor]
 
@@ -125,3 +130,55 @@ def test_a_checkpoint_is_part_of_the_models_name(tmp_path: Path) -> None:
     assert identify_model(name, None) == name.replace("0.50", "0.5")
     one, other = (build_model(each, 2, seed=3).state_dict() for each in (name, "convnet-small@0.5"))
     assert all(torch.equal(value, other[key]) for key, value in one.items()), "untrained"
+
+
+# --- as the dense model of a run ---------------------------------------------------------------------------
+
+
+def make_suite(**changes: Any) -> Suite:
+    fields: dict[str, Any] = {
+        "name": "outside",
+        "tasks": ("colored-digits@2pct",),
+        "methods": ("dense", "magnitude"),
+        "sparsities": (0.5,),
+        "seeds": (0,),
+        "recipe": {"steps": 4, "finetune_steps": 2, "batch_size": 8},
+    }
+    return Suite(**{**fields, **changes})
+
+
+def test_a_checkpoint_stands_for_the_dense_model(tmp_path: Path) -> None:
+    path, out = tmp_path / "w.safetensors", tmp_path / "out"
+    weights = state_of("convnet-small", 10)
+    save_file(bare(weights, "fc"), path)
+    plan = make_plan(make_suite(), out=out, device="cpu", dense=path)
+    assert execute_plan(plan, workers=0).failed == 0
+    dense, pruned = (Store(out).read(run.spec.run_id) for run in plan.runs)
+    assert dense.spec["model"] == pruned.spec["model"] == f"convnet-small+{checkpoint_digest(path)}"
+    assert (dense.cost.training_steps, pruned.cost.training_steps) == (0, 2)
+    assert dense.notes == {"trained_outside": 1.0}
+    assert pruned.notes == {}
+    stored = Store(out).read_tensors(dense.run_id, "model")
+    assert all(torch.equal(stored[key], value) for key, value in weights.items())
+    assert not list(field_problems(dense))
+    assert not make_plan(make_suite(), out=out, device="cpu", dense=path).todo, "the same command resumes"
+    assert len(make_plan(make_suite(), out=out, device="cpu").todo) == 2, "other weights, other runs"
+
+
+def test_a_checkpoint_that_cannot_stand_for_it_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(state_of("convnet-small", 9), path)
+    with pytest.raises(DataError, match=r"head\.weight is \[9, 128\], the network's is \[10, 128\]"):
+        make_plan(make_suite(), out=tmp_path / "out", device="cpu", dense=path)
+    two = make_suite(tasks=("colored-digits@2pct", "colored-digits@5pct"))
+    with pytest.raises(UsageError, match="for one task, the suite has 2"):
+        make_plan(two, out=tmp_path / "out", device="cpu", dense=path)
+
+
+def test_another_file_than_planned_is_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(state_of("convnet-small", 10), path)
+    plan = make_plan(make_suite(methods=("dense",)), out=tmp_path / "out", device="cpu", dense=path)
+    save_file({**state_of("convnet-small", 10), "head.bias": torch.zeros(10)}, path)
+    assert execute_plan(plan, workers=0).failed == 1
+    assert "give that file with --dense PATH" in Store(tmp_path / "out").read(plan.runs[0].spec.run_id).reason

@@ -66,6 +66,10 @@ def run(  # noqa: PLR0913
     ] = [],  # noqa: B006
     sparsity: Annotated[list[float], typer.Option(help="These sparsities (share of zeros).")] = [],  # noqa: B006
     seed: Annotated[list[int], typer.Option(help="These seeds.")] = [],  # noqa: B006
+    dense: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Your own trained network (.safetensors) as the dense model, for one task."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     keep_models: Annotated[
         bool,
@@ -78,7 +82,9 @@ def run(  # noqa: PLR0913
     from prunebench.suites import load_suite
 
     chosen = load_suite(suite).narrowed(tasks=task, methods=method, sparsities=sparsity, seeds=seed)
-    plan = make_plan(chosen, out=out, data_root=data_root, device=device, keep_models=keep_models)
+    plan = make_plan(
+        chosen, out=out, data_root=data_root, device=device, keep_models=keep_models, dense=dense
+    )
     print_plan(plan, every_cell=dry_run)
     if not dry_run:
         raise typer.Exit(run_with_progress(plan, workers))

@@ -18,7 +18,7 @@ from prunebench.errors import SupervisionError, UsageError
 from prunebench.inference.cascade import NOTES, Deferral
 from prunebench.methods.criteria import Criterion, compute_scores
 from prunebench.models import Classifier, build_model
-from prunebench.models.nets import channels_last, contiguous
+from prunebench.models.nets import ModelName, channels_last, contiguous
 from prunebench.pruning.masks import Masks, named_as_in, prunable
 from prunebench.pruning.wrapped import plain
 from prunebench.pruning.wrapped import state_of as state_of
@@ -123,6 +123,7 @@ class Experiment:
         self.cost = TrainingCost()
         self.notes: dict[str, float] = {}
         self.mined: Tensor | None = None
+        self.trained_outside = bool(ModelName.parse(spec.model).outside)
         self._around = surroundings
 
     def rng(self, purpose: str) -> torch.Generator:
@@ -297,8 +298,9 @@ class Experiment:
 
     @property
     def training_steps(self) -> int:
-        """Steps of one network that the result took, the shared dense model and shared stages included."""
-        return self.cost.own_steps + (self.recipe.steps if self.cost.uses_dense else 0)
+        """Steps of one network that the result took, shared stages and a dense model that was trained here included."""
+        dense = self.recipe.steps if self.cost.uses_dense and not self.trained_outside else 0
+        return self.cost.own_steps + dense
 
     @contextlib.contextmanager
     def _separate_cost(self) -> Iterator[TrainingCost]:

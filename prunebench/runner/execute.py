@@ -24,7 +24,9 @@ from prunebench.methods.discovery import resolve_method
 from prunebench.methods.experiment import Experiment, ExperimentContext, Pruned
 from prunebench.methods.isolation import kept
 from prunebench.models import Classifier
-from prunebench.pruning.masks import count_zeros, verify
+from prunebench.models.checkpoints import checkpoint_digest, load_checkpoint
+from prunebench.models.nets import ModelName
+from prunebench.pruning.masks import count_zeros, prunable, verify
 from prunebench.pruning.wrapped import state_of
 from prunebench.results.record import SCHEMA_VERSION, RunRecord, SparsityReport
 from prunebench.results.store import Store
@@ -42,6 +44,8 @@ from prunebench.training.loop import resolve_precision
 
 Progress = Callable[[str, int, int, float], None]
 
+OUTSIDE_NOTE = "trained_outside"
+"""The note of a dense run whose weights come from a checkpoint."""
 LONGEST_REASON, LONGEST_TRACEBACK = 1500, 15_000
 """Characters that a record keeps of an error."""
 
@@ -136,7 +140,9 @@ def _fit_and_measure(
             ),
             conflicting_share=data.task.conflicting_share,
         )
-        pruned = _checked(method, method.build(**method.params).fit(experiment, spec.sparsity or 0.0))
+        given = run.is_dense and experiment.trained_outside
+        fit = functools.partial(_take_checkpoint, context) if given else method.build(**method.params).fit
+        pruned = _checked(method, fit(experiment, spec.sparsity or 0.0))
         if not data.intact:
             raise PruneBenchError(
                 f"method {method.name!r} changed the images in place; other runs share them: change a copy"
@@ -171,10 +177,21 @@ def _fit_and_measure(
         validation=validation,
         mining=measure_mining(experiment.mined, data),
         cost=cost,
-        notes={**experiment.notes, **deferred},
+        notes={**experiment.notes, **deferred, **({OUTSIDE_NOTE: 1.0} if given else {})},
     )
     keep = run.is_dense or context.keep_models
     return store.write(record, outputs, model=state_of(model) if keep else None)
+
+
+def _take_checkpoint(context: RunContext, experiment: Experiment, _: float) -> Pruned:
+    """The dense model as it was trained outside, in no step here. Raises UsageError for another file than planned."""
+    planned = ModelName.parse(experiment.spec.model).outside
+    if context.dense is None or checkpoint_digest(context.dense) != planned:
+        raise UsageError(
+            f"the dense model is a checkpoint (its hash begins with {planned}): give that file with --dense PATH"
+        )
+    model = load_checkpoint(context.dense, experiment.new_model())
+    return Pruned(model, {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(model).items()})
 
 
 @contextlib.contextmanager

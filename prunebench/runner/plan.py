@@ -14,6 +14,8 @@ from prunebench.errors import UsageError
 from prunebench.methods.api import Method
 from prunebench.methods.discovery import resolve_method
 from prunebench.models import build_model, identify_model
+from prunebench.models.checkpoints import checkpoint_digest, load_checkpoint
+from prunebench.models.nets import ModelName
 from prunebench.pruning.masks import check_feasible, prunable
 from prunebench.results.spec import RunSpec
 from prunebench.results.store import Store
@@ -52,7 +54,7 @@ class RunContext:
     """Where runs run: the results folder, the data, the device; and whether pruned weights are kept.
 
     `latency_skipped` says why latencies would mean little (many runs on one GPU): sparse inference
-    is then not measured.
+    is then not measured. `dense` is a checkpoint that stands for the dense model, trained outside.
     """
 
     out: Path
@@ -60,6 +62,7 @@ class RunContext:
     device: str = "cpu"
     keep_models: bool = True
     latency_skipped: str | None = None
+    dense: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -70,15 +73,18 @@ class RunContext:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunContext:
         """The inverse of `to_dict`."""
-        root = values["data_root"]
-        paths = {"out": Path(values["out"]), "data_root": None if root is None else Path(root)}
-        return cls(**{**values, **paths})
+        given = {name: values.get(name) for name in ("out", "data_root", "dense")}
+        return cls(
+            **{**values, **{name: None if path is None else Path(path) for name, path in given.items()}}
+        )
 
 
-def expand(suite: Suite, data_root: Path | None) -> list[PlannedRun]:
+def expand(suite: Suite, data_root: Path | None, dense: Path | None = None) -> list[PlannedRun]:
     """All runs of a suite, dense models first. Raises UsageError before anything is trained.
 
-    Runs of one method and seed stand apart, so that workers do not wait for each other's shared stages.
+    `dense` is a checkpoint that stands for the dense model of the one task, for every seed; its hash becomes part of
+    the model's name. Runs of one method and seed stand apart, so that workers do not wait for each other's shared
+    stages.
     """
     methods = choose_methods(suite)
     tasks = {name: resolve_task(name, data_root) for name in suite.tasks}
@@ -88,8 +94,12 @@ def expand(suite: Suite, data_root: Path | None) -> list[PlannedRun]:
     for name, task in tasks.items():
         _check_labels(task, methods)
         base = _dense_spec(suite, task, data_root)
+        if dense is not None:
+            base = replace(base, model=_trained_outside(suite, base.model, dense))
         runs += _runs_of_task(name, base, methods, suite)
         net = build_model(base.model, task.num_outputs, seed=0, data_root=data_root)
+        if dense is not None:
+            load_checkpoint(dense, net)
         sizes = {layer: weight.numel() for layer, weight in prunable(net).items()}
         for sparsity in suite.sparsities:
             check_feasible(sizes, sparsity)
@@ -114,6 +124,15 @@ def choose_methods(suite: Suite) -> dict[str, Method]:
         except (TypeError, ValueError) as error:
             raise UsageError(f"settings of {method.name}: {error}") from error
     return methods
+
+
+def _trained_outside(suite: Suite, model: str, dense: Path) -> str:
+    """The name of a model whose dense weights come from a checkpoint."""
+    if len(suite.tasks) > 1:
+        raise UsageError(
+            f"--dense is a network for one task, the suite has {len(suite.tasks)}: choose one with --task"
+        )
+    return str(replace(ModelName.parse(model), outside=checkpoint_digest(dense)))
 
 
 def _check_labels(task: Task, methods: Mapping[str, Method]) -> None:
