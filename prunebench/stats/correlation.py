@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -130,14 +131,22 @@ def _scaled(ranks: Floats) -> Floats:
 def unit_orders(units: int, draws: int, generator: np.random.Generator) -> tuple[NDArray[np.int64], bool]:
     """Orders of the units `[D, U]`: all of them where they are few (then True), else drawn ones."""
     if math.factorial(units) <= MOST_ORDERS:
-        return np.array(list(itertools.permutations(range(units)))), True
+        return _all_orders(units), True
     return generator.permuted(np.tile(np.arange(units), (draws, 1)), axis=1), False
+
+
+@functools.cache
+def _all_orders(units: int) -> NDArray[np.int64]:
+    orders = np.array(list(itertools.permutations(range(units))))
+    orders.flags.writeable = False
+    return orders
 
 
 def _bootstrap(one: Floats, two: Floats, draws: int, generator: np.random.Generator) -> tuple[float, float]:
     """Percentile interval `[S, U]` and `[S, U]` over units; draws with a constant column are left out."""
     index = generator.integers(0, one.shape[1], (draws, one.shape[1]))
-    rhos = np.mean([row_spearman(a[index], b[index]) for a, b in zip(one, two)], axis=0)
+    drawn = [side[:, index].reshape(-1, one.shape[1]) for side in (one, two)]
+    rhos = row_spearman(*drawn).reshape(len(one), draws).mean(0)
     rhos = rhos[np.isfinite(rhos)]
     if not len(rhos):
         return math.nan, math.nan

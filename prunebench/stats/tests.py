@@ -45,6 +45,20 @@ def paired_p_value(first: Mapping[int, float], second: Mapping[int, float]) -> f
     return 2 * float(stdtr(n - 1, -abs(statistic)))
 
 
+def greater_p_value(differences: Sequence[float]) -> float:
+    """One-sided p of the paired t-test, of a mean of at most 0; nan with fewer than two, or an undefined one."""
+    from scipy.special import stdtr
+
+    n = len(differences)
+    if n < 2 or not all(map(math.isfinite, differences)):
+        return math.nan
+    mean = math.fsum(differences) / n
+    deviation = sample_deviation(differences, mean)
+    if deviation == 0:
+        return 0.0 if mean > 0 else 1.0
+    return float(stdtr(n - 1, -mean * math.sqrt(n) / deviation))
+
+
 def sign_flip_p_value(differences: Sequence[float | None]) -> float:
     """Two-sided p of the paired permutation test: how many of the 2^n ways to flip signs give a sum as far from 0.
 
