@@ -14,7 +14,7 @@ from scipy import stats
 
 from prunebench.analysis.preregistered import (
     FILE,
-    Card,
+    HypothesisCard,
     PairedValues,
     agreement_card,
     association_card,
@@ -256,13 +256,13 @@ def test_where_agreement_cannot_be_tested() -> None:
 # How often a false hypothesis is supported
 
 
-def null_harmless(generator: np.random.Generator) -> Card:
+def null_harmless(generator: np.random.Generator) -> HypothesisCard:
     """Worst case of (a) with one method: the bias differs by just the margin, the accuracy by nothing."""
     bias = MARGINS["bias_gap"] + generator.normal(0, 0.004, 5)
     return harmless_card(arm(generator.normal(0, 1e-5, 5), bias), MARGINS, RULES)
 
 
-def null_harmless_in_six(generator: np.random.Generator) -> Card:
+def null_harmless_in_six(generator: np.random.Generator) -> HypothesisCard:
     """All six methods at the margin, apart: one that passes by chance is enough."""
     pairs = []
     for k in range(6):
@@ -271,21 +271,21 @@ def null_harmless_in_six(generator: np.random.Generator) -> Card:
     return harmless_card(pairs, MARGINS, RULES)
 
 
-def null_association(generator: np.random.Generator) -> Card:
+def null_association(generator: np.random.Generator) -> HypothesisCard:
     """Both measures rise with sparsity, and have the method's own part in every sparsity, unrelated."""
     rise, own = 3 * np.arange(4.0), generator.normal(size=(2, 7, 1))
     first, second = rise + own + 0.3 * generator.normal(size=(2, 7, 4))
     return association_card(first, second, "methods", replace(RULES, draws=19))
 
 
-def null_attributes(generator: np.random.Generator) -> Card:
+def null_attributes(generator: np.random.Generator) -> HypothesisCard:
     """Nine attributes in six models: more than are put in all orders."""
     own = generator.normal(size=(2, 9, 1))
     first, second = own + generator.normal(size=(2, 9, 6))
     return association_card(first, second, "attributes", replace(RULES, draws=199))
 
 
-def null_prediction(generator: np.random.Generator) -> Card:
+def null_prediction(generator: np.random.Generator) -> HypothesisCard:
     """Worst case of (c): one control is as good, the other far behind; seeds share their level."""
     level = 0.9 + 0.02 * generator.normal(size=5)
     areas, control = level + 0.01 * generator.normal(size=(2, 5))
@@ -294,7 +294,7 @@ def null_prediction(generator: np.random.Generator) -> Card:
     )
 
 
-def null_agreement(generator: np.random.Generator) -> Card:
+def null_agreement(generator: np.random.Generator) -> HypothesisCard:
     """Each of three tasks has its own order of nine methods, and each seed its noise."""
     values = {
         f"task {k}": {
@@ -315,7 +315,7 @@ def test_rates_are_of_the_frozen_significance() -> None:
     [null_harmless, null_harmless_in_six, null_association, null_attributes, null_prediction, null_agreement],
 )
 def test_a_false_hypothesis_is_supported_in_one_experiment_of_twenty(
-    null: Callable[[np.random.Generator], Card],
+    null: Callable[[np.random.Generator], HypothesisCard],
 ) -> None:
     generator = np.random.default_rng(20261127)
     supported = 0

@@ -135,7 +135,7 @@ class CardTest:
 
 
 @dataclass(frozen=True)
-class Card:
+class HypothesisCard:
     """What became of a hypothesis in one track (or, `tasks`, on the whole board).
 
     Args:
@@ -183,8 +183,8 @@ class PairedValues:
 
 def harmless_card(
     pairs: Sequence[PairedValues], margins: Mapping[str, float], rules: FrozenHypotheses
-) -> Card:
-    """Card (a): whether some method is equivalent in every quantity to itself unpruned.
+) -> HypothesisCard:
+    """HypothesisCard (a): whether some method is equivalent in every quantity to itself unpruned.
 
     Of a method both quantities must pass (the larger p); of the methods one is enough (Holm). A method without the
     rows, the seeds or a working reference is no part of the family; with none left the card is not testable.
@@ -205,13 +205,13 @@ def harmless_card(
     }
     if not found:
         why = "; ".join(dict.fromkeys(problem for problem in problems.values() if problem)) or "no rows"
-        return Card("a", "not testable", why)
+        return HypothesisCard("a", "not testable", why)
     p_values = holm_adjusted([max(test.p_value for _, test in tests) for tests in found.values()])
     adjusted = dict(zip(found, p_values))
     best = min(adjusted, key=lambda name: adjusted[name])
     pair, test = max(found[best], key=lambda item: item[1].p_value)
     outcome = outcome_of(adjusted[best], rules.significance)
-    return Card(
+    return HypothesisCard(
         "a",
         outcome,
         _harmless_reason(pair, test, margins[pair.quantity], outcome, rules),
@@ -279,23 +279,25 @@ def _harmless_reason(
 
 def association_card(
     first: Floats, second: Floats, unit: Literal["methods", "attributes"], rules: FrozenHypotheses
-) -> Card:
-    """Card (b): whether two measures `[U, S]` go together over the units within each column.
+) -> HypothesisCard:
+    """HypothesisCard (b): whether two measures `[U, S]` go together over the units within each column.
 
     Control: their correlation over all points at once, with what all units share in a column left in.
     """
     found = correlate_units(first, second, draws=rules.draws)
     fewest = rules.association.fewest_units
     if found.units < fewest or not first.shape[1]:
-        return Card("b", "not testable", f"{_counted(found.units, unit[:-1])}, {fewest} needed", unit=unit)
+        return HypothesisCard(
+            "b", "not testable", f"{_counted(found.units, unit[:-1])}, {fewest} needed", unit=unit
+        )
     if math.isnan(found.p_value):
-        return Card("b", "not testable", f"a measure is the same for all {unit}", unit=unit)
+        return HypothesisCard("b", "not testable", f"a measure is the same for all {unit}", unit=unit)
     whole = (np.isfinite(first) & np.isfinite(second)).all(1)
     pooled = float(row_spearman(first[whole].reshape(1, -1), second[whole].reshape(1, -1))[0])
     outcome = outcome_of(found.p_value, rules.significance)
     held = "each sparsity" if unit == "methods" else "each model"
     word = "go" if outcome == "supported" else "are not shown to go"
-    return Card(
+    return HypothesisCard(
         "b",
         outcome,
         f"the measures {word} together over {unit} within {held}",
@@ -309,8 +311,8 @@ def association_card(
     )
 
 
-def prediction_card(areas: BySeed, controls: Mapping[str, BySeed], rules: FrozenHypotheses) -> Card:
-    """Card (c): whether the area under the curve is above that of every control, paired by seed.
+def prediction_card(areas: BySeed, controls: Mapping[str, BySeed], rules: FrozenHypotheses) -> HypothesisCard:
+    """HypothesisCard (c): whether the area under the curve is above that of every control, paired by seed.
 
     Both one-sided t-tests must pass: the card's effect is the difference from the control that is harder to beat.
 
@@ -323,23 +325,23 @@ def prediction_card(areas: BySeed, controls: Mapping[str, BySeed], rules: Frozen
     for name in rules.prediction.controls:
         values = controls.get(name, {})
         if not values:
-            return Card("c", "not testable", f"no rows of {name}")
+            return HypothesisCard("c", "not testable", f"no rows of {name}")
         shared = sorted(areas.keys() & values.keys())
         if len(shared) < rules.fewest_seeds:
-            return Card(
+            return HypothesisCard(
                 "c",
                 "not testable",
                 f"{_counted(len(shared), 'seed')} that count, {rules.fewest_seeds} needed",
             )
         differences = [areas[seed] - values[seed] for seed in shared]
         if not all(map(math.isfinite, differences)):
-            return Card("c", "not testable", f"no label changes, or all do, in a seed of {name}")
+            return HypothesisCard("c", "not testable", f"no label changes, or all do, in a seed of {name}")
         tests[name] = (differences, greater_p_value(differences), math.fsum(values[s] for s in shared))
     hardest = max(tests, key=lambda name: tests[name][1])
     differences, p_value, total = tests[hardest]
     outcome = outcome_of(p_value, rules.significance)
     word = "above" if outcome == "supported" else "not shown to be above"
-    return Card(
+    return HypothesisCard(
         "c",
         outcome,
         f"the area under the curve is {word} that of {hardest}",
@@ -362,7 +364,7 @@ def _mean_estimate(values: Sequence[float]) -> Estimate:
     return Estimate(found.mean, found.mean - found.half_width, found.mean + found.half_width, found.n)
 
 
-def agreement_card(values: Mapping[str, Mapping[str, BySeed]], rules: FrozenHypotheses) -> Card:
+def agreement_card(values: Mapping[str, Mapping[str, BySeed]], rules: FrozenHypotheses) -> HypothesisCard:
     """The board's card: whether tasks rank the methods alike.
 
     Effect: Spearman's correlation of the methods' means, mean over pairs of tasks; p: the share of random orders of the
@@ -383,7 +385,7 @@ def agreement_card(values: Mapping[str, Mapping[str, BySeed]], rules: FrozenHypo
     ]
     if not pairs:
         missing = f"two tasks needed with {fewest} of the methods in common, each with {rules.fewest_seeds} seeds that count"
-        return Card(
+        return HypothesisCard(
             "tasks", "not testable", f"{missing}; {_counted(len(tables), 'task')} at hand", unit="tasks"
         )
     generator = np.random.default_rng(0)
@@ -391,7 +393,7 @@ def agreement_card(values: Mapping[str, Mapping[str, BySeed]], rules: FrozenHypo
     rhos = _pair_correlations(tables, pairs, means)
     rho = float(rhos.mean())
     if math.isnan(rho):
-        return Card("tasks", "not testable", "in a task all methods are alike", unit="tasks")
+        return HypothesisCard("tasks", "not testable", "in a task all methods are alike", unit="tasks")
     shuffled = {
         task: generator.permuted(np.repeat(mean, rules.draws, 0), axis=1) for task, mean in means.items()
     }
@@ -407,7 +409,7 @@ def agreement_card(values: Mapping[str, Mapping[str, BySeed]], rules: FrozenHypo
         float(row_spearman(table[:, ::2].mean(1)[None], table[:, 1::2].mean(1)[None])[0])
         for _, table in tables.values()
     ]
-    return Card(
+    return HypothesisCard(
         "tasks",
         outcome,
         f"the tasks {'agree' if outcome == 'supported' else 'are not shown to agree'} about the order of the methods",
@@ -468,7 +470,7 @@ def _defined(value: float) -> float | None:
 # Words
 
 
-def card_sentence(card: Card, title: Callable[[str], str] = str) -> str:
+def card_sentence(card: HypothesisCard, title: Callable[[str], str] = str) -> str:
     """A card in one sentence: outcome, reason, effect with its interval, p, n and control.
 
     title: of a measure's key, as a table heads it.
