@@ -43,9 +43,8 @@ from prunebench.analysis.values import (
 from prunebench.cli.progress import write_leaderboard
 from prunebench.errors import StoreError, UsageError
 from prunebench.leaderboard import build_board, write_board
-from prunebench.leaderboard.build import write_files
+from prunebench.leaderboard.build import MANIFEST, write_pages
 from prunebench.report.format import MISSING, UNKNOWN
-from prunebench.report.html import plotly_script
 from prunebench.report.markdown import escape
 from prunebench.report.plot import HeatMap, Plot, PlotGrid, limits, styles_of
 from prunebench.report.plotly import plotly_figure
@@ -75,7 +74,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, grid: Path) -> Path:
     """All three fake analyses as pages, beside a board."""
     out = tmp_path_factory.mktemp("out")
     analyses = [few(class_analysis(FEW)), attribute_analysis(), odd_analysis()]
-    write_files(out, analysis_files(analyses, {"few": grid, "digit-attributes": grid}))
+    write_pages(out, analysis_files(analyses, {"few": grid, "digit-attributes": grid}))
     write_board(full_records(), out, links_of(analyses))
     return out
 
@@ -339,8 +338,9 @@ def test_the_same_numbers_give_the_same_bytes_in_any_order_and_through_json(
     analyses = [odd_analysis(), attribute_analysis(), few(class_analysis(FEW))]
     again = [read_analysis(write_analysis(analysis, tmp_path)) for analysis in analyses]
     out = tmp_path / "again"
-    write_files(out, analysis_files(again, {"few": grid, "digit-attributes": grid}))
+    write_pages(out, analysis_files(again, {"few": grid, "digit-attributes": grid}))
     made, before = files_of(out), files_of(written)
+    del made[MANIFEST]
     assert {name for name in before if "analysis" in name or "samples" in name} <= set(made)
     assert {name: made[name] == before[name] for name in made} == dict.fromkeys(made, True)
 
@@ -348,7 +348,7 @@ def test_the_same_numbers_give_the_same_bytes_in_any_order_and_through_json(
 def test_bad_places_and_equal_names_are_refused(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(StoreError, match="choose another folder"):
-        write_files(tmp_path / "taken", analysis_files([odd_analysis()], {}))
+        write_pages(tmp_path / "taken", analysis_files([odd_analysis()], {}))
     with pytest.raises(UsageError, match="two analyses are named odd"):
         analysis_files([odd_analysis(), odd_analysis()], {})
     with pytest.raises(StoreError, match="analyze again"):
@@ -585,7 +585,7 @@ def test_nothing_is_injected_into_a_page(browser: object, written: Path) -> None
 
 def test_a_page_without_parts_opens(browser: object, tmp_path: Path) -> None:
     bare = replace(odd_analysis(), conditions=(), left_out=(), runs=0)
-    write_files(tmp_path, {**analysis_files([bare], {}), "site/plotly.min.js": plotly_script().encode()})
+    write_pages(tmp_path, analysis_files([bare], {}))
     (tmp_path / "site/index.html").touch()
     visit = Visit(browser, tmp_path / "site/odd-analysis.html", viewport=PHONE)
     assert visit.complaints == []

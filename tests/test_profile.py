@@ -23,7 +23,8 @@ from typer.testing import CliRunner, Result
 from prunebench.cli.main import app
 from prunebench.errors import DataError, PruneBenchError, UsageError
 from prunebench.models import build_model
-from prunebench.profile import implementations, network, report, run, stopwatch
+from prunebench.profile import layers as layer_bench
+from prunebench.profile import network, report, run, stopwatch
 from prunebench.profile.layers import ConvLayer, ConvShape, conv_layers
 from prunebench.profile.plots import BREAK_EVEN, roofline_plot, speed_up_plots
 from prunebench.profile.report import layers_csv, page, to_json
@@ -253,8 +254,8 @@ def tiny_layer(seed: int = 0) -> ConvLayer:
 
 
 def tiny_timings(mask: torch.Tensor, backend: str = "auto") -> dict[str, ImplementationTiming]:
-    inputs = implementations.make_inputs(tiny_layer(), mask, 2, CPU, torch.float32)
-    timings = implementations.benchmark(inputs, None, stopwatch.Stopwatch(CPU), backend=backend, repeats=1)
+    inputs = layer_bench.make_inputs(tiny_layer(), mask, 2, CPU, torch.float32)
+    timings = layer_bench.benchmark(inputs, None, stopwatch.Stopwatch(CPU), backend=backend, repeats=1)
     return {timing.name: timing for timing in timings}
 
 
@@ -287,8 +288,8 @@ def test_a_benchmark_runs_every_layout_s_kernel_in_the_interpreter() -> None:
     mask = torch.zeros(16, 16, 3, 3, dtype=torch.bool)
     mask[:5, ::4, 0, 2] = True
     entry = ConvLayer(("tiny",), square(16, 16, 3, 1, 4), weight)
-    inputs = implementations.make_inputs(entry, mask, 1, CPU, torch.float32)
-    timings = implementations.benchmark(inputs, None, stopwatch.Stopwatch(CPU), backend="triton", repeats=1)
+    inputs = layer_bench.make_inputs(entry, mask, 1, CPU, torch.float32)
+    timings = layer_bench.benchmark(inputs, None, stopwatch.Stopwatch(CPU), backend="triton", repeats=1)
     layouts = {timing.family: timing for timing in timings if timing.is_sparse and timing.name != SHRUNK}
     assert set(layouts) == {"block", "direct"}
     for timing in layouts.values():
@@ -303,9 +304,9 @@ def test_compiled_layers_and_networks_take_the_masked_weights(
     monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path))
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda call, **words: real(call, backend="eager", **words))
-    inputs = implementations.make_inputs(tiny_layer(), sparse_mask(), 2, CPU, torch.float32)
-    timings = implementations.benchmark(
-        inputs, implementations.CompiledLayers(), stopwatch.Stopwatch(CPU), backend="auto", repeats=1
+    inputs = layer_bench.make_inputs(tiny_layer(), sparse_mask(), 2, CPU, torch.float32)
+    timings = layer_bench.benchmark(
+        inputs, layer_bench.CompiledLayers(), stopwatch.Stopwatch(CPU), backend="auto", repeats=1
     )
     assert timings[1].name == COMPILED
     assert timings[1].hot_ms is not None
@@ -327,9 +328,9 @@ def test_a_compiler_that_fails_leaves_a_reason(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(torch, "compile", lambda call, **_: refuse)
-    inputs = implementations.make_inputs(tiny_layer(), sparse_mask(), 2, CPU, torch.float32)
-    timings = implementations.benchmark(
-        inputs, implementations.CompiledLayers(), stopwatch.Stopwatch(CPU), backend="auto", repeats=1
+    inputs = layer_bench.make_inputs(tiny_layer(), sparse_mask(), 2, CPU, torch.float32)
+    timings = layer_bench.benchmark(
+        inputs, layer_bench.CompiledLayers(), stopwatch.Stopwatch(CPU), backend="auto", repeats=1
     )
     assert timings[1].not_measured == "torch.compile failed: RuntimeError: no C++ compiler"
 
@@ -560,7 +561,7 @@ def test_networks_are_compared_with_the_fastest_dense_one_of_their_turns() -> No
     missing = NetworkResult(FOLDED, "block", 0.5, not_measured="out of memory")
     profile = replace(made_up_profile(), networks=(*entries, other, missing))
     profile = replace(profile, settings=profile.settings | {"compiled": True})
-    assert report.networks_table(profile).choose("speed_up", "reason").texts() == [
+    assert report.networks_table(profile).choose("speed_up", "not_measured").texts() == [
         ["0.50\u00d7", MISSING], ["baseline", MISSING], ["0.80\u00d7", MISSING], ["2.00\u00d7", MISSING],
         ["baseline", MISSING], [MISSING, "out of memory"],
     ]  # fmt: skip

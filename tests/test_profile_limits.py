@@ -25,7 +25,8 @@ from typer.testing import CliRunner, Result
 from prunebench.cli.main import app
 from prunebench.errors import UsageError
 from prunebench.models import build_model
-from prunebench.profile import implementations, network, report, run, stopwatch
+from prunebench.profile import layers as layer_bench
+from prunebench.profile import network, report, run, stopwatch
 from prunebench.profile.layers import ConvLayer, ConvShape
 from prunebench.profile.plots import BREAK_EVEN, roofline_plot, speed_up_plots
 from prunebench.profile.results import (
@@ -50,17 +51,17 @@ SHAPE = ConvShape(Geometry(16, 16, padding=(1, 1)), 4, 4)
 TINY = ("--model", "convnet-small", "--image", "8", "--batch", "2", "--repeats", "1", "--device", "cpu")
 
 
-def inputs_of(mask: Tensor) -> implementations.LayerInputs:
+def inputs_of(mask: Tensor) -> layer_bench.LayerInputs:
     weight = torch.randn(16, 16, 3, 3, generator=torch.Generator().manual_seed(0))
-    return implementations.make_inputs(ConvLayer(("tiny",), SHAPE, weight), mask, 8, CPU, torch.float32)
+    return layer_bench.make_inputs(ConvLayer(("tiny",), SHAPE, weight), mask, 8, CPU, torch.float32)
 
 
 def timings_of(
-    mask: Tensor, until: float = float("inf"), compiled: implementations.CompiledLayers | None = None
+    mask: Tensor, until: float = float("inf"), compiled: layer_bench.CompiledLayers | None = None
 ) -> list[ImplementationTiming]:
     watch = stopwatch.Stopwatch(CPU)
     return list(
-        implementations.benchmark(inputs_of(mask), compiled, watch, backend="auto", repeats=1, until=until)
+        layer_bench.benchmark(inputs_of(mask), compiled, watch, backend="auto", repeats=1, until=until)
     )
 
 
@@ -93,18 +94,18 @@ def test_a_layout_is_given_its_own_memory_order(monkeypatch: pytest.MonkeyPatch)
 def test_dead_channels_leave_a_multiple_where_the_device_wants_one(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = few().float()
     monkeypatch.setitem(sparse_network.MULTIPLES, "cpu", 1)
-    rows, columns = implementations.live_channels(weight)
+    rows, columns = layer_bench.live_channels(weight)
     assert rows.tolist() == [1, 4, 9]
     assert columns.tolist() == [2, 7]
     monkeypatch.setitem(sparse_network.MULTIPLES, "cpu", 8)
-    rows, columns = implementations.live_channels(weight)
+    rows, columns = layer_bench.live_channels(weight)
     assert rows.tolist() == [0, 1, 2, 3, 4, 5, 6, 9]
     assert columns.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     (shrunk,) = (timing for timing in timings_of(few()) if timing.name == SHRUNK)
     assert shrunk.settings == {"outputs": 8, "inputs": 8}
     assert shrunk.error is not None
     assert shrunk.error < 1e-5
-    assert implementations.fill_up(torch.tensor([True, False, False]), 8).tolist() == [True] * 3
+    assert layer_bench.fill_up(torch.tensor([True, False, False]), 8).tolist() == [True] * 3
 
 
 def test_a_layer_without_any_weight_is_measured() -> None:
@@ -114,7 +115,7 @@ def test_a_layer_without_any_weight_is_measured() -> None:
 
 
 def test_only_the_baseline_is_timed_when_the_time_box_is_full() -> None:
-    baseline, compiled, *others = timings_of(few(), until=0.0, compiled=implementations.CompiledLayers())
+    baseline, compiled, *others = timings_of(few(), until=0.0, compiled=layer_bench.CompiledLayers())
     assert baseline.hot_ms
     assert baseline.cold_ms
     assert baseline.hot_ms.calls == baseline.cold_ms.calls == 1
@@ -152,7 +153,7 @@ def test_networks_tell_the_zeros_that_they_have() -> None:
     total = sum(m.weight.numel() for m in convolutions)
     assert first.achieved == pytest.approx(0.5 * (total - convolutions[0].weight.numel()) / total)
     table = report.networks_table(replace(made_up_profile(), networks=(first,)))
-    assert table.choose("sparsity", "zeros").texts() == [["0.5", f"{first.achieved:.3f}"]]
+    assert table.choose("sparsity", "achieved").texts() == [["0.5", f"{first.achieved:.3f}"]]
 
 
 def test_a_network_with_other_outputs_is_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -320,7 +321,7 @@ def test_a_terminal_is_told_what_was_not_measured_and_why() -> None:
     ]
     shown, *_ = report.tables(profile)
     assert len(shown.rows) == len(profile.layers) - 1
-    assert "reason" not in shown.keys
+    assert "not_measured" not in shown.keys
 
 
 def test_a_folder_that_cannot_be_written_is_told_at_once(

@@ -23,6 +23,7 @@ from prunebench.analysis.values import (
     GroupChange,
     LossSplit,
     Scope,
+    defined,
 )
 from prunebench.errors import MetricError
 from prunebench.metrics.populations import bias_variance, recall_change
@@ -43,14 +44,8 @@ MeasuredConditions = Mapping[tuple[str, float | None], Sequence[MeasuredRun]]
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and 95 % t interval over seeds; no interval with a single seed, nothing where a value is undefined."""
-    interval = mean_interval(values)
-    if not math.isfinite(interval.mean):
-        return Estimate(None, None, None, len(values))
-    if not math.isfinite(interval.half_width):
-        return Estimate(interval.mean, None, None, interval.n)
-    return Estimate(
-        interval.mean, interval.mean - interval.half_width, interval.mean + interval.half_width, interval.n
-    )
+    found = mean_interval(values)
+    return Estimate.of(found.mean, found.mean - found.half_width, found.mean + found.half_width, found.n)
 
 
 def dense_runs(conditions: MeasuredConditions) -> dict[int, MeasuredRun]:
@@ -58,27 +53,30 @@ def dense_runs(conditions: MeasuredConditions) -> dict[int, MeasuredRun]:
     return {entry.run.seed: entry for runs in conditions.values() for entry in runs if entry.run.dense}
 
 
+def pruned_conditions(conditions: MeasuredConditions) -> MeasuredConditions:
+    """Those of other than dense models."""
+    return {place: runs for place, runs in conditions.items() if not runs[0].run.dense}
+
+
 def summarize_conditions(conditions: MeasuredConditions) -> list[Condition]:
     """Every method and sparsity with its measures and their changes from dense; changes over seeds that have both."""
     dense = dense_runs(conditions)
     found = []
     for (method, sparsity), runs in conditions.items():
-        keys = list(runs[0].values)
-        paired = [run for run in runs if run.run.seed in dense]
+        paired = [] if runs[0].run.dense else [run for run in runs if run.run.seed in dense]
+        changes = {
+            key: estimate([run.change_from(dense[run.run.seed], key) for run in paired])
+            for key in (runs[0].values if paired else ())
+        }
         found.append(
             Condition(
-                method=method,
-                sparsity=sparsity,
-                dense=runs[0].run.dense,
+                method,
+                sparsity,
+                runs[0].run.dense,
                 achieved=sum(run.run.achieved for run in runs) / len(runs),
                 seeds=tuple(run.run.seed for run in runs),
-                values={key: estimate([run.values[key] for run in runs]) for key in keys},
-                changes={}
-                if runs[0].run.dense or not paired
-                else {
-                    key: estimate([run.change_from(dense[run.run.seed], key) for run in paired])
-                    for key in keys
-                },
+                values={key: estimate([run.values[key] for run in runs]) for key in runs[0].values},
+                changes=changes,
                 deferred=any(run.run.deferred for run in runs),
             )
         )
@@ -109,11 +107,8 @@ def resample_conditions(
 
 
 def _by_metric(intervals: Intervals, place: int, seeds: int) -> dict[str, Estimate]:
-    columns = zip(METRICS, intervals.estimate[place], intervals.low[place], intervals.high[place])
-    return {
-        name: Estimate(defined(float(mean)), defined(float(low)), defined(float(high)), seeds)
-        for name, mean, low, high in columns
-    }
+    columns = (part[place].tolist() for part in (intervals.estimate, intervals.low, intervals.high))
+    return {name: Estimate.of(mean, low, high, seeds) for name, mean, low, high in zip(METRICS, *columns)}
 
 
 def attribute_rows(conditions: MeasuredConditions, names: Sequence[str]) -> list[AttributeRow]:
@@ -137,9 +132,7 @@ def group_changes(conditions: MeasuredConditions, outputs: Outputs) -> list[Grou
     dense = list(dense_runs(conditions).values())
     before = _group_accuracy(dense, group, len(size))
     found = []
-    for (method, sparsity), runs in conditions.items():
-        if runs[0].run.dense:
-            continue
+    for (method, sparsity), runs in pruned_conditions(conditions).items():
         after = _group_accuracy(runs, group, len(size))
         change = after - before
         p_value, corrected = _tests(dense, runs, group, len(size))
@@ -201,8 +194,8 @@ def loss_splits(conditions: MeasuredConditions, outputs: Outputs) -> list[LossSp
             continue
         probabilities = torch.stack([_probabilities(run.run.logits["test"], outputs) for run in runs])
         split = bias_variance(probabilities, label)
-        numbers = (split.loss, split.bias_squared, split.variance)
-        found.append(LossSplit(method, sparsity, runs[0].run.dense, *(defined(value) for value in numbers)))
+        numbers = map(defined, (split.loss, split.bias_squared, split.variance))
+        found.append(LossSplit(method, sparsity, runs[0].run.dense, *numbers))
     return found
 
 
@@ -289,8 +282,3 @@ def _over_seeds(points: Sequence[NDArray[np.float64]]) -> Estimate:
     if found.low is None or found.high is None:
         return found
     return Estimate(found.mean, max(found.low, -1.0), min(found.high, 1.0), found.n)
-
-
-def defined(value: float) -> float | None:
-    """The number, or None for nan."""
-    return value if math.isfinite(value) else None

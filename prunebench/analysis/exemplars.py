@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunebench.analysis.aggregate import MeasuredConditions, defined, dense_runs
+from prunebench.analysis.aggregate import MeasuredConditions, dense_runs, pruned_conditions
 from prunebench.analysis.measures import MeasuredRun, Outputs
-from prunebench.analysis.values import ExemplarRow, SusceptibleSample
+from prunebench.analysis.values import ExemplarRow, SusceptibleSample, defined
 from prunebench.errors import UsageError
 from prunebench.metrics.populations import compression_identified_exemplars
 from prunebench.metrics.predictability import margin_uncertainty
@@ -32,9 +32,7 @@ def exemplar_rows(conditions: MeasuredConditions, outputs: Outputs) -> tuple[lis
     truth = outputs.test_y.long().flatten()
     rows: list[ExemplarRow] = []
     masks: Masks = {}
-    for (method, sparsity), runs in conditions.items():
-        if runs[0].run.dense:
-            continue
+    for (method, sparsity), runs in pruned_conditions(conditions).items():
         sparse = torch.stack([run.predicted for run in runs])
         found = compression_identified_exemplars(dense, sparse)
         masks[method, sparsity] = found.modal
@@ -42,19 +40,9 @@ def exemplar_rows(conditions: MeasuredConditions, outputs: Outputs) -> tuple[lis
         if found.modal.any():
             mode = torch.nn.functional.one_hot(sparse[:, found.modal]).sum(0).argmax(1)
             right = float((mode == truth[found.modal]).double().mean())
-        rows.append(
-            ExemplarRow(
-                method=method,
-                sparsity=sparsity,
-                share=defined(found.share),
-                matched_share=defined(found.matched_share),
-                control_share=defined(found.control_share),
-                l1_distance=defined(found.matched_l1_distance),
-                control_l1_distance=defined(found.control_l1_distance),
-                right_share=defined(right),
-                population=found.population,
-            )
-        )
+        shares = found.share, found.matched_share, found.control_share
+        numbers = map(defined, (*shares, found.matched_l1_distance, found.control_l1_distance, right))
+        rows.append(ExemplarRow(method, sparsity, *numbers, population=found.population))  # type: ignore[misc, arg-type]
     return rows, masks
 
 
@@ -72,18 +60,16 @@ def susceptible_samples(conditions: MeasuredConditions, outputs: Outputs) -> lis
     columns = 1 if attributes is None else len(attributes)
     by_sample, least_sure = score.view(-1, columns).max(1)
     truth = outputs.truth
-    pruned = [
-        run
-        for runs in conditions.values()
-        for run in runs
-        if not run.run.dense and run.run.seed in dense and run.run.sparsity is not None
-    ]
+    asked = [runs for (_, sparsity), runs in pruned_conditions(conditions).items() if sparsity is not None]
+    pruned = [run for runs in asked for run in runs if run.run.seed in dense]
     label, bias = outputs.test_y.long().view(-1, columns), truth.bias["test"]
     rows = []
+
+    def said(label: int) -> str:
+        return str(label) if attributes is None else "yes" if label else "no"
+
     for index in by_sample.argsort(descending=True, stable=True)[:SHOWN_SAMPLES].tolist():
         place = index * columns + int(least_sure[index])
-        said = str if attributes is None else _yes_or_no
-
         flips = [bool(run.predicted[place] != dense[run.run.seed].predicted[place]) for run in pruned]
         before, after = (
             most_frequent([int(run.predicted[place]) for run in group]) for group in (dense.values(), pruned)
@@ -101,10 +87,6 @@ def susceptible_samples(conditions: MeasuredConditions, outputs: Outputs) -> lis
             )
         )
     return rows
-
-
-def _yes_or_no(value: int) -> str:
-    return "yes" if value else "no"
 
 
 def most_frequent(values: Sequence[int]) -> int | None:
@@ -145,9 +127,6 @@ def sample_grid(images: Tensor, captions: Sequence[str]) -> bytes:
 
 def caption(sample: SusceptibleSample) -> str:
     """What stands below a sample: its label, then what dense and pruned models say; of an attribute, yes or no."""
-    label = (
-        f"{sample.label}, {sample.bias}"
-        if sample.attribute is None
-        else f"{sample.attribute}: {sample.label}"
-    )
+    of_class = f"{sample.label}, {sample.bias}"
+    label = of_class if sample.attribute is None else f"{sample.attribute}: {sample.label}"
     return f"{label}\n{sample.dense} -> {sample.sparse}"

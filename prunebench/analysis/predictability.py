@@ -9,11 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunebench.analysis.aggregate import FEWEST_PAIRS, MeasuredConditions, defined, dense_runs, estimate
+from prunebench.analysis.aggregate import (
+    FEWEST_PAIRS,
+    MeasuredConditions,
+    dense_runs,
+    estimate,
+    pruned_conditions,
+)
 from prunebench.analysis.exemplars import Masks, output_uncertainty
 from prunebench.analysis.measures import MeasuredRun, Outputs, own_identity
-from prunebench.analysis.values import AttributePredictability, Estimate, SamplePredictability
+from prunebench.analysis.values import AttributePredictability, Estimate, SamplePredictability, defined
 from prunebench.metrics.predictability import (
+    Predictability,
     bias_risks,
     bootstrap_area,
     evaluate_predictability,
@@ -35,51 +42,35 @@ def predict_samples(
     together = torch.stack(list(unsure.values())).mean(0)
     columns = len(truth) // len(outputs.test_y)
     rows = []
-    for (method, sparsity), runs in conditions.items():
-        if runs[0].run.dense:
-            continue
-        mask = masks[method, sparsity]
-        told = evaluate_predictability(together, mask)
-        low, high = bootstrap_area(together, mask, columns=columns)
-        area = Estimate(defined(told.area_under_curve), defined(low), defined(high), told.samples)
-        rows.append(
-            SamplePredictability(
-                method,
-                sparsity,
-                "modal exemplar",
-                told.event_rate,
-                area,
-                defined(told.average_precision),
-                defined(told.recall_at_5_percent),
-            )
-        )
-        paired = [run for run in runs if run.run.seed in dense]
+    for place, runs in pruned_conditions(conditions).items():
+        told = evaluate_predictability(together, masks[place])
+        ends = bootstrap_area(together, masks[place], columns=columns)
+        area = Estimate.of(told.area_under_curve, *ends, told.samples)
+        rows.append(_sample_row(place, "modal exemplar", [told], area))
         for event in ("flip", "new error"):
             found = []
-            for run in paired:
-                before = dense[run.run.seed].predicted
-                changed = run.predicted != before
-                if event == "new error":
-                    changed = (before == truth) & (run.predicted != truth)
-                found.append(evaluate_predictability(unsure[run.run.seed], changed))
+            for run in runs:
+                if run.run.seed in dense:
+                    before = dense[run.run.seed].predicted
+                    changed = run.predicted != before
+                    if event == "new error":
+                        changed &= before == truth
+                    found.append(evaluate_predictability(unsure[run.run.seed], changed))
             if found:
-                rows.append(
-                    SamplePredictability(
-                        method,
-                        sparsity,
-                        event,
-                        _mean([entry.event_rate for entry in found]),
-                        estimate([entry.area_under_curve for entry in found]),
-                        _mean([entry.average_precision for entry in found]),
-                        _mean([entry.recall_at_5_percent for entry in found]),
-                    )
-                )
+                area = estimate([entry.area_under_curve for entry in found])
+                rows.append(_sample_row(place, event, found, area))
     return rows
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    """The mean, or None where a value is undefined."""
-    return defined(float(np.mean(values)))
+def _sample_row(
+    place: tuple[str, float | None], event: str, found: Sequence[Predictability], area: Estimate
+) -> SamplePredictability:
+    """Means over seeds, undefined where a seed's is."""
+    rate, precision, recall = (
+        defined(float(np.mean([getattr(entry, name) for entry in found])))
+        for name in ("event_rate", "average_precision", "recall_at_5_percent")
+    )
+    return SamplePredictability(*place, event, rate, area, precision, recall)
 
 
 def predict_attributes(conditions: MeasuredConditions, outputs: Outputs) -> list[AttributePredictability]:
@@ -94,9 +85,7 @@ def predict_attributes(conditions: MeasuredConditions, outputs: Outputs) -> list
         name: torch.stack([entry[name] for entry in risks]).nanmean(0) for name in (risks[0] if risks else ())
     }
     rows = []
-    for (method, sparsity), runs in conditions.items():
-        if runs[0].run.dense:
-            continue
+    for (method, sparsity), runs in pruned_conditions(conditions).items():
         changes = [
             _by_output(run.entries["bias_amplification"] - dense[run.run.seed].entries["bias_amplification"])
             for run in runs
@@ -107,8 +96,8 @@ def predict_attributes(conditions: MeasuredConditions, outputs: Outputs) -> list
         change = torch.stack(changes).nanmean(0)
         for name, criterion in criteria.items():
             found = rank_correlation(criterion, change)
-            low, high = (found.low, found.high) if found.pairs >= FEWEST_PAIRS else (math.nan, math.nan)
-            rho = Estimate(defined(found.rho), defined(low), defined(high), found.pairs)
+            ends = (found.low, found.high) if found.pairs >= FEWEST_PAIRS else (math.nan, math.nan)
+            rho = Estimate.of(found.rho, *ends, found.pairs)
             rows.append(AttributePredictability(method, sparsity, name, rho))
     return rows
 
@@ -120,22 +109,17 @@ def _by_output(entries: Tensor) -> Tensor:
 
 def _risks(run: MeasuredRun, outputs: Outputs) -> dict[str, Tensor]:
     """The dense criteria by name, `[K]`; of attributes, means over the identities where they are defined."""
-    truth = outputs.truths[run.run.seed]
-    logits = run.run.logits["test"]
-    attributes = outputs.task.attributes
-    if attributes is None:
-        identity, train_identity = (own_identity(truth, name) for name in ("test", "train"))
-        return bias_risks(
-            logits, truth.y["test"], identity, train_label=truth.y["train"], train_identity=train_identity
-        )
+    truth, attributes = outputs.truths[run.run.seed], outputs.task.attributes
+    splits = ("test", "train")
+    identities = (
+        [[own_identity(truth, name) for name in splits]]
+        if attributes is None
+        else [[truth.y[name][:, column] for name in splits] for column in attributes.identity_indices]
+    )
     found = [
         bias_risks(
-            logits,
-            truth.y["test"],
-            truth.y["test"][:, column],
-            train_label=truth.y["train"],
-            train_identity=truth.y["train"][:, column],
+            run.run.logits["test"], truth.y["test"], test, train_label=truth.y["train"], train_identity=train
         )
-        for column in attributes.identity_indices
+        for test, train in identities
     ]
     return {name: torch.stack([entry[name] for entry in found]).nanmean(0) for name in found[0]}

@@ -21,8 +21,8 @@ from prunebench.analysis.plots import (
 )
 from prunebench.analysis.values import Hypothesis, TaskAnalysis, stored_analyses
 from prunebench.errors import PruneBenchError, StoreError, UsageError
-from prunebench.leaderboard import AnalysisLink, Leaderboard, write_board
-from prunebench.leaderboard.build import extend_manifest, write_files
+from prunebench.leaderboard import AnalysisLink, Leaderboard, build_board
+from prunebench.leaderboard.build import board_files, write_pages
 from prunebench.report import format as fmt
 from prunebench.report import html, markdown
 from prunebench.report.plot import HeatMap, Plot
@@ -267,8 +267,9 @@ def _tables(entries: Sequence[PageTable], hide: str = "") -> list[str]:
     return [*parts, f"On the interactive page: {'; '.join(elsewhere)}." if elsewhere else ""]
 
 
-def _terms(entries: Iterable[tuple[str, str]]) -> str:
-    return markdown.bullets(f"**{markdown.escape(term)}.** {markdown.escape(text)}" for term, text in entries)
+def _terms(entries: Mapping[str, str]) -> str:
+    lines = (f"**{markdown.escape(term)}.** {markdown.escape(text)}" for term, text in entries.items())
+    return markdown.bullets(lines)
 
 
 def _folded(summary: str, body: str) -> str:
@@ -363,7 +364,7 @@ def _write(
     out: Path,
     standing: Standing = NOTHING,
 ) -> BuiltPages:
-    board = write_board(records, out, links_of(analyses), standing)
-    if analyses:
-        extend_manifest(out, write_files(out, analysis_files(analyses, grids, board.labels)))
+    board = build_board(records, standing)
+    files = board_files(board, links_of(analyses))
+    write_pages(out, files | (analysis_files(analyses, grids, board.labels) if analyses else {}))
     return BuiltPages(board, analyses)

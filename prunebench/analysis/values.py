@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,11 @@ WORKING_SHARE = 0.9
 Relation = Literal["at least", "at most", "above"]
 
 
+def defined(value: float) -> float | None:
+    """The number, or None for nan."""
+    return value if math.isfinite(value) else None
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A value and its 95 % interval; `n` values stand behind it. None where undefined."""
@@ -35,6 +41,11 @@ class Estimate:
     low: float | None
     high: float | None
     n: int
+
+    @classmethod
+    def of(cls, mean: float, low: float, high: float, n: int) -> Estimate:
+        """Of numbers, of which those that are nan are undefined."""
+        return cls(defined(mean), defined(low), defined(high), n)
 
     @property
     def half_width(self) -> float | None:

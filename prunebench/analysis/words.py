@@ -79,29 +79,25 @@ SUSCEPTIBLE = (
     "The test samples of which the dense models are least sure. Under each: its true label; then what the dense "
     "models say and what the pruned ones say."
 )
-HOW_TO_READ = (
-    ("Mean ± half-width", PLUS_MINUS),
-    (
-        "In brackets",
-        "Of what is not a mean over seeds, the ends of the 95 % interval; each table says over what.",
+HOW_TO_READ = {
+    "Mean ± half-width": PLUS_MINUS,
+    "In brackets": (
+        "Of what is not a mean over seeds, the ends of the 95 % interval; each table says over what."
     ),
-    ("Condition", "One method at one sparsity, over its seeds."),
-    (
-        "Changes",
-        "Pruned minus the dense model of the same seed, in percentage points where shares are compared.",
+    "Condition": "One method at one sparsity, over its seeds.",
+    "Changes": (
+        "Pruned minus the dense model of the same seed, in percentage points where shares are compared."
     ),
-    (
-        "Sparsity",
+    "Sparsity": (
         "The share of zeros asked for among the weights that may be pruned. Native: the method chose it; stars in the "
-        "plots, at the sparsity achieved.",
+        "plots, at the sparsity achieved."
     ),
-    ("Missing", "A value that is undefined, or that a missing run leaves open, is an em dash, never 0."),
-    (
-        "Verdicts",
+    "Missing": "A value that is undefined, or that a missing run leaves open, is an em dash, never 0.",
+    "Verdicts": (
         "A test supports or contradicts a hypothesis only where its whole 95 % interval does; otherwise it is "
-        "undecided. The intervals are not corrected for the number of tests.",
+        "undecided. The intervals are not corrected for the number of tests."
     ),
-)
+}
 HYPOTHESES = {
     "a": "A tenth of the weights or fewer, without loss of accuracy or more bias",
     "b": "Uncertainty and dependence rise with sparsity, and bias with them",
@@ -298,10 +294,9 @@ def rho_lines(analysis: TaskAnalysis, first: str, second: str) -> list[str]:
     ]
 
 
-def measure_terms(analysis: TaskAnalysis) -> list[tuple[str, str]]:
+def measure_terms(analysis: TaskAnalysis) -> dict[str, str]:
     """Each measure's title and what it means."""
-    known = {m.title: sentence(m.help) for m in (*analysis.measures, *analysis.attribute_measures)}
-    return list(known.items())
+    return {m.title: sentence(m.help) for m in (*analysis.measures, *analysis.attribute_measures)}
 
 
 def place_hint(row: Condition) -> str:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prunebench.errors import StoreError
-from prunebench.leaderboard import columns, words
+from prunebench.leaderboard import columns
 from prunebench.leaderboard.aggregate import build_board
 from prunebench.leaderboard.plots import group_maps, method_styles, still_title, track_grid, track_plots
 from prunebench.leaderboard.values import Leaderboard, Track
 from prunebench.report.format import listed, plural
-from prunebench.report.html import Switch, page_figures, plotly_script, reference, render, script_json, switch
+from prunebench.report.html import page_figures, plotly_script, reference, render, script_json, switch
 from prunebench.report.markdown import bullets, escape, link, markdown_table, page, picture
-from prunebench.report.plot import Plot, Style
+from prunebench.report.plot import Style
 from prunebench.report.svg import svg
 from prunebench.report.table import Table
 from prunebench.results.record import RunRecord
@@ -27,6 +27,82 @@ TEMPLATES = Path(__file__).parent / "templates"
 MANIFEST = "MANIFEST.sha256"
 PLOTLY = "site/plotly.min.js"
 ANALYSIS = "Bias under pruning"
+
+INTRODUCTION = (
+    "What pruning costs the minorities of a vision model, and what it really gains in speed. Every number "
+    "here is computed from the stored records of runs."
+)
+ACCURACY_WORDS = (
+    "Accuracy in %, mean over seeds ± half-width of its 95 % t-interval. Rank: 1 + the number of methods "
+    "that beat this one at the same sparsity (two-sided paired t-test over the shared seeds, p < 0.05, "
+    "uncorrected for the number of comparisons); = marks a rank that several methods share."
+)
+ATTRIBUTE_WORDS = (
+    "The task predicts several attributes of an image; the groups above are of its target attribute. Here are "
+    "means over all attributes, mean over seeds ± half-width of its 95 % t-interval; shares in %, bias amplification "
+    "and calibration error in percentage points."
+)
+COST_WORDS = (
+    "Means over seeds. MACs are multiply-accumulates of one image; non-zero MACs are what is left if "
+    "every zero were skipped. Latency is the median over runs of each run's median; measured speed-up is "
+    "dense / pruned latency, the mean over runs of the ratio within one run ± half-width of its 95 % "
+    "t-interval. Training is a multiple of the steps that train the dense model."
+)
+MINING_WORDS = (
+    "Methods that look for bias-conflicting training images without being told: the share of mined images "
+    "that truly conflict (precision) and of conflicting ones that were mined (recall), in %, mean over "
+    "seeds ± half-width of its 95 % t-interval."
+)
+SITE_WORDS = (
+    "Interactive figures and sortable tables: `prunebench leaderboard` writes `site/index.html`, which opens from disk "
+    "and needs no network."
+)
+SUPERVISION_WORDS = (
+    "Supervision is what a method may see of the bias labels: none, those of the validation split "
+    "(val-groups), or those of the training split too (train-groups)."
+)
+HISTORY_WORDS = "Versions that are no longer listed; their records stay in the results."
+EMPTY_WORDS = "There are no records yet. Run a suite with `prunebench run`, then write the board again."
+
+HOW_TO_READ = {
+    "Groups": (
+        "A group is all test images with one label and one bias attribute (a digit and its colour). In "
+        "training nearly all images of a label share one attribute: those groups are bias-aligned. The "
+        "few that break the rule are bias-conflicting: the minorities."
+    ),
+    "Metrics": "",
+    "Mean ± half-width": (
+        "The mean over seeds and the half-width of its 95 % Student t-interval (n - 1 degrees of "
+        "freedom). It speaks of other seeds of the same experiment, not of other data; with few seeds it "
+        "is wide, and it is not clipped to 0-100 %. One seed gives no half-width (en dash)."
+    ),
+    "Ranks and ties": (
+        "A method's rank is 1 + the number of methods that beat it at the same sparsity, in a two-sided "
+        "paired t-test over the shared seeds at p < 0.05, not corrected for the number of comparisons. "
+        "Methods that share a rank are ties, shown as 1=. A rank says what the data can separate, so a "
+        "method that varies much between seeds can hold a better rank than its mean suggests; rows are in "
+        "order of the mean. With fewer than two paired seeds there is no rank. Dense models and methods "
+        "that choose their own sparsity are not ranked."
+    ),
+    "Sparsity": (
+        "The share of zeros among the weights that may be pruned: asked for, and achieved, counted after "
+        "fine-tuning. The native block holds methods that choose their sparsity themselves."
+    ),
+    "Speed": (
+        "The non-zero MACs say what sparsity could save at best, the latencies what it did save. Sparse "
+        "inference folds BatchNorm, removes channels that pruning emptied, and takes for every convolution "
+        "the layout that was measured to be the fastest, dense among them; the dense reference is folded "
+        "and fused too. Dense kernels with zeros is the plain network, whose kernels multiply zeros like any "
+        "other number. Dense and pruned model are timed in turns within one run, on a GPU as CUDA "
+        "graphs (the GPU's work without its launching), and latencies of different machines or kinds are "
+        "never mixed."
+    ),
+    "Coverage": (
+        "Seeds 3/3 means that all three planned seeds finished. With any of them missing or failed the "
+        "row has no mean (em dash), and the reason stands below the table."
+    ),
+}
+"""Terms and what they mean; of the metrics, what the registry says."""
 
 
 @dataclass(frozen=True)
@@ -54,27 +130,27 @@ def write_board(
     Raises StoreError where `out` cannot be written.
     """
     board = build_board(records, standing)
-    files = board_files(board, analyses)
-    write_files(
-        out, {name: text.encode() for name, text in files.items()} | {PLOTLY: plotly_script().encode()}
-    )
-    write_manifest(out, files)
+    write_pages(out, board_files(board, analyses))
     return board
 
 
-def board_files(board: Leaderboard, analyses: Links = ()) -> dict[str, str]:
-    """The text of each file by its name; the site wants plotly's script beside it, too."""
+def board_files(board: Leaderboard, analyses: Links = ()) -> dict[str, bytes]:
+    """Each file by its name; the site wants plotly's script beside it, too."""
     styles = method_styles(board)
-    figures = {f"figures/{t.slug}.svg": svg(track_grid(t, styles)) for t in board.tracks if t.finished}
-    return figures | {
-        "README.md": board_markdown(board, analyses),
-        "site/index.html": page_html(board, analyses),
-    }
+    texts = {f"figures/{t.slug}.svg": svg(track_grid(t, styles)) for t in board.tracks if t.finished}
+    texts |= {"README.md": board_markdown(board, analyses), "site/index.html": page_html(board, analyses)}
+    return {name: text.encode() for name, text in texts.items()}
 
 
-def write_files(out: Path, files: Mapping[str, bytes]) -> list[Path]:
-    """Write files below a folder, by name. Raises StoreError where that cannot be."""
-    for name, content in sorted(files.items()):
+def write_pages(out: Path, files: Mapping[str, bytes]) -> None:
+    """Write files below a folder, by name, with plotly's script and MANIFEST.sha256, for `sha256sum --check`.
+
+    plotly's script is not in the manifest: it is that of the package which is installed. Raises StoreError where
+    they cannot be written.
+    """
+    digests = (f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
+    every = {**files, PLOTLY: plotly_script().encode(), MANIFEST: "".join(digests).encode()}
+    for name, content in every.items():
         path = out / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,27 +158,6 @@ def write_files(out: Path, files: Mapping[str, bytes]) -> list[Path]:
             reason = error.strerror or error
             raise StoreError(f"cannot write {path}: {reason}; choose another folder for the board") from error
         write_atomically(path, content)
-    return [out / name for name in sorted(files)]
-
-
-def write_manifest(out: Path, names: Iterable[str]) -> Path:
-    """MANIFEST.sha256: the SHA-256 of each of these files, as `sha256sum --check` reads it.
-
-    plotly's script is left out: it is that of the package which is installed.
-    """
-    digests = {
-        name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in sorted({*names} - {PLOTLY})
-    }
-    text = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
-    write_atomically(out / MANIFEST, text.encode())
-    return out / MANIFEST
-
-
-def extend_manifest(out: Path, paths: Iterable[Path]) -> None:
-    """Add files below `out` to its manifest."""
-    lines = (out / MANIFEST).read_text(encoding="utf-8").splitlines()
-    known = [line.partition("  ")[2] for line in lines]
-    write_manifest(out, [*known, *(path.relative_to(out).as_posix() for path in paths)])
 
 
 def link_of(track: Track, links: Links) -> AnalysisLink | None:
@@ -141,9 +196,9 @@ def track_lines(track: Track) -> list[str]:
     ]
 
 
-def how_to_read() -> list[tuple[str, str]]:
-    """Terms and what they mean; of the metrics, what the registry says."""
-    return [(term, text or columns.metric_words(attributes=False)) for term, text in words.HOW_TO_READ]
+def how_to_read() -> dict[str, str]:
+    """Terms and what they mean."""
+    return HOW_TO_READ | {"Metrics": columns.metric_words(attributes=False)}
 
 
 @dataclass(frozen=True)
@@ -162,12 +217,12 @@ def parts_of(track: Track) -> list[BoardPart]:
         f" Latencies: {'; '.join(machine.label for machine in track.machines)}." if track.machines else ""
     )
     attributes, mining = columns.attributes_table(track), columns.mining_table(track)
-    attribute_words = f"{words.ATTRIBUTE_WORDS} {columns.metric_words(attributes=True)}"
-    cost_words = f"{words.COST_WORDS}{machines}"
-    found = [BoardPart("Accuracy", words.ACCURACY_WORDS, columns.accuracy_table(track))]
+    attribute_words = f"{ATTRIBUTE_WORDS} {columns.metric_words(attributes=True)}"
+    cost_words = f"{COST_WORDS}{machines}"
+    found = [BoardPart("Accuracy", ACCURACY_WORDS, columns.accuracy_table(track))]
     found += [BoardPart("Attributes", attribute_words, attributes)] if attributes is not None else []
     found.append(BoardPart("Cost", cost_words, columns.cost_table(track), columns.speed_summary(track)))
-    return found + ([BoardPart("Mining", words.MINING_WORDS, mining)] if mining is not None else [])
+    return found + ([BoardPart("Mining", MINING_WORDS, mining)] if mining is not None else [])
 
 
 # Markdown
@@ -175,20 +230,20 @@ def parts_of(track: Track) -> list[BoardPart]:
 
 def board_markdown(board: Leaderboard, analyses: Links = ()) -> str:
     """The whole board. The figures are beside it, in `figures/<slug>.svg`."""
-    parts = ["# PruneBench leaderboard", words.INTRODUCTION]
+    parts = ["# PruneBench leaderboard", INTRODUCTION]
     if not board.tracks:
-        return page([*parts, words.EMPTY_WORDS])
-    parts.append(f"{facts_line(board)} {words.SITE_WORDS}")
+        return page([*parts, EMPTY_WORDS])
+    parts.append(f"{facts_line(board)} {SITE_WORDS}")
     parts.append(bullets(link(track.title, f"#{track.slug}") for track in board.tracks))
     if analyses:
         names = ", ".join(link(one.name, f"analysis/{one.slug}.md") for one in analyses)
         parts.append(f"[{ANALYSIS}](analysis/README.md): {names}.")
-    parts += ["## How to read this", bullets(f"**{term}.** {text}" for term, text in how_to_read())]
+    parts += ["## How to read this", bullets(f"**{term}.** {text}" for term, text in how_to_read().items())]
     for track in board.tracks:
         parts += _track_markdown(track, link_of(track, analyses))
-    parts += ["## Methods", words.SUPERVISION_WORDS, markdown_table(columns.methods_table(board))]
+    parts += ["## Methods", SUPERVISION_WORDS, markdown_table(columns.methods_table(board))]
     if board.history:
-        parts += ["## History", words.HISTORY_WORDS, bullets(map(escape, board.history))]
+        parts += ["## History", HISTORY_WORDS, bullets(map(escape, board.history))]
     parts += ["## Where the numbers were made", *map(markdown_table, columns.origin_tables(board))]
     return page(parts)
 
@@ -209,34 +264,24 @@ def _track_markdown(track: Track, analysis: AnalysisLink | None) -> list[str]:
 # The page
 
 
-@dataclass(frozen=True)
-class TrackView:
-    """A track as the template shows it."""
-
-    track: Track
-    lines: Sequence[str]
-    legend: Sequence[Switch]
-    plots: Sequence[Plot]
-    parts: Sequence[BoardPart]
-    tags: Sequence[str]
-    groups: dict[str, Any]
-    analysis: AnalysisLink | None
-
-
 def page_html(board: Leaderboard, analyses: Links = ()) -> str:
     """`index.html` of the board; it wants `plotly.min.js`, and the pages of analyses, in its own folder."""
     styles = method_styles(board)
     views = [_view(track, styles, link_of(track, analyses)) for track in board.tracks]
-    data = {view.track.slug: {"figures": page_figures(view.plots), "heat": view.groups} for view in views}
+    data = {
+        view["track"].slug: {"figures": page_figures(view["plots"]), "heat": view["groups"]} for view in views
+    }
     return render(
         "index.html.j2",
         TEMPLATES,
-        words=words,
-        reading=how_to_read(),
-        facts=facts_line(board) if views else words.EMPTY_WORDS,
+        introduction=INTRODUCTION,
+        supervision=SUPERVISION_WORDS,
+        reading=how_to_read().items(),
+        facts=facts_line(board) if views else EMPTY_WORDS,
         views=views,
         methods=columns.methods_table(board),
         history=board.history,
+        history_words=HISTORY_WORDS,
         origins=columns.origin_tables(board),
         dense=reference("dense"),
         data=script_json(data) if views else None,
@@ -245,20 +290,18 @@ def page_html(board: Leaderboard, analyses: Links = ()) -> str:
     )
 
 
-def _view(track: Track, styles: Mapping[str, Style], analysis: AnalysisLink | None) -> TrackView:
+def _view(track: Track, styles: Mapping[str, Style], analysis: AnalysisLink | None) -> dict[str, Any]:
+    """A track as the template shows it."""
     lines_of = {row.method for row in track.pruned}
     names = sorted({row.method for row in track.rows if not row.dense})
-    return TrackView(
-        track,
-        track_lines(track),
-        [switch(name, styles[name], line=name in lines_of) for name in names],
-        track_plots(track, styles),
-        parts_of(track),
-        list(
-            dict.fromkeys(
-                row.tag for row in (*sorted(track.pruned, key=lambda r: r.sparsity or 0), *track.native)
-            )
-        ),
-        group_maps(track),
-        analysis,
-    )
+    asked = sorted(track.pruned, key=lambda row: row.sparsity or 0)
+    return {
+        "track": track,
+        "lines": track_lines(track),
+        "legend": [switch(name, styles[name], line=name in lines_of) for name in names],
+        "plots": track_plots(track, styles),
+        "parts": parts_of(track),
+        "tags": list(dict.fromkeys(row.tag for row in (*asked, *track.native))),
+        "groups": group_maps(track),
+        "analysis": analysis,
+    }

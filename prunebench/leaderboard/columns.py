@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from prunebench.leaderboard import words
 from prunebench.leaderboard.aggregate import RANKED
 from prunebench.leaderboard.values import Leaderboard, MeasuredSpeed, MethodRow, RowCost, Track
 from prunebench.metrics.registry import Metric, metrics
@@ -27,6 +26,10 @@ from prunebench.stats.intervals import Interval
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+VERIFIED_HELP = (
+    "Of submitted rows: consistent, re-evaluated (zeros counted and logits computed here from the stored weights), "
+    "re-trained (some runs, drawn by a public seed, trained here), or unverified weights (predictions alone)"
+)
 NATIVE = "Native sparsity: chosen by the method"
 TERMINAL = (
     "sparsity", "method", "unbiased", "conflicting", "worst_group", "bias_gap",
@@ -177,9 +180,7 @@ SEEDS = Column(
     "seeds", "Seeds", "Finished / planned", value=of_row(lambda row: row),
     format=lambda row: f"{len(row.seeds)}/{len(row.planned)}", order=lambda row: float(len(row.seeds)),
 )  # fmt: skip
-VERIFIED = text_column(
-    "verified", "Verified", words.VERIFIED_HELP, value=of_row(lambda row: row.verified or None)
-)
+VERIFIED = text_column("verified", "Verified", VERIFIED_HELP, value=of_row(lambda row: row.verified or None))
 
 
 def board_table(track: Track, *, by_setup: bool = False) -> Table[BoardLine]:

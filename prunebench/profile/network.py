@@ -14,8 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunebench.profile.implementations import Call, checked_call, compiled_call, label, one_line
-from prunebench.profile.layers import make_mask, short_name
+from prunebench.profile.layers import (
+    Call,
+    checked_call,
+    compiled_call,
+    label,
+    make_mask,
+    one_line,
+    short_name,
+)
 from prunebench.profile.results import (
     AUTO,
     COMPILED_NETWORK,

@@ -7,8 +7,8 @@ import csv
 import dataclasses
 import io
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from prunebench.report import format as fmt
 from prunebench.report.plot import Plot, PlotGrid
 from prunebench.report.svg import alone, key_svg, legend_of, svg
 from prunebench.report.table import Column, Table, simple_table, text_column
+from prunebench.results.record import without_nan
 from prunebench.results.store import write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -80,45 +81,43 @@ def milliseconds(latency: LatencyPercentiles) -> str:
 
 HOT_MS = "milliseconds with a hot cache: median [20th, 80th percentile]"
 ZEROS = Column[Any](
-    "zeros", "Zeros", "share of zeros that the masks have", value=lambda row: row.achieved,
-    format=lambda value: fmt.number(value, 3),
-)  # fmt: skip
+    "achieved", "Zeros", "share of zeros that the masks have", format=lambda value: fmt.number(value, 3)
+)
 ASKED = Column[Any](
-    "sparsity", "Sparsity", "sparsity asked for", value=lambda row: row,
-    format=lambda row: fmt.sparsity(row.sparsity), order=lambda row: row.sparsity,
+    "sparsity", "Sparsity", "sparsity asked for", lambda row: row, lambda row: fmt.sparsity(row.sparsity),
+    attrgetter("sparsity"),
 )  # fmt: skip
-PATTERN = text_column("pattern", "Pattern", value=attrgetter("pattern"))
-REASON = text_column("reason", "Not measured because", value=lambda row: row.not_measured, short="Reason")
+PATTERN = text_column("pattern", "Pattern")
+REASON = text_column("not_measured", "Not measured because", short="Reason")
+figure = partial(Column[Any], format=fmt.significant)
+speed = partial(Column[Any], format=fmt.times)
+latency = partial(Column[Any], format=milliseconds, order=attrgetter("p50"))
 
 
 def layers_table(profile: Profile) -> Table[LayerResult]:
     """One row a layer, pattern and sparsity. Speed-ups are over eager torch."""
+
+    def roof(field: str) -> Callable[[LayerResult], Any]:
+        return lambda row: row.roof and getattr(row.roof, field)
+
     columns = (
         text_column("layer", "Layer", value=_layer_name, lead=True),
-        text_column("shape", "Shape", "kernel, channels, stride, input size", value=lambda row: row.shape),
+        text_column("shape", "Shape", "kernel, channels, stride, input size"),
         PATTERN,
         ASKED,
         ZEROS,
-        Column[LayerResult]("dense", "torch ms", HOT_MS, value=lambda row: row.latency(EAGER), format=milliseconds,
-                            order=attrgetter("p50")),
-        Column[LayerResult]("compiled", f"{COMPILED} ms", "median", short="compiled",
-                            value=lambda row: _median(row.timing(COMPILED)), format=fmt.significant),
-        text_column("layout", "Fastest sparse", "sparse layout with the least median, hot cache",
-                    value=_fastest_name),
-        Column[LayerResult]("sparse", "ms", "its median, hot cache", value=lambda row: _median(row.fastest()),
-                            format=fmt.significant),
-        Column[LayerResult]("hot", "Hot", "speed-up over torch, hot cache", value=lambda row: row.best_speed_up(),
-                            format=fmt.times),
-        Column[LayerResult]("cold", "Cold", "speed-up over torch of the fastest layout, cold cache",
-                            value=lambda row: row.best_speed_up("cold"), format=fmt.times),
-        text_column("auto", "auto takes", "what automatic layout selection takes in the whole network",
-                    value=lambda row: row.auto),
-        Column[LayerResult]("roof", "Roof ms", "bound of the dense layer beneath the roofline",
-                            value=lambda row: row.roof and row.roof.dense_ms, format=fmt.significant),
-        Column[LayerResult]("blocks", "Ceiling, blocks", "largest speed-up by skipping zero blocks", short="blocks",
-                            value=lambda row: row.roof and row.roof.block_ceiling, format=fmt.times),
-        Column[LayerResult]("free", "Ceiling, zeros", "largest speed-up if every zero is free", short="zeros",
-                            value=lambda row: row.roof and row.roof.free_ceiling, format=fmt.times),
+        latency("dense", "torch ms", HOT_MS, lambda row: row.latency(EAGER)),
+        figure("compiled", f"{COMPILED} ms", "median", lambda row: _median(row.timing(COMPILED)), short="compiled"),
+        text_column("layout", "Fastest sparse", "sparse layout with the least median, hot cache", value=_fastest_name),
+        figure("sparse", "ms", "its median, hot cache", lambda row: _median(row.fastest())),
+        speed("hot", "Hot", "speed-up over torch, hot cache", LayerResult.best_speed_up),
+        speed("cold", "Cold", "speed-up over torch of the fastest layout, cold cache",
+              lambda row: row.best_speed_up("cold")),
+        text_column("auto", "auto takes", "what automatic layout selection takes in the whole network"),
+        figure("roof", "Roof ms", "bound of the dense layer beneath the roofline", roof("dense_ms")),
+        speed("blocks", "Ceiling, blocks", "largest speed-up by skipping zero blocks", roof("block_ceiling"),
+              short="blocks"),
+        speed("free", "Ceiling, zeros", "largest speed-up if every zero is free", roof("free_ceiling"), short="zeros"),
         REASON,
     )  # fmt: skip
     title = "Layers: convolution + bias + ReLU; speed-up of the fastest sparse layout over torch"
@@ -149,20 +148,17 @@ def networks_table(profile: Profile) -> Table[NetworkResult]:
         return None if factor is None else fmt.times(factor)
 
     columns = (
-        text_column("network", "Network", value=lambda row: row.name, lead=True),
+        text_column("name", "Network", lead=True),
         PATTERN,
         ASKED,
         ZEROS,
-        Column[NetworkResult]("latency", "ms", HOT_MS, value=lambda row: row.latency_ms, format=milliseconds,
-                              order=attrgetter("p50")),
-        Column[NetworkResult]("speed_up", "Speed-up", "over the fastest dense network", value=speed_up),
-        Column[NetworkResult]("weights", "Weights MB", "with indices, 10^6 bytes", short="MB",
-                              value=lambda row: row.weights_mb, format=fmt.significant),
-        Column[NetworkResult]("activations", "Peak activations MB", "with workspaces, 10^6 bytes", short="Peak",
-                              value=lambda row: row.peak_activations_mb, format=fmt.significant),
+        latency("latency_ms", "ms", HOT_MS),
+        Column("speed_up", "Speed-up", "over the fastest dense network", speed_up),
+        figure("weights_mb", "Weights MB", "with indices, 10^6 bytes", short="MB"),
+        figure("peak_activations_mb", "Peak activations MB", "with workspaces, 10^6 bytes", short="Peak"),
         text_column("layouts", "Layouts", "how many layers took each layout", value=layout_counts),
         REASON,
-    )  # fmt: skip
+    )
     compiled = profile.settings.get("compiled")
     rows = [network for network in profile.networks if compiled or network.name != COMPILED_NETWORK]
     title = "Whole network; speed-up over the fastest dense one timed in the same turns"
@@ -208,7 +204,14 @@ def tables(profile: Profile) -> list[Table[Any]]:
             "layer", "pattern", "sparsity", "dense", "compiled", "layout", "hot", "cold", "auto"
         ),
         networks_table(profile).choose(
-            "network", "pattern", "sparsity", "latency", "speed_up", "weights", "activations", "layouts"
+            "name",
+            "pattern",
+            "sparsity",
+            "latency_ms",
+            "speed_up",
+            "weights_mb",
+            "peak_activations_mb",
+            "layouts",
         ),
         break_even_table(profile),
     )
@@ -338,17 +341,7 @@ def _panels(grid: PlotGrid | None) -> tuple[list[tuple[str, str]], list[str]]:
 
 def to_json(profile: Profile) -> str:
     """Sorted keys; None and nan as null."""
-    return json.dumps(_plain(dataclasses.asdict(profile)), sort_keys=True, indent=1, default=str) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return json.dumps(without_nan(dataclasses.asdict(profile)), sort_keys=True, indent=1, default=str) + "\n"
 
 
 def layers_csv(profile: Profile) -> str:

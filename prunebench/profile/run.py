@@ -21,8 +21,15 @@ from torch import Tensor, nn
 from prunebench.errors import DataError, StoreError, UsageError, unknown
 from prunebench.models import build_model
 from prunebench.profile import results
-from prunebench.profile.implementations import CompiledLayers, benchmark, make_inputs, one_line
-from prunebench.profile.layers import ConvLayer, conv_layers, make_mask
+from prunebench.profile.layers import (
+    CompiledLayers,
+    ConvLayer,
+    benchmark,
+    conv_layers,
+    make_inputs,
+    make_mask,
+    one_line,
+)
 from prunebench.profile.network import LayoutChoice, NetworkBenchmark
 from prunebench.profile.report import PAGE, reasons, summary, tables, write_profile
 from prunebench.profile.results import (
