@@ -185,6 +185,23 @@ def test_nothing_is_pushed_over_http(made: Path) -> None:
         list(push(made / "store", "http://127.0.0.1:9/x"))
 
 
+def test_whatever_a_protocol_raises_is_told(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no credentials")
+
+    with pytest.raises(StoreError, match="x: cannot be opened"):
+        open_remote("ftp://127.0.0.1:1/x")
+    assert all(entry.moved for entry in push(made / "store", "memory://there"))
+    monkeypatch.setattr(MemoryFileSystem, "_open", refuse)
+    with pytest.raises(StoreError, match="memory://there: cannot be read: RuntimeError: no credentials"):
+        list(pull(made / "store", "memory://there"))
+    monkeypatch.setattr(MemoryFileSystem, "info", refuse)
+    with pytest.raises(StoreError, match="cannot be read: RuntimeError: no credentials"):
+        list(push(made / "store", "memory://there"))
+
+
 def test_a_scheme_without_its_package_is_named() -> None:
     with pytest.raises(UsageError, match="nosuch"):
         open_remote("nosuch://bucket/folder")

@@ -27,7 +27,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from prunebench.errors import StoreError, UsageError
+from prunebench.errors import PruneBenchError, StoreError, UsageError
 from prunebench.results.objects import (
     DIGEST,
     cache,
@@ -132,27 +132,44 @@ class FolderRemote:
             self._files, root = fsspec.core.url_to_fs(address)
         except (ImportError, ValueError) as error:
             raise UsageError(f"{address}: {error} (`pip install prunebench[s3]`, or `[hf]`)") from error
+        except Exception as error:  # whatever a protocol's package raises
+            raise StoreError(f"{address}: cannot be opened: {error}") from error
         self._root = root.rstrip("/")
         self._local = "file" in _protocols(self._files)
 
     def open(self, name: str, offset: int = 0) -> tuple[IO[bytes], int]:
-        stream = self._files.open(f"{self._root}/{name}", "rb")
-        stream.seek(offset)
-        return stream, offset
+        with _told_as_oserror():
+            stream = self._files.open(f"{self._root}/{name}", "rb")
+            stream.seek(offset)
+            return stream, offset
 
     def size(self, name: str) -> int | None:
         try:
-            return int(self._files.info(f"{self._root}/{name}")["size"])
+            with _told_as_oserror():
+                return int(self._files.info(f"{self._root}/{name}")["size"])
         except FileNotFoundError:
             return None
 
     def write(self, name: str, path: Path) -> None:
         target = f"{self._root}/{name}"
-        self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
+        with _told_as_oserror():
+            self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
         if not self._local:
-            self._files.put_file(str(path), target)
+            with _told_as_oserror():
+                self._files.put_file(str(path), target)
             return
         write_atomically(Path(target), path.read_bytes())
+
+
+@contextlib.contextmanager
+def _told_as_oserror() -> Iterator[None]:
+    """Turn what a protocol's package raises, such as for missing credentials, into the system's kind of error."""
+    try:
+        yield
+    except (OSError, PruneBenchError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _protocols(files: Any) -> Sequence[str]:
@@ -229,8 +246,11 @@ def push(
     manifest is written last and keeps what others have pushed. Raises StoreError where it cannot be read or written.
     """
     store, remote = open_results(results), open_remote(address)
-    remote.size(MANIFEST)
-    manifest = read_manifest(remote) if remote.size(MANIFEST) is not None else {}
+    try:
+        known = remote.size(MANIFEST) is not None
+    except OSError as error:
+        raise StoreError(f"{address}: cannot be read: {error}") from error
+    manifest = read_manifest(remote) if known else {}
     chosen = [
         (record, kind)
         for record in _finished(store, tasks, methods)
