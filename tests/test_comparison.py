@@ -319,7 +319,7 @@ def test_runs_without_logits_are_compared_by_seed(runs: Runs) -> None:
     found = runs.compare("dense", "magnitude")
     assert (found.pooled, found.by_pair) == ((), ())
     assert [test.p_value for test in found.by_seed[:2]] == [0.25, 0.25]
-    assert "By sample: no pair of runs has its logits and labels at hand." in conclude(found).untold
+    assert "By sample: no pair of runs has its logits and labels at hand." in conclude(found).undecided
 
 
 def test_without_the_data_runs_are_compared_by_seed(runs: Runs) -> None:
@@ -483,39 +483,39 @@ def seeds_of(make_record: MakeRecord, values: Sequence[tuple[float, float]]) -> 
 
 def test_few_seeds_cannot_tell(make_record: MakeRecord) -> None:
     said = conclude(seeds_of(make_record, [(0.5, 0.9), (0.5, 0.91), (0.5, 0.92)]))
-    assert said.real == ()
-    assert "of 3 seeds a sign-flip test gives p = 0.25 at the least" in said.untold[0]
-    assert "6 seeds could tell" in said.untold[0]
-    assert "The 95 % t interval of average accuracy leaves out 0" in said.untold[0]
+    assert said.significant == ()
+    assert "of 3 seeds a sign-flip test gives p = 0.25 at the least" in said.undecided[0]
+    assert "6 seeds could tell" in said.undecided[0]
+    assert "The 95 % t interval of average accuracy leaves out 0" in said.undecided[0]
     said = conclude(seeds_of(make_record, [(0.5, 0.9)]))
-    assert "one pair of runs says nothing of other seeds" in said.untold[0]
+    assert "one pair of runs says nothing of other seeds" in said.undecided[0]
 
 
 def test_enough_seeds_can_tell(make_record: MakeRecord) -> None:
     said = conclude(seeds_of(make_record, [(0.5, 0.6 + n / 100) for n in range(6)]))
-    assert said.real == (
+    assert said.significant == (
         "By seed, average accuracy: two is 12.5 points higher than one (corrected p = 0.031).",
     )
     said = conclude(seeds_of(make_record, [(0.5, 0.5 + n / 100) for n in range(-3, 4)]))
-    assert said.real == ()
-    assert said.not_shown == ("By seed: average accuracy.",)
+    assert said.significant == ()
+    assert said.not_significant == ("By seed: average accuracy.",)
 
 
 def test_verdicts_by_sample(runs: Runs) -> None:
     said = conclude(runs.compare("dense", "magnitude"))
     assert any(
         line.startswith("By sample, all samples: magnitude 0.9 is 21.7 points lower than dense (corrected p")
-        for line in said.real
+        for line in said.significant
     )
-    assert any(line.startswith("By seed, bias-conflicting accuracy: undefined") for line in said.untold)
+    assert any(line.startswith("By seed, bias-conflicting accuracy: undefined") for line in said.undecided)
     runs.write("snip", 0, torch.arange(120) < 106)
     said = conclude(runs.compare("dense", "snip"))
-    assert said.real == ()
-    assert "By sample, all samples: the two differ on 4 of 120 only." in said.untold
+    assert said.significant == ()
+    assert "By sample, all samples: the two differ on 4 of 120 only." in said.undecided
     runs.write("random", 0, torch.arange(120) < 110)
     assert (
         "By sample, all samples: both are right on the same of all 120."
-        in conclude(runs.compare("dense", "random")).not_shown
+        in conclude(runs.compare("dense", "random")).not_significant
     )
 
 
@@ -527,7 +527,7 @@ def test_differences_that_cancel_out_over_the_pairs_are_no_agreement(runs: Runs)
     found = runs.compare("snip", "random")
     every = scope(found.pooled, "all samples")
     assert (every.first_only, every.second_only, every.differing) == (120, 120, 0)
-    said = conclude(found).not_shown
+    said = conclude(found).not_significant
     assert "By sample, all samples: on each of 120, as many runs of one as of the other are right." in said
 
 

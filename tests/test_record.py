@@ -157,7 +157,7 @@ def forget_params(record: dict[str, Any]) -> None:
             changed(schema_version=5),
             "written with record schema 5; this PruneBench reads up to 4: upgrade it",
         ),
-        (changed(schema_version=-1), "record schema -1 is no longer readable; run the cell again"),
+        (changed(schema_version=-1), "record schema -1 is no longer readable; run it again"),
         (changed(schema_version="1"), "not a PruneBench record"),
         (changed(accuracy=0.5), "invalid record: accuracy: Unexpected keyword argument"),
         (changed(status=3), "invalid record: status"),

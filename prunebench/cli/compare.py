@@ -12,14 +12,14 @@ from rich.progress import track
 from rich.table import Table
 
 from prunebench.cli.console import console, errors
-from prunebench.comparison.conclusions import WIDE, conclude, is_real, p_text
+from prunebench.comparison.conclusions import WIDE, conclude, is_significant, p_text
 from prunebench.comparison.pairing import choose_pairs
 from prunebench.comparison.tests import Comparison, SampleTest, SeedTest, compare_pairs
 from prunebench.results.store import open_results
 from prunebench.runner.rescore import Rescored, rescore_results
 
 FEW_GROUPS = 10
-"""At most so many groups are all shown; of more, so many with a real difference, the surest first."""
+"""At most so many groups are all shown; of more, so many with a significant difference, the lowest p first."""
 
 
 def score_with_progress(results: Path, data_root: Path | None, *, dry_run: bool) -> int:
@@ -100,7 +100,7 @@ def print_comparison(asked: Asked) -> None:
     console.print(_seed_table(found.by_seed, len(found.pairs)))
     _print_samples(found.pooled, "By sample: McNemar's exact test, all pairs of runs together")
     _print_samples(found.by_pair, "By sample, each pair of runs")
-    _print_verdicts(found)
+    _print_conclusions(found)
 
 
 def _seed_table(tests: Sequence[SeedTest], pairs: int) -> Table:
@@ -129,7 +129,7 @@ def _print_samples(tests: Sequence[SampleTest], title: str) -> None:
     )
     groups = [test for test in tests if test.scope not in WIDE]
     if len({test.scope for test in groups}) > FEW_GROUPS:
-        groups = sorted(filter(is_real, groups), key=lambda test: test.p_value)[:FEW_GROUPS]
+        groups = sorted(filter(is_significant, groups), key=lambda test: test.p_value)[:FEW_GROUPS]
     shown = [*(test for test in tests if test.scope in WIDE), *groups]
     for test in shown:
         shares = f"{test.first_right:.1%}", f"{test.second_right:.1%}"
@@ -141,12 +141,12 @@ def _print_samples(tests: Sequence[SampleTest], title: str) -> None:
     console.print(f"{line}; {hidden} of them, of groups, are not shown" if hidden else line, soft_wrap=True)
 
 
-def _print_verdicts(found: Comparison) -> None:
+def _print_conclusions(found: Comparison) -> None:
     said = conclude(found)
     for heading, lines, none in (
-        ("Real (corrected p < 0.05):", said.real, "nothing"),
-        ("Not shown to differ:", said.not_shown, ""),
-        ("Cannot be told from these runs:", said.untold, ""),
+        ("Significant (corrected p < 0.05):", said.significant, "nothing"),
+        ("Not significant:", said.not_significant, ""),
+        ("Undecided by these runs:", said.undecided, ""),
         ("Notes:", found.notes, ""),
     ):
         if lines or none:

@@ -85,7 +85,7 @@ def run(  # noqa: PLR0913
     plan = make_plan(
         chosen, out=out, data_root=data_root, device=device, keep_models=keep_models, dense=dense
     )
-    print_plan(plan, every_cell=dry_run)
+    print_plan(plan, every_run=dry_run)
     if not dry_run:
         raise typer.Exit(run_with_progress(plan, workers))
 
@@ -294,7 +294,7 @@ def doctor(
 
 
 def main() -> None:
-    """Entry point: 0 done, 1 some cell failed, 2 usage error, 130 interrupted."""
+    """Entry point: 0 done, 1 some run failed, 2 usage error, 130 interrupted."""
     from prunebench.errors import PruneBenchError, UsageError
 
     try:

@@ -27,13 +27,13 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 
 
-def print_plan(plan: SuitePlan, *, every_cell: bool = False) -> None:
+def print_plan(plan: SuitePlan, *, every_run: bool = False) -> None:
     """What will run, on which data, and what is already there."""
     for entry in plan.damaged:
         errors.print(f"damaged record: {entry.reason}", style="yellow", soft_wrap=True)
     for name in plan.suite.tasks:
-        print_groups(name, plan.context.data_root, plan.suite.seeds[0], every_attribute=every_cell)
-    if every_cell:
+        print_groups(name, plan.context.data_root, plan.suite.seeds[0], every_attribute=every_run)
+    if every_run:
         todo = {run.spec.run_id for run in plan.todo}
         table = run_table("task", "method", "sparsity", "seed", "state", title="Plan")
         for run in plan.runs:

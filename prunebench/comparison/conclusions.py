@@ -16,15 +16,15 @@ WIDE = ("all samples", "bias-aligned", "bias-conflicting")
 
 
 @dataclass(frozen=True)
-class Verdicts:
-    """Sentences: `real` (corrected p < 0.05), `not_shown`, and `untold`, which these runs cannot decide."""
+class Conclusions:
+    """Sentences: `significant` (corrected p < 0.05) or not, and `undecided`: what these runs cannot tell."""
 
-    real: tuple[str, ...]
-    not_shown: tuple[str, ...]
-    untold: tuple[str, ...]
+    significant: tuple[str, ...]
+    not_significant: tuple[str, ...]
+    undecided: tuple[str, ...]
 
 
-def is_real(test: SeedTest | SampleTest) -> bool:
+def is_significant(test: SeedTest | SampleTest) -> bool:
     """Whether the corrected p is below 0.05."""
     return test.corrected_p < SIGNIFICANCE
 
@@ -41,10 +41,10 @@ def _equals(test: SeedTest | SampleTest) -> str:
     return text if text.startswith("below") else f"= {text}"
 
 
-def conclude(found: Comparison) -> Verdicts:
-    """The verdicts of both tables."""
+def conclude(found: Comparison) -> Conclusions:
+    """The conclusions of both tables."""
     parts = [_by_seed(found), _by_sample(found), _by_group(found)]
-    return Verdicts(*(tuple(itertools.chain.from_iterable(lines)) for lines in zip(*parts)))
+    return Conclusions(*(tuple(itertools.chain.from_iterable(lines)) for lines in zip(*parts)))
 
 
 Lines = tuple[list[str], list[str], list[str]]
@@ -52,27 +52,31 @@ Lines = tuple[list[str], list[str], list[str]]
 
 def _by_seed(found: Comparison) -> Lines:
     defined = [test for test in found.by_seed if not math.isnan(test.p_value)]
-    untold = [
+    undecided = [
         f"By seed, {test.metric.in_words}: undefined in one of the runs."
         for test in found.by_seed
         if math.isnan(test.p_value)
     ]
     seeds, tests = len(found.pairs), len(defined)
     if not defined:
-        return [], [], untold
+        return [], [], undecided
     if seeds == 1:
-        return [], [], [*untold, "By seed: one pair of runs says nothing of other seeds; run more of them."]
+        return (
+            [],
+            [],
+            [*undecided, "By seed: one pair of runs says nothing of other seeds; run more of them."],
+        )
     least = least_sign_flip_p_value(seeds)
     if tests * least >= SIGNIFICANCE:
-        return [], [], [*untold, _too_few_seeds(defined, seeds)]
-    real = [
+        return [], [], [*undecided, _too_few_seeds(defined, seeds)]
+    significant = [
         f"By seed, {test.metric.in_words}: {found.second} is {_metric_apart(test)} than {found.first} "
         f"(corrected p {_equals(test)})."
         for test in defined
-        if is_real(test)
+        if is_significant(test)
     ]
-    rest = [test.metric.in_words for test in defined if not is_real(test)]
-    return real, [f"By seed: {', '.join(rest)}."] if rest else [], untold
+    rest = [test.metric.in_words for test in defined if not is_significant(test)]
+    return significant, [f"By seed: {', '.join(rest)}."] if rest else [], undecided
 
 
 def _too_few_seeds(tests: Sequence[SeedTest], seeds: int) -> str:
@@ -106,31 +110,33 @@ def _metric_apart(test: SeedTest) -> str:
 
 
 def _by_sample(found: Comparison) -> Lines:
-    real, not_shown, untold = [], [], []
+    significant, not_significant, undecided = [], [], []
     for test in found.pooled:
         if test.scope not in WIDE:
             continue
-        if is_real(test):
+        if is_significant(test):
             apart = _apart(test.second_right - test.first_right)
-            real.append(
+            significant.append(
                 f"By sample, {test.scope}: {found.second} is {apart} than {found.first} "
                 f"(corrected p {_equals(test)})."
             )
         elif test.first_only == test.second_only == 0:
-            not_shown.append(f"By sample, {test.scope}: both are right on the same of all {test.samples}.")
+            not_significant.append(
+                f"By sample, {test.scope}: both are right on the same of all {test.samples}."
+            )
         elif test.differing == 0:
-            not_shown.append(
+            not_significant.append(
                 f"By sample, {test.scope}: on each of {test.samples}, as many runs of one as of the other are right."
             )
         elif _too_few_differ(test):
-            untold.append(
+            undecided.append(
                 f"By sample, {test.scope}: the two differ on {test.differing} of {test.samples} only."
             )
         else:
-            not_shown.append(f"By sample, {test.scope} (corrected p {_equals(test)}).")
+            not_significant.append(f"By sample, {test.scope} (corrected p {_equals(test)}).")
     if not found.pooled:
-        untold.append("By sample: no pair of runs has its logits and labels at hand.")
-    return real, not_shown, untold
+        undecided.append("By sample: no pair of runs has its logits and labels at hand.")
+    return significant, not_significant, undecided
 
 
 def _too_few_differ(test: SampleTest) -> bool:
@@ -144,7 +150,9 @@ def _by_group(found: Comparison) -> Lines:
     lines: Lines = ([], [], [])
     for higher in (True, False):
         chosen = [
-            test for test in groups if is_real(test) and (test.second_right > test.first_right) == higher
+            test
+            for test in groups
+            if is_significant(test) and (test.second_right > test.first_right) == higher
         ]
         if chosen:
             most = sorted(chosen, key=lambda test: -abs(test.second_right - test.first_right))[:NAMED]
@@ -154,7 +162,7 @@ def _by_group(found: Comparison) -> Lines:
             lines[0].append(
                 f"By sample, {len(chosen)} of {len(groups)} groups: {found.second} is {way} than {found.first}: {told}."
             )
-    rest = [test for test in groups if not is_real(test)]
+    rest = [test for test in groups if not is_significant(test)]
     few = sum(map(_too_few_differ, rest))
     if len(rest) > few:
         lines[1].append(f"By sample, {len(rest) - few} of {len(groups)} groups.")

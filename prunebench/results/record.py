@@ -184,7 +184,7 @@ def from_values(values: Any, source: str) -> RunRecord:
         )
     for step in range(version, SCHEMA_VERSION):
         if step not in MIGRATIONS:
-            raise StoreError(f"{source}: record schema {version} is no longer readable; run the cell again")
+            raise StoreError(f"{source}: record schema {version} is no longer readable; run it again")
         values = MIGRATIONS[step](values)
     try:
         record = _adapter().validate_json(json.dumps(values), strict=True)

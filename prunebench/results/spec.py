@@ -101,7 +101,7 @@ class View:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One cell: task x model x method x sparsity x seed, with everything that decides its numbers.
+    """One run: task x model x method x sparsity x seed, with everything that decides its numbers.
 
     `sparsity` is the share of zeros asked for, in [0, 1), or None where the method chooses it itself.
     """

@@ -16,7 +16,6 @@ from prunebench.metrics.registry import metric_or_plain
 from prunebench.results.record import CostReport, Mining, Percentiles, RunRecord, SparsityReport
 
 KEY = re.compile(r"[A-Za-z0-9_.:+-]{1,64}")
-HEX = re.compile(r"[0-9a-f]{6,64}")
 UTC = re.compile(r"20\d\d-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-6]\dZ")
 LONGEST = {"task": 300, "model": 100, "data_fingerprint": 100, "method_version": 100}
 LONGEST_VALUE = 300

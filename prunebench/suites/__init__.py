@@ -1,4 +1,4 @@
-"""A suite: which tasks, methods, sparsities and seeds, in TOML, and its expansion to cells."""
+"""A suite: which tasks, methods, sparsities and seeds, in TOML, and its expansion to runs."""
 
 from __future__ import annotations
 
