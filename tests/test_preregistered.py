@@ -158,9 +158,9 @@ def test_where_association_cannot_be_tested() -> None:
     holes = first.copy()
     holes[:3, 1] = math.nan
     for one, words in (
-        (first[:4], "4 methods, 5 needed"),
-        (holes, "4 methods, 5 needed"),
-        (first[:, :0], "needed"),
+        (first[:4], "4 methods with all"),
+        (holes, "4 methods with all"),
+        (first[:, :0], "0 methods"),
         (0 * first, "the same for all"),
     ):
         card = association_card(one, one, "methods", RULES)

@@ -245,9 +245,9 @@ def _arm_problem(
     """Why a method cannot be tested, if it cannot."""
     accuracy = next(iter(margins))
     for pair in pairs:
-        for name, values in ((pair.method, pair.values), (pair.reference, pair.reference_values)):
+        for name, values in ((pair.reference, pair.reference_values), (pair.method, pair.values)):
             if not values:
-                return f"no rows of {name}"
+                return f"no rows of {name} with seeds that count"
         shared = len(pair.differences)
         if shared < rules.fewest_seeds:
             return f"{pair.method}: {_counted(shared, 'seed')} that count, {rules.fewest_seeds} needed"
@@ -286,9 +286,13 @@ def association_card(
     """
     found = correlate_units(first, second, draws=rules.draws)
     fewest = rules.association.fewest_units
-    if found.units < fewest or not first.shape[1]:
+    units = found.units if first.shape[1] else 0
+    if units < fewest:
         return HypothesisCard(
-            "b", "not testable", f"{_counted(found.units, unit[:-1])}, {fewest} needed", unit=unit
+            "b",
+            "not testable",
+            f"{_counted(units, unit[:-1])} with all their values, {fewest} needed",
+            unit=unit,
         )
     if math.isnan(found.p_value):
         return HypothesisCard("b", "not testable", f"a measure is the same for all {unit}", unit=unit)
@@ -325,7 +329,7 @@ def prediction_card(areas: BySeed, controls: Mapping[str, BySeed], rules: Frozen
     for name in rules.prediction.controls:
         values = controls.get(name, {})
         if not values:
-            return HypothesisCard("c", "not testable", f"no rows of {name}")
+            return HypothesisCard("c", "not testable", f"no rows of {name} with seeds that count")
         shared = sorted(areas.keys() & values.keys())
         if len(shared) < rules.fewest_seeds:
             return HypothesisCard(
@@ -384,10 +388,11 @@ def agreement_card(values: Mapping[str, Mapping[str, BySeed]], rules: FrozenHypo
         if len(shared := [name for name in tables[one][0] if name in tables[other][0]]) >= fewest
     ]
     if not pairs:
-        missing = f"two tasks needed with {fewest} of the methods in common, each with {rules.fewest_seeds} seeds that count"
-        return HypothesisCard(
-            "tasks", "not testable", f"{missing}; {_counted(len(tables), 'task')} at hand", unit="tasks"
+        missing = (
+            f"two tasks needed that share {fewest} of the methods, with {rules.fewest_seeds} seeds that count"
         )
+        at_hand = _counted(len(tables), "task")
+        return HypothesisCard("tasks", "not testable", f"{missing}; {at_hand} at hand", unit="tasks")
     generator = np.random.default_rng(0)
     means = {task: table.mean(1)[None] for task, (_, table) in tables.items()}
     rhos = _pair_correlations(tables, pairs, means)

@@ -15,6 +15,7 @@ from prunebench.analysis.exemplars import caption, exemplar_rows, sample_grid, s
 from prunebench.analysis.hypotheses import dependence_key, evaluate_hypotheses
 from prunebench.analysis.measures import Outputs, measure_run, output_measures, read_outputs, task_measures
 from prunebench.analysis.predictability import predict_attributes, predict_samples
+from prunebench.analysis.seed_numbers import seed_numbers, write_seed_numbers
 from prunebench.analysis.values import FOLDER, SCHEMA_VERSION, TaskAnalysis, write_analysis
 from prunebench.errors import PruneBenchError, StoreError, UsageError, unknown
 from prunebench.leaderboard.aggregate import split_tracks
@@ -130,6 +131,9 @@ def analyze_folder(results: Path, data_root: Path | None, tasks: Sequence[str], 
             console.print(f"{found.slug}: not analysed: {found.problem}", style="red", soft_wrap=True)
         else:
             store_analysis(found.analysis, found.outputs.task, data_root, results / FOLDER)
+            numbers = seed_numbers(found.outputs)
+            if numbers.rows:
+                write_seed_numbers(numbers, results / FOLDER)
             _report(found.analysis, console)
     return failed
 
