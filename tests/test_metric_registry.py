@@ -106,8 +106,8 @@ from prunebench.metrics.registry import metric
 
 
 @metric(
-    "first_class",
-    title="First-class share",
+    "toy_share",
+    title="Toy share",
     unit="%",
     help="Share of samples that are predicted to be of class 0",
     cite="made up",
@@ -116,7 +116,7 @@ from prunebench.metrics.registry import metric
     readme=True,
     compared=True,
 )
-def first_class(prediction):
+def toy_share(prediction):
     return float((prediction == 0).double().mean())
 '''
 SUITE = """description = "one step"
@@ -152,7 +152,7 @@ def test_one_file_brings_a_metric_everywhere(tmp_path: Path) -> None:
     def shares() -> list[float | None]:
         records = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("out/runs/*/record.json"))]
         return [
-            part.get("first_class")
+            part.get("toy_share")
             for record in records
             for part in (record["metrics"], record["validation"])
         ]
@@ -166,15 +166,15 @@ def test_one_file_brings_a_metric_everywhere(tmp_path: Path) -> None:
     assert "2 changed" in call(ROOT, *cli, "rescore", "out")
     assert shares() == [None] * 4
     said = call(toys, *cli, "rescore", "out")
-    assert "2 changed, 2 new metrics (first_class, validation first_class)" in said
+    assert "2 changed, 2 new metrics (toy_share, validation toy_share)" in said
     assert shares() == measured
 
     for page in ("out/leaderboard/README.md", "out/leaderboard/site/index.html"):
-        assert "First-class share" in (tmp_path / page).read_text()
+        assert "Toy share" in (tmp_path / page).read_text()
     (tmp_path / "README.md").write_text("<!-- board:begin -->\n<!-- board:end -->\n")
     call(toys, *cli, "leaderboard", "--results", "out", "--out", "board", "--readme", "README.md")
-    assert "First-class share" in (tmp_path / "README.md").read_text()
+    assert "Toy share" in (tmp_path / "README.md").read_text()
 
     code = "import prunebench; print(*prunebench.load_results('out').columns)"
-    assert {"first_class", "val_first_class"} <= set(call(toys, "-c", code).split())
-    assert "First-class share" in call(toys, *cli, "compare", "dense", "magnitude", "--results", "out")
+    assert {"toy_share", "val_first_class"} <= set(call(toys, "-c", code).split())
+    assert "Toy share" in call(toys, *cli, "compare", "dense", "magnitude", "--results", "out")
