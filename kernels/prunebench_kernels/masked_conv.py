@@ -320,8 +320,13 @@ def _check_pattern(
 ) -> None:
     """Raise ArgumentError unless the pattern is of such a weight and convolution, and x and bias fit it.
 
-    `numbers` are stride, padding and dilation.
+    `numbers` are stride, padding and dilation. What fitted is remembered: a training loop repeats it.
     """
+    of_bias = None if bias is None else (bias.shape, bias.dtype, bias.device)
+    at = ("fits", x.shape, x.device, weight.shape, weight.device, mask.device, of_bias, repr(numbers))
+    is_eager = not torch.compiler.is_compiling()
+    if is_eager and at in pattern.cache:
+        return
     if pattern.shape != tuple(weight.shape):
         raise ArgumentError(f"pattern: is of a mask {pattern.shape}, weight has shape {tuple(weight.shape)}")
     given = pairs(pattern.shape[2:], *numbers)
@@ -342,6 +347,8 @@ def _check_pattern(
     for name, tensor in (("x", x), ("mask", mask), ("bias", bias), ("pattern", pattern.codes)):
         if tensor is not None:
             check_device(name, tensor, "weight", weight)
+    if is_eager:
+        pattern.cache[at] = True
 
 
 # --- the pattern ---------------------------------------------------------------------------------------------
