@@ -16,7 +16,7 @@ import timing
 import torch
 
 from gpu.schedule import Call, Context, Result
-from gpu.subjects import precision
+from gpu.subjects import op, precision
 
 ROOT = Path(__file__).resolve().parents[2]
 MADE = "made.json"
@@ -62,7 +62,7 @@ def commit() -> dict[str, Any]:
 def describe(context: Context) -> Result:
     """Versions, processor, commit and, of a GPU, its properties, driver and clocks as found."""
     found: Result = {
-        "device": _device_name(context.device),
+        "device": op("measured", "device_name")(context.device),
         "torch": torch.__version__,
         "triton": _version("triton"),
         "numpy": _version("numpy"),
@@ -88,12 +88,6 @@ def describe(context: Context) -> Result:
             "nvidia_smi": dict(zip(SMI_FIELDS, (smi or "").split(", "))),
         }
     return found
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def _version(package: str) -> str | None:

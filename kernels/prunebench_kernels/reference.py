@@ -15,18 +15,6 @@ from prunebench_kernels.uncertainty import Uncertainty
 if TYPE_CHECKING:
     from prunebench_kernels.layouts import PackedWeight
 
-__all__ = [
-    "cooccurrence",
-    "correlation",
-    "interdependence",
-    "masked_conv2d",
-    "philox4x32",
-    "sample_masks",
-    "sparse_conv2d",
-    "uncertainty",
-    "uniforms",
-]
-
 
 # --- uncertainty ---------------------------------------------------------------------------------------------
 

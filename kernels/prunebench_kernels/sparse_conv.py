@@ -747,9 +747,9 @@ class SparseConv2d(nn.Module):
         self.relu, self.backend, self.measuring = relu, backend, measuring or Measuring()
         self.is_prepared = True
         self.decision = Decision(packed.layout, "asked for")
-        self.key, self.offered = "", frozenset[str]()
+        self.key = ""
         self.formats: frozenset[str] | None = None
-        """Memory formats that sparse layouts may have when measured (None: all); `offered` is what there was."""
+        """Memory formats that sparse layouts may have when measured (None: all)."""
         self.register_buffer("bias", bias)
         self.take(packed)
 
@@ -845,9 +845,7 @@ class SparseConv2d(nn.Module):
         weight = self.packed.unpack()
         options: dict[str, PackedWeight] = {}
         refused = {}
-        found = candidates(weight, self.geometry, tuple(x.shape), x.device)
-        self.offered = frozenset(format_of(layout) for layout, _ in found)
-        for layout, settings in found:
+        for layout, settings in candidates(weight, self.geometry, tuple(x.shape), x.device):
             if layout != "dense" and self.formats and format_of(layout) not in self.formats:
                 continue
             try:
