@@ -1,4 +1,4 @@
-"""How sure one or several models are of each sample, in one pass over the logits.
+"""Per-sample uncertainty of one or several models, in one pass over the logits.
 
 A tile of logits is `[models, rows, width, chunks]`: a row lies across a few lanes of a warp (a whole warp for 1000
 classes, one lane for 10), each lane holding up to 32 of its logits in registers. Everything is in powers of two: with
