@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from helpers import CRITERION_FILE, METHOD_FILE, RECIPE, run_inline, tiny_suite, write_careless_method
+from helpers import CRITERION_FILE, METHOD_FILE, RECIPE, TASK, run_inline, tiny_suite, write_careless_method
 
 from prunebench.api import execute_plan, make_plan
+from prunebench.methods import experiment
+from prunebench.methods.dcwp import DebiasedPruning
 from prunebench.methods.discovery import builtin_methods
+from prunebench.methods.jtt import _worst_and_mean_group, sample_weight
 from prunebench.pruning.masks import keep_count
 from prunebench.results.record import RunRecord
+from prunebench.results.spec import Recipe
 from prunebench.results.store import Store
 from prunebench.submission import check_method, check_path
+from prunebench.tasks import resolve_task
 
 REQUIRED = {
     "dense", "random", "random-layerwise", "magnitude", "magnitude-uniform", "magnitude-erk", "gmp-ri", "gmp-pt",
-    "snip", "imp", "lff", "jtt", "mrm", "dcwp", "dcwp-native",
+    "snip", "imp", "lff", "jtt", "mrm", "dcwp", "dcwp-native", "dense-finetuned", "dense-long", "dense-small",
+    "lff-dense", "jtt-dense", "jtt-tuned", "mrm-swept", "dcwp-dense", "dcwp-magnitude-mask", "dcwp-shuffled-mask",
 }  # fmt: skip
 
 
@@ -95,7 +103,152 @@ def test_imp_shares_its_rounds_between_sparsities(tmp_path: Path) -> None:
     stages = len(list((tmp_path / "shared").glob("*.safetensors")))
     assert stages == 1 + 4, "the rewind point and rounds 1 to 4, once each"
     costs = [records[f"imp {sparsity} 0"].cost for sparsity in (0.5, 0.6)]
-    assert costs[1].training_steps - costs[0].training_steps == RECIPE["steps"]  # type: ignore[union-attr]
+    assert costs[1].training_steps - costs[0].training_steps == RECIPE["steps"] - 1  # type: ignore[union-attr]
+
+
+def test_imp_resumes_where_it_rewinds_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No batch is seen twice on the way to a network, and the learning rate goes on from the rewind point."""
+    drawn: list[torch.Tensor] = []
+    firsts: list[int] = []
+    draw, train = experiment.draw_batches, experiment.train
+
+    def watched_draw(*args: Any, **kwargs: Any) -> torch.Tensor:
+        drawn.append(draw(*args, **kwargs))
+        return drawn[-1]
+
+    def watched_train(model: Any, images: Any, y: Any, batches: torch.Tensor, **kwargs: Any) -> None:
+        firsts.append(kwargs["settings"].first_step)
+        assert torch.equal(batches, drawn[-1][firsts[-1] :][: len(batches)])
+        train(model, images, y, batches, **kwargs)
+
+    monkeypatch.setattr(experiment, "draw_batches", watched_draw)
+    monkeypatch.setattr(experiment, "train", watched_train)
+    _, records = run_inline(tiny_suite("imp", sparsities=(0.5,), params={"imp": {"rewind": 0.25}}), tmp_path)
+    assert records["imp 0.5 0"].status == "ok", records["imp 0.5 0"].reason
+    assert firsts == [0, 0, *[3] * 4], "dense, rewind point, rounds 1 to 3 and the last"
+    assert all(torch.equal(batches[:12], drawn[0]) for batches in drawn), "one order for all"
+
+
+def test_each_stage_sees_images_in_an_order_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fine-tuned twice, a network does not see the same batches twice; another network starts with the first order."""
+    path, seeds = tmp_path / "twice.py", []
+    body = "experiment.finetune(model, masks); experiment.finetune(experiment.dense_model(), masks)"
+    write_careless_method(path, body)
+    draw = experiment.draw_batches
+
+    def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
+        seeds.append(kwargs["generator"].initial_seed())
+        return draw(*args, **kwargs)
+
+    monkeypatch.setattr(experiment, "draw_batches", watched)
+    _, records = run_inline(tiny_suite(str(path)), tmp_path / "out")
+    assert records["peeking 0.9 0"].status == "ok", records["peeking 0.9 0"].reason
+    _, first, other_network, again = seeds
+    assert first == other_network
+    assert len({*seeds}) == 3
+    assert again != first
+
+
+def test_masks_are_learned_with_adam_s_own_betas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The released code leaves the optimiser of the masks at its defaults; the networks have (0.9, 0.99)."""
+    settings = {}
+    train = experiment.train
+
+    def watched(model: Any, *args: Any, **kwargs: Any) -> None:
+        settings[type(model).__name__, kwargs["masks"] is None] = kwargs["settings"]
+        train(model, *args, **kwargs)
+
+    monkeypatch.setattr(experiment, "train", watched)
+    params = {"dcwp": {"mining_steps": 4, "mask_steps": 4}, "mrm-swept": {"mask_steps": 4}}
+    run_inline(tiny_suite("dcwp", "mrm-swept", params=params), tmp_path)
+    assert settings["LearnedMasks", True].betas == settings["DensityMasks", True].betas == (0.9, 0.999)
+    recipe = resolve_task(TASK).recipe
+    finetuning = settings["Classifier", False]  # of mrm-swept, the last one
+    assert finetuning.lr == recipe.lr
+    run_inline(tiny_suite("dcwp", params=params | {"dcwp": {**params["dcwp"], "mask_steps": 5}}), tmp_path)
+    finetuning = settings["Classifier", False]
+    assert finetuning.betas == (0.9, 0.99)
+    assert finetuning.lr == pytest.approx(0.1 * recipe.lr)
+    assert finetuning.schedule == "constant"
+
+
+def test_lff_starts_two_different_nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = []
+    train = experiment.train
+
+    def watched(model: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(model, torch.nn.ModuleList):
+            starts.append([net.head.weight.detach().clone() for net in model])
+        else:
+            starts.append([model.head.weight.detach().clone()])
+        train(model, *args, **kwargs)
+
+    monkeypatch.setattr(experiment, "train", watched)
+    run_inline(tiny_suite("lff"), tmp_path)
+    (dense,), (biased, debiased) = starts[:2]
+    assert torch.equal(debiased, dense), "the net that is kept has the run's own initial weights"
+    assert not torch.equal(biased, debiased)
+
+
+@pytest.mark.parametrize("steps", [12, 80])
+def test_ensemble_mining_runs(tmp_path: Path, steps: int) -> None:
+    params = {"dcwp-dense": {"mining": "ensemble", "mining_steps": steps, "ensemble_cut": 0.5}}
+    _, records = run_inline(tiny_suite("dcwp-dense", params=params), tmp_path)
+    record = records["dcwp-dense 0.0 0"]
+    assert record.status == "ok", record.reason
+    assert record.mining is not None
+    assert 96 < record.mining.mined < 4800, "after few steps much is improbable, but not all"
+
+
+def test_ensemble_mining_by_hand() -> None:
+    """Seven steps, three to an epoch: 1 - p after steps 3 and 6, each times 3/7; the cut is 0.8."""
+    probability = torch.tensor([[0.02, 0.5, 0.9], [0.04, 0.01, 0.9]])
+    seen = iter(torch.log(torch.stack([probability, 1 - probability], dim=2)))
+
+    def train(model: Any, *, steps: int, after_step: Any, **settings: Any) -> None:
+        for step in range(1, steps + 1):
+            assert after_step(step) is None
+
+    class Split(list):  # type: ignore[type-arg]
+        y = torch.zeros(3, dtype=torch.int64)
+
+    fake = SimpleNamespace(
+        device=torch.device("cpu"),
+        recipe=Recipe(steps=1, finetune_steps=1, batch_size=1),
+        train_split=Split(range(3)),
+        predict=lambda model: next(seen),
+        train=train,
+    )
+    method = DebiasedPruning(mining="ensemble", mining_steps=7)
+    mined = method._mine_together(fake, torch.nn.Identity())  # type: ignore[arg-type]
+    sums = [(0.98 + 0.96) * 3 / 7, (0.5 + 0.99) * 3 / 7, 0.2 * 3 / 7]
+    assert [total > 0.8 for total in sums] == [True, False, False]
+    assert mined.tolist() == [True, False, False]
+    assert next(seen, None) is None, "looked at twice"
+
+
+def test_jtt_appends_the_marked_samples() -> None:
+    assert sample_weight(torch.tensor([0, 1, 0]).byte(), 20.0).tolist() == [1.0, 21.0, 1.0]
+
+
+def test_jtt_is_tuned_by_groups(tmp_path: Path) -> None:
+    """Groups (0, 0), (0, 1) and (1, 1) with 2 of 2, 1 of 2 and 1 of 1 right."""
+    split = SimpleNamespace(y=torch.tensor([0, 0, 0, 0, 1]), bias=torch.tensor([0, 0, 1, 1, 1]))
+    right = torch.nn.functional.one_hot(torch.tensor([0, 0, 0, 1, 1])).float()
+    fake = SimpleNamespace(val_split=split, predict_validation=lambda model: right)
+    assert _worst_and_mean_group(fake, None) == pytest.approx((0.5, 2.5 / 3))  # type: ignore[arg-type]
+
+    grid = {"identify": [0.25, 0.5], "upweight": [5.0, 50.0]}
+    _, records = run_inline(tiny_suite("jtt-tuned", params={"jtt-tuned": grid}), tmp_path)
+    record = records["jtt-tuned 0.9 0"]
+    assert record.status == "ok", record.reason
+    assert record.method["supervision"] == "val-groups"
+    assert record.notes["identify"] in grid["identify"]
+    assert record.notes["upweight"] in grid["upweight"]
+    assert record.cost is not None
+    assert record.cost.training_steps == 3 + 6 + 4 * 12 + 6, "two first nets, four second ones, fine-tuning"
 
 
 @pytest.mark.parametrize(

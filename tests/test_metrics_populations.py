@@ -216,15 +216,21 @@ def test_rank_correlation_against_scipy() -> None:
 
 
 def test_bias_and_variance_add_up_by_hand() -> None:
-    """Two seeds give (1, 0) and (0, 1): the mean is one half, all of the rest is variance."""
+    """Two seeds give (1, 0) and (0, 1) where (1, 0) is right: a loss of 0 and 2, all of it told by the variance.
+
+    The variance of 1 and 0 is 1/2, of both classes 1.
+    """
     split = bias_variance(np.array([[[1.0, 0.0]], [[0.0, 1.0]]]), np.array([0]))
-    assert (split.bias_squared, split.variance, split.loss) == (0.5, 0.5, 1.0)
+    assert (split.bias_squared, split.variance, split.loss) == (0.0, 1.0, 1.0)
     probabilities = torch.softmax(torch.randn(5, 30, 4, generator=torch.Generator().manual_seed(0)), dim=2)
     label = torch.arange(30) % 4
     result = bias_variance(probabilities, label)
     target = torch.nn.functional.one_hot(label, 4)
     brier = ((probabilities.double() - target) ** 2).sum(2).mean()
     assert result.loss == pytest.approx(float(brier))
+    variance = np.var(probabilities.double().numpy(), axis=0, ddof=1).sum(1).mean()
+    assert result.variance == pytest.approx(float(variance))
+    assert result.bias_squared == pytest.approx(result.loss - result.variance)
     with pytest.raises(MetricError, match=r"^probabilities: want at least two seeds"):
         bias_variance(probabilities[:1], label)
     with pytest.raises(MetricError, match=r"^label: values outside"):

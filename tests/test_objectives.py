@@ -13,6 +13,7 @@ from prunebench.data.images import draw_batches
 from prunebench.training import Batch
 from prunebench.training.losses import (
     RelativeDifficulty,
+    confident_cross_entropy,
     contrastive_loss,
     cross_entropy,
     gce_objective,
@@ -63,6 +64,15 @@ def test_gce_of_hopeless_and_certain_samples_is_finite() -> None:
     assert loss.tolist() == [0.0, 0.0]  # p log p tends to 0 on both ends
     loss.sum().backward()
     assert torch.isfinite(logits.grad).all()  # type: ignore[arg-type]
+
+
+def test_confident_cross_entropy_by_hand() -> None:
+    """Probabilities .5, .2 and .04 of the label: above .05 stand two, above .6 none."""
+    logits = torch.log(torch.tensor([[0.5, 0.5], [0.2, 0.8], [0.04, 0.96]]))
+    y = torch.zeros(3, dtype=torch.int64)
+    wanted = -(math.log(0.5) + math.log(0.2)) / 2
+    assert float(confident_cross_entropy(logits, y, 0.05)) == pytest.approx(wanted)
+    assert float(confident_cross_entropy(logits, y, 0.6)) == 0.0
 
 
 def test_objectives_are_batch_means() -> None:

@@ -13,6 +13,7 @@ from prunebench.methods.discovery import file_methods
 CHEATS = {
     "reads the training bias": "experiment.train_split.bias",
     "reads the validation bias": "experiment.val_split.bias",
+    "asks for the share of conflicting images": "experiment.conflicting_share",
     "loads the task": "__import__('prunebench.tasks').tasks.resolve_task('colored-digits@2pct').splits(None, 0)",
     "draws the task": "__import__('prunebench.tasks').tasks.resolve_task('colored-digits@2pct').draw(None, 0)",
     "loads the task in a thread": (
@@ -42,6 +43,9 @@ def test_a_cheating_method_is_stopped(tmp_path: Path, how: str) -> None:
         ("train-groups", "experiment.val_split.bias + 0", True),
         ("val-groups", "experiment.val_split.bias + 0", True),
         ("val-groups", "experiment.train_split.bias + 0", False),
+        ("bias-rate", "assert experiment.conflicting_share == 0.02", True),
+        ("val-groups", "assert experiment.conflicting_share == 0.02", True),
+        ("bias-rate", "experiment.val_split.bias + 0", False),
     ],
 )
 def test_declared_supervision_is_granted_and_shown(

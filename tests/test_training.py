@@ -6,17 +6,19 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from prunebench_kernels import measured
+from scipy.optimize import brentq
 from torch import Tensor, nn
 from torch.nn import functional
 
 from prunebench.data.images import Images, draw_batches
 from prunebench.models import Classifier, build_model
-from prunebench.pruning.learned import LearnedMasks, native_masks
+from prunebench.pruning.learned import DensityMasks, LearnedMasks, density_threshold, native_masks
 from prunebench.pruning.masks import Masks, apply_masks, make_masks, prunable, verify
 from prunebench.results.spec import View
 from prunebench.training import Batch, LoopSettings, evaluate, loop, resolve_precision, train
@@ -399,6 +401,41 @@ def test_the_regulariser_is_the_sum_of_logits() -> None:
     assert total.item() == pytest.approx(0.25 * count)
     total.backward()
     assert torch.equal(masks.logits.grad, torch.ones(count))  # type: ignore[arg-type]
+
+
+def test_a_threshold_gives_the_density_that_is_asked_for() -> None:
+    logits = torch.randn(5000, generator=seeded()) * 3
+    for density in (0.01, 0.1, 0.9):
+        found = density_threshold(logits, torch.tensor([density]))
+        wanted = brentq(lambda t, d=density: float(torch.sigmoid(logits - t).mean()) - d, -40, 40)
+        assert float(found) == pytest.approx(wanted, abs=1e-3)
+        assert float(torch.sigmoid(logits - found).mean()) == pytest.approx(density, rel=1e-3)
+
+
+def test_masks_are_sampled_at_the_density_of_the_step() -> None:
+    """Of 20 steps of annealing: all weights at first, 0.1 + 0.9 / 8 after half of them, 0.1 from the end on."""
+    net = build_model("convnet-small", 3, seed=0)
+    masks = DensityMasks(net, seed=0, density=0.1, anneal_steps=20)
+    kept = []
+    for _ in range(25):
+        drawn = masks.draw_masks()
+        kept.append(sum(float(mask.detach().sum()) for mask in drawn.values()) / len(masks.logits))
+    assert kept[0] == pytest.approx(1.0, abs=1e-4)
+    assert kept[10] == pytest.approx(0.1 + 0.9 / 8, abs=5e-3)
+    assert kept[20:] == pytest.approx([0.1] * 5, abs=5e-3)
+
+
+def test_a_resumed_training_goes_on_as_if_it_had_not_stopped() -> None:
+    images, y = make_images()
+    order = batches(10)
+    whole, parts = (build_model("convnet-small", 3, seed=0) for _ in range(2))
+    settings = sgd(lr=0.05, schedule="cosine")
+    train(whole, images, y, order, objective=cross_entropy, settings=settings)
+    train(parts, images, y, order[:4], objective=cross_entropy, settings=settings)
+    resumed = replace(settings, first_step=4)
+    train(parts, images, y, order[4:], objective=cross_entropy, settings=resumed)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, parts.state_dict()[name]), name
 
 
 def test_a_pass_uses_the_weights_under_one_draw() -> None:

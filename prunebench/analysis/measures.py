@@ -67,10 +67,15 @@ class Outputs:
         """Runs by method and sparsity, dense first, by seed."""
         found: dict[tuple[str, float | None], list[StoredRun]] = {}
         for run in sorted(
-            self.runs, key=lambda run: (not run.dense, run.method, run.sparsity or 2.0, run.seed)
+            self.runs, key=lambda run: (not run.dense, run.method, *_last_if_native(run.sparsity), run.seed)
         ):
             found.setdefault((run.method, run.sparsity), []).append(run)
         return found
+
+
+def _last_if_native(sparsity: float | None) -> tuple[bool, float]:
+    """Where a sparsity stands in a table: one that the method chose comes last."""
+    return sparsity is None, sparsity or 0.0
 
 
 def read_outputs(slug: str, records: Sequence[RunRecord], store: Store, data_root: Path | None) -> Outputs:

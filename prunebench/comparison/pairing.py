@@ -116,9 +116,9 @@ def _data_text(data: tuple[str, int, str]) -> str:
 
 
 def _at_sparsity(side: Side, sparsity: float | None) -> Side:
-    """The side at one sparsity. The dense model and methods that choose their own have but one."""
+    """The side at one sparsity. Unpruned networks and methods that choose their own have but one."""
     levels = {record.run_spec.sparsity for record in side.records}
-    if side.single or side.name == "dense" or levels == {None}:
+    if side.single or side.name == "dense" or levels in ({None}, {0.0}):
         return side
     if sparsity is None:
         if len(levels) == 1:

@@ -195,6 +195,11 @@ def is_dense(record: RunRecord) -> bool:
     return record.spec["method"] == "dense"
 
 
+def is_ranked(record: RunRecord) -> bool:
+    """Whether a run's method is to be ranked: not the dense model, and none that says otherwise of itself."""
+    return not is_dense(record) and record.method.get("ranked") != "no"
+
+
 def variant_of(record: RunRecord) -> Variant:
     """What makes two runs the same method: name, version and settings."""
     spec = record.spec
@@ -225,13 +230,13 @@ def _ok(runs: Iterable[RunRecord]) -> dict[int, RunRecord]:
 def _rank(
     places: Mapping[Place, Sequence[RunRecord]], planned: tuple[int, ...]
 ) -> dict[Place, dict[str, Rank | None]]:
-    """Ranks of the complete rows within each sparsity. Dense and native sparsity are not ranked."""
+    """Ranks of the complete rows within each sparsity. References and native sparsity are not ranked."""
     ranks: dict[Place, dict[str, Rank | None]] = {}
     for asked in {place[0] for place in places if place[0] is not None}:
         complete = {
             label: _ok(runs)
             for (other, label), runs in places.items()
-            if other == asked and not is_dense(runs[0]) and tuple(_ok(runs)) == planned
+            if other == asked and is_ranked(runs[0]) and tuple(_ok(runs)) == planned
         }
         for metric in RANKED:
             values = {
@@ -368,7 +373,7 @@ def _problems(runs: Sequence[RunRecord], rows: Sequence[MethodRow]) -> list[str]
             causes["no record"] = absent
         where = at_sparsity(row.method, row.sparsity, dense=row.dense)
         lines += [f"{where}, {listed('seed', seeds)}: {cause}" for cause, seeds in causes.items()]
-    pruned = [row for row in rows if not row.dense and row.sparsity is not None]
+    pruned = [row for row in rows if not row.dense and row.sparsity]
     asked = sorted({row.sparsity for row in pruned if row.sparsity is not None})
     for method in sorted({row.method for row in pruned}):
         present = {row.sparsity for row in pruned if row.method == method}

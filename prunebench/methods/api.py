@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,10 +13,11 @@ from prunebench.methods.criteria import LONGEST_CITE, check_name, check_setting
 if TYPE_CHECKING:
     from prunebench.methods.experiment import Experiment, Pruned
 
-    pass
 
-
-SUPERVISION = ("none", "val-groups", "train-groups")
+SUPERVISION = ("none", "bias-rate", "val-groups", "train-groups")
+"""What a method may know of the bias: nothing; the share of conflicting training images; bias labels."""
+UNRANKED = ("ranked", "no")
+"""What the record of a method that is not ranked says of it."""
 
 
 class Procedure(Protocol):
@@ -30,8 +31,10 @@ class Method:
     """A named way to a pruned model.
 
     `build(**params)` makes the procedure; `params` are the settings that matter, all part of the run's identity.
-    `native` methods choose their sparsity themselves; `dense` marks the unpruned baseline; `multi_label` ones also
-    take tasks whose labels are attributes `[N, K]`.
+    `native` methods choose their sparsity themselves; `unpruned` ones keep every weight and run once a seed, at
+    sparsity 0; `dense` marks the shared model that pruning begins from; `multi_label` ones also take tasks whose labels
+    are attributes `[N, K]`. One that is not `ranked` stands on the board without a rank: a reference, or one that
+    needs more than the pruned network when it answers.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Method:
     relevant: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
     """Which of the settings matter, given the others."""
     multi_label: bool = False
+    unpruned: bool = False
+    ranked: bool = True
 
     def __post_init__(self) -> None:
         check_name("method", self.name)
@@ -53,6 +58,10 @@ class Method:
         if self.supervision not in SUPERVISION:
             raise UsageError(
                 f"method {self.name!r}: supervision must be one of {SUPERVISION}, got {self.supervision!r}"
+            )
+        if self.native and self.unpruned:
+            raise UsageError(
+                f"method {self.name!r}: unpruned means sparsity 0, native that it chooses; declare one"
             )
         if not self.cite.strip():
             raise UsageError(f"method {self.name!r}: cite its source (cite='Author et al., year')")
@@ -65,6 +74,18 @@ class Method:
     def params(self) -> dict[str, Any]:
         return dict(self.relevant(self.settings))
 
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What a record says of its method."""
+        facts = ("name", self.name), ("supervision", self.supervision), ("cite", self.cite)
+        return facts if self.ranked else (*facts, UNRANKED)
+
+    def sparsities(self, asked: Iterable[float]) -> tuple[float | None, ...]:
+        """The sparsities that it runs at, in order, where `asked` ones are wanted of methods that take any."""
+        if self.native:
+            return (None,)
+        return (0.0,) if self.unpruned or self.dense else tuple(sorted(asked))
+
     def with_params(self, changes: Mapping[str, Any]) -> Method:
         """This method with other settings. Raises UsageError on an unknown one."""
         for key in changes:
@@ -73,7 +94,7 @@ class Method:
         return dataclasses.replace(self, settings={**self.settings, **changes})
 
 
-def method(
+def method(  # noqa: PLR0913
     name: str,
     *,
     cite: str,
@@ -82,6 +103,8 @@ def method(
     native: bool = False,
     dense: bool = False,
     multi_label: bool = False,
+    unpruned: bool = False,
+    ranked: bool = True,
 ) -> Callable[[type], Method]:
     """Make a class with `fit(experiment, sparsity)` a method; dataclass fields are its settings."""
 
@@ -98,6 +121,8 @@ def method(
             native,
             dense,
             multi_label=multi_label,
+            unpruned=unpruned,
+            ranked=ranked,
         )
 
     return wrap

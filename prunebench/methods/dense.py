@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from prunebench.methods.api import method
 from prunebench.methods.experiment import Experiment, Pruned
-from prunebench.pruning.masks import prunable
+from prunebench.pruning.masks import whole_masks
 
 
 @method("dense", cite="the baseline: empirical risk minimisation, no pruning", dense=True, multi_label=True)
@@ -14,5 +12,4 @@ class DenseBaseline:
     def fit(self, experiment: Experiment, sparsity: float) -> Pruned:
         model = experiment.new_model()
         experiment.train(model, steps=experiment.recipe.steps, name="dense")
-        masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(model).items()}
-        return Pruned(model, masks)
+        return Pruned(model, whole_masks(model))

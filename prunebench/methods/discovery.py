@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from prunebench.methods.api import Method
 
 FOLDER = Path(__file__).parent
+SHUFFLED, SHUFFLED_NAME = "shuffled:", "-shuffled-mask"
+"""What asks for a method with its masks shuffled (`methods.shuffled`), and what its name ends in."""
 NO_CODE = ("__pycache__",)
 
 
@@ -200,7 +202,13 @@ def _first_text(call: ast.expr) -> str | None:
 
 
 def check_method_name(name: str) -> None:
-    """Raise UsageError, with a suggestion, unless `name` is a method of the package or may be a user's file."""
+    """Raise UsageError, with a suggestion, unless `name` is a method of the package or may be a user's file.
+
+    Before either may stand `shuffled:`, behind a name of the package `-shuffled-mask`.
+    """
+    name = name.removeprefix(SHUFFLED)
+    if name not in builtin_names():
+        name = name.removesuffix(SHUFFLED_NAME)
     if not (name.endswith(".py") or is_package(Path(name))) and name not in (known := builtin_names()):
         raise unknown("method", name, known)
 
@@ -248,8 +256,16 @@ def _methods_in(module: ModuleType) -> Iterator[Method]:
 
 
 def resolve_method(name: str) -> Method:
-    """The method called `name`, or the only one in the file or package `name`. Raises UsageError with a suggestion."""
+    """The method called `name`, or the only one in the file or package `name`; with `shuffled:` before it, its control.
+
+    Raises UsageError with a suggestion.
+    """
     known = builtin_methods()
+    if name.startswith(SHUFFLED) or (name not in known and name.endswith(SHUFFLED_NAME)):
+        from prunebench.methods.shuffled import shuffled_mask
+
+        base = resolve_method(name.removeprefix(SHUFFLED).removesuffix(SHUFFLED_NAME))
+        return shuffled_mask(base, f"{base.name}{SHUFFLED_NAME}")
     if name.endswith(".py") or (name not in known and is_package(Path(name))):
         found = file_methods(Path(name))
         if len(found) > 1:

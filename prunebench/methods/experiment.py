@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +19,12 @@ from prunebench.data.images import Images, draw_batches
 from prunebench.errors import SupervisionError, UsageError
 from prunebench.inference.cascade import NOTES, Deferral
 from prunebench.methods.criteria import Criterion, compute_scores
-from prunebench.models import Classifier, build_model
+from prunebench.models import Classifier, build_model, narrowed
 from prunebench.models.nets import ModelName, channels_last, contiguous
 from prunebench.pruning.masks import Masks, named_as_in, prunable
-from prunebench.pruning.wrapped import plain
+from prunebench.pruning.wrapped import bare_network, plain
 from prunebench.pruning.wrapped import state_of as state_of
+from prunebench.results.record import REMOVED_NOTE
 from prunebench.results.spec import Recipe, RunSpec, hash_of
 from prunebench.training.loop import LoopSettings, Objective, evaluate, resolve_precision, train
 from prunebench.training.losses import cross_entropy, task_loss
@@ -31,12 +34,15 @@ from prunebench.training.losses import cross_entropy, task_loss
 class Pruned:
     """What `fit` returns: the trained model and the masks that its weights obey.
 
-    With a `deferral`, the harness gives the samples that the model is unsure of to the shared dense model.
+    With a `deferral`, the harness gives the samples that the model is unsure of to the shared dense model. A
+    `structured` result has fewer channels: the layers of the task's network under their names, with smaller weights,
+    and masks of their shapes. Its asked sparsity is the share of multiply-accumulates to be removed.
     """
 
     model: Classifier
     masks: Masks
     deferral: Deferral | None = None
+    structured: bool = False
 
 
 class VisibleSplit:
@@ -97,7 +103,7 @@ class ExperimentContext:
 
 
 class Experiment:
-    """One fit. `seed`, `recipe`, `num_classes`, `conflicting_share` (nominal, or None) and `device` are public.
+    """One fit. `seed`, `recipe`, `num_classes`, `conflicting_share` (if declared) and `device` are public.
 
     In a multi-label task `num_classes` is the number of attributes, and labels are `[N, K]`. `train_split` and
     `val_split` are `VisibleSplit`s; there is no test split here.
@@ -112,12 +118,13 @@ class Experiment:
         surroundings: ExperimentContext,
         *,
         conflicting_share: float | None = None,
+        supervision: str = "none",
     ) -> None:
         self.spec = spec
         self.seed: int = spec.seed
         self.recipe: Recipe = spec.recipe
         self.num_classes = num_classes
-        self.conflicting_share = conflicting_share
+        self._conflicting_share, self._supervision = conflicting_share, supervision
         self.train_split, self.val_split = train_split, val_split
         self.device = train_split.images.device
         self.cost = TrainingCost()
@@ -125,6 +132,20 @@ class Experiment:
         self.mined: Tensor | None = None
         self.trained_outside = bool(ModelName.parse(spec.model).outside)
         self._around = surroundings
+        self._trainings: WeakKeyDictionary[nn.Module, Counter[str]] = WeakKeyDictionary()
+
+    @property
+    def conflicting_share(self) -> float | None:
+        """The nominal share of conflicting training images; None where the task has none.
+
+        Raises SupervisionError unless the method declared `supervision="bias-rate"` or more.
+        """
+        if self._supervision == "none":
+            raise SupervisionError(
+                "the share of bias-conflicting images is withheld: this method did not declare "
+                "supervision='bias-rate'. Declare it in @method(...); the board shows that column"
+            )
+        return self._conflicting_share
 
     def rng(self, purpose: str) -> torch.Generator:
         """A CPU generator that depends on the run's seed and the purpose alone."""
@@ -136,13 +157,17 @@ class Experiment:
         seed = self.rng(purpose).initial_seed()
         return torch.Generator(self.device).manual_seed(seed)
 
-    def new_model(self) -> Classifier:
-        """The network at its initial weights, the same for every method with this seed, contiguous."""
-        return contiguous(self.harness_model())
+    def new_model(self, purpose: str | None = None) -> Classifier:
+        """The network at its initial weights, contiguous; the same for every method with this seed.
 
-    def harness_model(self) -> Classifier:
+        With a `purpose` the weights are others: those of a second network of the same seed.
+        """
+        return contiguous(self.harness_model(purpose))
+
+    def harness_model(self, purpose: str | None = None) -> Classifier:
         """As `new_model`, but channels_last, the layout that trains and answers fastest."""
-        net = build_model(self.spec.model, self.num_classes, seed=self.seed, data_root=self._around.data_root)
+        seed = self.seed if purpose is None else self.rng(f"weights/{purpose}").initial_seed()
+        net = build_model(self.spec.model, self.num_classes, seed=seed, data_root=self._around.data_root)
         return net.to(self.device)
 
     def dense_model(self) -> Classifier:
@@ -151,8 +176,8 @@ class Experiment:
         return self.model_from(self._around.dense())
 
     def model_from(self, state: Mapping[str, Tensor]) -> Classifier:
-        """A network with these weights."""
-        net = self.new_model()
+        """A network with these weights; where they are narrower than the task's network, so are its layers."""
+        net = narrowed(self.new_model(), state)
         net.load_state_dict({name: value.to(self.device) for name, value in state.items()})
         return net
 
@@ -168,16 +193,19 @@ class Experiment:
         sample_weight: Tensor | None = None,
         parameters: list[nn.Parameter] | None = None,
         after_step: Callable[[int], Mapping[str, Tensor] | None] | None = None,
+        start: int = 0,
         stop_after: int | None = None,
         networks: int = 1,
         **settings: Any,
     ) -> None:
         """Train `model` in place on the training split.
 
-        `name` seeds the order of samples. `sample_weight` `[N]` draws samples in proportion. `stop_after`
-        ends a schedule of `steps` early. `networks` counts the networks a step trains, for the cost. Further
-        settings (`optimizer`, `betas`, `weight_decay`, `momentum`, `schedule`) override the recipe's.
+        `name` seeds the order of samples; trained again under the same name, a network sees them in another order.
+        `sample_weight` `[N]` draws samples in proportion. `stop_after` ends a schedule of `steps` early, and `start`
+        resumes one: its first `start` batches have been seen. `networks` counts those that a step trains, for the cost.
+        Further settings (`optimizer`, `betas`, `weight_decay`, `momentum`, `schedule`) override the recipe's.
         """
+        stream = self._stream(model, name)
         loop = LoopSettings.of(
             self.recipe, self.device, lr=self.recipe.lr if lr is None else lr, total_steps=steps
         )
@@ -185,9 +213,9 @@ class Experiment:
             len(self.train_split),
             steps=steps,
             batch_size=self.recipe.batch_size,
-            generator=self.rng(f"batches/{name}"),
+            generator=self.rng(f"batches/{stream}"),
             sample_weight=sample_weight,
-        )[:stop_after]
+        )[start:stop_after]
         images, report = self.train_split.images, self._around.progress
         with channels_last(model):
             train(
@@ -195,9 +223,9 @@ class Experiment:
                 images,
                 self.train_split.y,
                 batches,
-                crops=images.draw_crops(batches.shape, self.rng(f"crops/{name}")),
+                crops=images.draw_crops(batches.shape, self.rng(f"crops/{stream}")),
                 objective=objective,
-                settings=replace(loop, **settings),
+                settings=replace(loop, first_step=start, **settings),
                 masks=named_as_in(model, masks),
                 parameters=parameters,
                 after_step=after_step and (lambda step: named_as_in(model, after_step(step))),
@@ -207,6 +235,17 @@ class Experiment:
             )
         self.cost.own_steps += len(batches) * networks
 
+    def _stream(self, model: nn.Module, name: str) -> str:
+        """What seeds the batches of a stage: its name, and how often this network was trained under it before."""
+        net = bare_network(model)
+        self._trainings.setdefault(net, Counter())[name] += 1
+        return self.last_stream(net, name)
+
+    def last_stream(self, net: nn.Module, name: str) -> str:
+        """The name of the stream that `net` was last trained on under this name."""
+        times = self._trainings[net][name]
+        return name if times == 1 else f"{name}/{times}"
+
     def finetune(
         self,
         model: Classifier,
@@ -215,13 +254,17 @@ class Experiment:
         objective: Objective = cross_entropy,
         sample_weight: Tensor | None = None,
         steps: int | None = None,
+        lr: float | None = None,
         **settings: Any,
     ) -> Pruned:
-        """Train a pruned model with its masks held: the recipe's fine-tuning steps, or `steps`."""
+        """Train a pruned model with its masks held: the recipe's fine-tuning steps, or `steps`.
+
+        Fine-tuned again, a model sees the images in another order.
+        """
         self.train(
             model,
             steps=steps or self.recipe.finetune_steps,
-            lr=self.recipe.finetune_lr,
+            lr=self.recipe.finetune_lr if lr is None else lr,
             name="finetune",
             objective=objective,
             masks=masks,
@@ -321,7 +364,7 @@ class Experiment:
 
     def log(self, **values: float) -> None:
         """Numbers for the record. Raises UsageError for the names that the harness writes."""
-        for name in NOTES:
+        for name in (*NOTES, REMOVED_NOTE):
             if name in values:
                 raise UsageError(f"log: {name} is written by the harness; choose another name")
         self.notes.update({name: float(value) for name, value in values.items()})

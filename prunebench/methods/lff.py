@@ -1,7 +1,8 @@
 """Learning from Failure, then magnitude pruning with the debiased loss.
 
-A biased net (GCE) and a debiased net train together; samples that the biased net finds harder weigh more.
-The debiased net is then pruned by magnitude and fine-tuned with the final sample weights.
+A biased net (GCE) and a debiased net train together from different initial weights; samples that the biased net finds
+harder weigh more. The debiased net is then pruned by magnitude and fine-tuned with the final sample weights, which is
+not of the paper: it prunes nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from prunebench.pruning.masks import apply_masks, make_masks, prunable
 from prunebench.training.loop import Batch, capturable
 from prunebench.training.losses import RelativeDifficulty, generalised_cross_entropy
 
+NAM = "Nam et al., 2020 (Learning from Failure)"
 
-@method("lff", cite="Nam et al., 2020 (Learning from Failure); pruned by magnitude")
+
 class LearningFromFailure:
     def fit(self, experiment: Experiment, sparsity: float) -> Pruned:
-        state = experiment.shared("debiased", lambda: self._debias(experiment))
+        state = experiment.shared("debiased", lambda: self._debias(experiment), owner="lff")
         weights = state.pop("sample_weights")
         model = experiment.model_from(state)
         masks = make_masks({name: w.detach().abs() for name, w in prunable(model).items()}, sparsity)
@@ -34,7 +36,7 @@ class LearningFromFailure:
         return experiment.finetune(model, masks, objective=debiased_loss)
 
     def _debias(self, experiment: Experiment) -> dict[str, Tensor]:
-        nets = nn.ModuleList([experiment.new_model(), experiment.new_model()])
+        nets = nn.ModuleList([experiment.new_model("biased"), experiment.new_model()])
         difficulty = RelativeDifficulty(experiment.train_split.y, experiment.num_classes)
 
         @capturable
@@ -47,3 +49,7 @@ class LearningFromFailure:
         experiment.train(nets, steps=experiment.recipe.steps, name="dense", objective=objective, networks=2)
         weights = difficulty.all_weights()
         return {**state_of(nets[1]), "sample_weights": weights.to(torch.float32)}
+
+
+lff = method("lff", cite=f"{NAM}; pruned by magnitude", version=2)(LearningFromFailure)
+lff_dense = method("lff-dense", cite=f"{NAM}; not pruned", version=2, unpruned=True)(LearningFromFailure)

@@ -21,7 +21,7 @@ from prunebench.methods.prune import prune_by
 from prunebench.metrics.calibration import calibrated_thresholds, class_offsets
 
 IOFINOVA = "Iofinova et al., 2023 (Bias in pruned vision models, countermeasures)"
-VERSION = 1
+VERSION = 2
 """Of the countermeasures; a method's version is that of its base followed by these two digits."""
 MASK = "mask/"
 
@@ -86,7 +86,8 @@ class Deferred:
     """Lets the dense model answer for the samples on which the pruned one is least sure.
 
     `share` of the validation samples are deferred; the threshold of `deferral.sureness` that does so holds for test
-    samples too, whatever share of them it defers (`deferred_share_test` of the record).
+    samples too, whatever share of them it defers (`deferred_share_test` of the record). It needs the dense model to
+    answer, so it is not ranked with what was pruned.
     """
 
     base: Method
@@ -117,7 +118,12 @@ def _prune(experiment: Experiment, base: Method, sparsity: float) -> Pruned:
 
 
 def mitigation(
-    name: str, base: Method, procedure: Callable[..., Procedure], settings: Mapping[str, Any]
+    name: str,
+    base: Method,
+    procedure: Callable[..., Procedure],
+    settings: Mapping[str, Any],
+    *,
+    ranked: bool = True,
 ) -> Method:
     """The method that applies `procedure(base, **settings)`; the base's settings are settings of it too."""
 
@@ -133,17 +139,20 @@ def mitigation(
 
     return Method(
         name,
-        f"{IOFINOVA}; pruning: {base.cite}",
+        f"suggested by {IOFINOVA}; pruning: {base.cite}",
         base.supervision,
         f"{base.version}{VERSION:02}",
         build,
         {**base.settings, **settings},
         relevant=relevant,
         multi_label=base.multi_label,
+        ranked=ranked,
     )
 
 
 magnitude_calibrated = mitigation("magnitude-calibrated", prune_by(magnitude), Calibrated, {})
 gmp_pt_calibrated = mitigation("gmp-pt-calibrated", gmp_pt, Calibrated, {})
-magnitude_deferred = mitigation("magnitude-deferred", prune_by(magnitude), Deferred, {"share": 0.1})
-gmp_pt_deferred = mitigation("gmp-pt-deferred", gmp_pt, Deferred, {"share": 0.1})
+magnitude_deferred = mitigation(
+    "magnitude-deferred", prune_by(magnitude), Deferred, {"share": 0.1}, ranked=False
+)
+gmp_pt_deferred = mitigation("gmp-pt-deferred", gmp_pt, Deferred, {"share": 0.1}, ranked=False)

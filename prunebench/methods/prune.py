@@ -117,10 +117,13 @@ class Prune:
         return Pruned(model, current)  # type: ignore[arg-type]
 
 
-def prune_by(criterion: Criterion, name: str = "", *, cite: str = "", **settings: Any) -> Method:
+def prune_by(
+    criterion: Criterion, name: str = "", *, cite: str = "", unpruned: bool = False, **settings: Any
+) -> Method:
     """The method that prunes by `criterion` with other settings, under another name.
 
-    `allocation`, `schedule` and `start` are chosen by name; see `Prune`.
+    `allocation`, `schedule` and `start` are chosen by name; see `Prune`. An `unpruned` one takes the very steps of the
+    pruned one at sparsity 0, and is a reference: not ranked.
     """
     defaults = {key: value for key, value in defaults_of(Prune).items() if key != "criterion"}
     defaults["start"] = criterion.at
@@ -135,6 +138,8 @@ def prune_by(criterion: Criterion, name: str = "", *, cite: str = "", **settings
         defaults,
         relevant=relevant,
         multi_label=True,
+        unpruned=unpruned,
+        ranked=not unpruned,
     )
     entry = entry.with_params(settings)
     entry.build(**entry.params)

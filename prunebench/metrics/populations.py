@@ -207,7 +207,10 @@ def holm(p_values: Array) -> Tensor:
 
 @dataclass(frozen=True)
 class BiasVariance:
-    """Decomposition of the mean squared (Brier) loss over seeds: loss = bias_squared + variance."""
+    """Decomposition of the mean squared (Brier) loss over seeds: loss = bias_squared + variance.
+
+    Both parts are unbiased estimates; with few seeds that of the squared bias may be negative.
+    """
 
     loss: float
     bias_squared: float
@@ -217,8 +220,9 @@ class BiasVariance:
 def bias_variance(probabilities: Array, label: Array) -> BiasVariance:
     """Bias and variance of the squared loss: what every seed shares, and what differs between seeds.
 
-    With p-bar the mean over R seeds and e the one-hot label: bias^2 = mean_n sum_c (p-bar - e)^2, variance =
-    mean_n mean_r sum_c (p - p-bar)^2, loss = their sum exactly. Source: Yang et al., ICML 2020.
+    With p-bar the mean over R seeds and e the one-hot label: loss = mean_n mean_r sum_c (p - e)^2, variance =
+    mean_n 1/(R - 1) sum_r sum_c (p - p-bar)^2, bias^2 = loss - variance. Over draws of R seeds both are on average what
+    many seeds would show; with 1/R the variance of three seeds is a third too low. Source: Yang et al., ICML 2020.
 
     Args:
         probabilities: `[R, N, C]`, the softmax of the logits of R >= 2 seeds.
@@ -240,6 +244,6 @@ def bias_variance(probabilities: Array, label: Array) -> BiasVariance:
         raise MetricError(f"label: values outside 0..{values.shape[2] - 1}")
     target = torch.nn.functional.one_hot(truth, values.shape[2]).double()
     mean = values.mean(0)
-    bias = float(((mean - target) ** 2).sum(1).mean())
-    variance = float(((values - mean) ** 2).sum(2).mean())
-    return BiasVariance(bias + variance, bias, variance)
+    loss = float(((values - target) ** 2).sum(2).mean())
+    variance = float(((values - mean) ** 2).sum(2).sum(0).mean()) / (len(values) - 1)
+    return BiasVariance(loss, loss - variance, variance)

@@ -18,8 +18,8 @@ import torch
 from prunebench_kernels.dispatch import requested
 from torch import Tensor, nn
 
-from prunebench.errors import DataError, StoreError, UsageError, unknown
-from prunebench.models import build_model
+from prunebench.errors import DataError, MaskError, StoreError, UsageError, unknown
+from prunebench.models import build_model, narrowed
 from prunebench.profile import results
 from prunebench.profile.layers import (
     CompiledLayers,
@@ -196,8 +196,8 @@ def load_network(settings: ProfileSettings) -> nn.Module:
     classes = len(state["head.weight"]) if "head.weight" in state else CLASSES
     model = build_model(settings.model, classes, seed=settings.seed)
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
+        narrowed(model, state).load_state_dict(state)
+    except (MaskError, RuntimeError) as error:
         raise DataError(f"{path}: not the weights of {settings.model}; give the run's --model") from error
     return model.eval()
 

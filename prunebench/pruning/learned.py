@@ -48,6 +48,10 @@ class LearnedMasks(nn.Module):
         self._temperature = temperature
         self._squash = squash
 
+    def sampled_logits(self) -> Tensor:
+        """What the next draw adds its noise to, `[P]`."""
+        return self.logits
+
     def draw_masks(self) -> dict[str, Tensor]:
         """The next draw of float masks, differentiable in the logits, by the name of their weight."""
         return self._by_layer(self._draw())
@@ -59,10 +63,10 @@ class LearnedMasks(nn.Module):
         return self._by_layer(self._draw(weights=self._flat_weights, weight_dtype=dtype))
 
     def _draw(self, **output: Any) -> Tensor:
-        number = self.draws.clone()  # the backward pass reads it again
+        logits, number = self.sampled_logits(), self.draws.clone()  # the backward pass reads the number again
         self.draws.add_(1)
         return sample_masks(
-            self.logits,
+            logits,
             seed=self._seed,
             offset=number,
             temperature=self._temperature,
@@ -89,6 +93,44 @@ class LearnedMasks(nn.Module):
     def _by_layer(self, flat: Tensor) -> dict[str, Tensor]:
         """Views of a flat buffer with the shapes and strides of the weights."""
         return dict(zip(self._weights, layer_views(flat, list(self._weights.values()))))
+
+
+class DensityMasks(LearnedMasks):
+    """Masks that are sampled, at every step, at the density that is to be reached.
+
+    A weight is kept where logit + noise > t; the noise is logistic and added to the raw logit, so that its probability
+    is sigmoid(logit - t), and t makes the mean of these the density of the step: 1 at first, `density` after
+    `anneal_steps` draws, and between them the cubic of gradual pruning.
+    """
+
+    def __init__(
+        self, net: Classifier, *, seed: int, density: float, anneal_steps: int, temperature: float = 1.0
+    ) -> None:
+        super().__init__(net, seed=seed, initial=0.0, temperature=temperature, squash=False)
+        self._density, self._anneal_steps = density, anneal_steps
+
+    def sampled_logits(self) -> Tensor:
+        left = (1 - self.draws / max(self._anneal_steps, 1)).clamp(min=0)
+        return self.logits - density_threshold(self.logits, self._density + (1 - self._density) * left**3)
+
+
+HALVINGS = 24
+FARTHEST = 20.0
+"""Of a threshold from the logits: there the probability is 2e-9 or as near to 1."""
+
+
+@torch.no_grad()
+def density_threshold(logits: Tensor, density: Tensor) -> Tensor:
+    """The t at which the mean of sigmoid(logits - t) is `density` `[1]`, by halving an interval: `[1]`.
+
+    Nothing in it waits for a GPU.
+    """
+    low, high = logits.min() - FARTHEST, logits.max() + FARTHEST
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        above = torch.sigmoid(logits - middle).mean() > density
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return (low + high) / 2
 
 
 def _flattened(weight: Tensor) -> Tensor:

@@ -111,6 +111,22 @@ def make_masks(
     return masks_from_counts(scores, allocate(allocation, scores, weights or {}, keep))
 
 
+def whole_masks(model: nn.Module) -> Masks:
+    """Masks that keep every weight."""
+    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
+
+
+def shuffled(masks: Mapping[str, Tensor], generator: torch.Generator) -> Masks:
+    """Masks with as many weights in every layer, at random places of it; `generator` is a CPU one.
+
+    The layers' order in `masks` does not matter: what was stored comes back in any.
+    """
+    places = {name: torch.randperm(masks[name].numel(), generator=generator) for name in sorted(masks)}
+    return {
+        name: mask.flatten()[places[name].to(mask.device)].view(mask.shape) for name, mask in masks.items()
+    }
+
+
 @torch.no_grad()
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Zero the masked weights in place. Raises MaskError for a weight that is computed, or not there."""

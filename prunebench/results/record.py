@@ -25,6 +25,24 @@ PLAIN_PATH = "dense kernels with zeros"
 PREDICTIONS_NOTE = "predictions_only"
 """Is noted with 1 by a run that was handed in as logits: its sparsity and cost are those of a dense network."""
 
+REMOVED_NOTE = "removed_macs"
+"""The note that marks a structured result: the share of the dense network's multiply-accumulates that is gone.
+
+The sparsity asked of such a run means this share; the achieved one is, as of any run, the share of weights.
+"""
+CHANNEL_SLACK = 1 / 3
+"""How far the multiply-accumulates that are left may be from those asked for, as a share: channels are whole."""
+
+
+def removal_problem(asked: float | None, removed: float) -> str | None:
+    """Why a structured result misses what was asked of it, if it does."""
+    if asked is None or abs(asked - removed) <= CHANNEL_SLACK * (1 - asked):
+        return None
+    return (
+        f"asked to remove {asked:g} of the multiply-accumulates, the network's channels remove {removed:.4f}: "
+        f"what is left may be {CHANNEL_SLACK:.0%} more or less than asked"
+    )
+
 
 @dataclass(frozen=True)
 class GroupRow:

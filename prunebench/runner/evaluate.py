@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from prunebench.data.images import Images, StreamedImages
+from prunebench.errors import MaskError
 from prunebench.inference.cascade import TEST_NOTE, THRESHOLD_NOTE, VALIDATION_NOTE, Cascade
 from prunebench.inference.cost import count_macs, count_parameters
 from prunebench.inference.latency import Inference, interleaved_latency, peak_memory_mb, ready_for_inference
 from prunebench.methods.experiment import VisibleSplit
 from prunebench.metrics.groups import GroupTable
-from prunebench.results.record import PLAIN_PATH, CostReport, GroupRow, Mining
+from prunebench.pruning.masks import MaskReport, prunable
+from prunebench.results.record import PLAIN_PATH, REMOVED_NOTE, CostReport, GroupRow, Mining, removal_problem
 from prunebench.runner.ground_truth import SPLITS, STORED, GroundTruth
 from prunebench.tasks import Task
 from prunebench.training.loop import evaluate
@@ -52,10 +54,14 @@ class TaskData:
 
     def visible(self, name: str, supervision: str) -> VisibleSplit:
         """The split as a method with this supervision sees it."""
-        granted = {"none": (), "val-groups": ("val",), "train-groups": ("train", "val")}[supervision]
+        granted = {"val-groups": ("val",), "train-groups": ("train", "val")}.get(supervision, ())
         bias = self.labels.bias[name].clone() if name in granted else None
         needs = "train-groups" if name == "train" else "val-groups"
         return VisibleSplit(self.images[name], self.labels.y[name].clone(), bias, name=name, needs=needs)
+
+    def conflicting_share(self, supervision: str) -> float | None:
+        """The nominal share of conflicting training images, if this supervision may know it."""
+        return None if supervision == "none" else self.task.conflicting_share
 
 
 Summary = dict[str, float | None]
@@ -105,6 +111,32 @@ def measure_deferral(stages: Cascade, data: TaskData) -> dict[str, float]:
     return {THRESHOLD_NOTE: stages.deferral.threshold, **shares}
 
 
+def measure_removal(
+    dense: nn.Module, model: nn.Module, report: MaskReport, asked: float | None, data: TaskData
+) -> tuple[MaskReport, dict[str, float]]:
+    """Sparsity and note of a structured result: shares of the dense network's weights, and of its products.
+
+    Raises MaskError where the layers do not fit each other, or where the multiply-accumulates left are further from
+    those asked for than whole channels allow (`removal_problem`).
+    """
+    x = data.images["test"].batch(slice(0, 1))
+    try:
+        left = count_macs(model, x)[1]
+    except RuntimeError as error:
+        raise MaskError(
+            f"the channels of the returned network's layers do not fit each other: {error}"
+        ) from error
+    removed = 1 - left / count_macs(dense, x)[0]
+    problem = removal_problem(asked, removed)
+    if problem is not None:
+        raise MaskError(problem)
+    sizes = {name: weight.numel() for name, weight in prunable(dense).items()}
+    narrow = {name: weight.numel() for name, weight in prunable(model).items()}
+    kept = {name: round((1 - share) * narrow[name]) for name, share in report.by_layer.items()}
+    by_layer = {name: 1 - count / sizes[name] for name, count in kept.items()}
+    return MaskReport(asked, 1 - sum(kept.values()) / sum(sizes.values()), by_layer), {REMOVED_NOTE: removed}
+
+
 def measure_cost(
     dense: nn.Module,
     pruned: nn.Module,
@@ -126,11 +158,10 @@ def measure_cost(
     x = data.images["test"].batch(slice(0, LATENCY_BATCH))
     memory = round(peak_memory_mb(data.device), 1)
     parameters, nonzero = count_parameters(dense)[0], count_parameters(pruned)[1]
+    network = pruned.pruned if isinstance(pruned, Cascade) else pruned
+    macs, nonzero_macs = count_macs(dense, x[:1])[0], count_macs(network, x[:1])[1]
     if isinstance(pruned, Cascade):
-        macs, nonzero_macs = count_macs(pruned.pruned, x[:1])
         nonzero_macs += round(deferred_share * count_macs(pruned.dense, x[:1])[1])
-    else:
-        macs, nonzero_macs = count_macs(pruned, x[:1])
     if latency_skipped is not None:
         ready = Inference(dense, pruned, f"{PLAIN_PATH} ({latency_skipped})")
     elif isinstance(pruned, Cascade):

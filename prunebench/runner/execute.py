@@ -23,10 +23,10 @@ from prunebench.methods.api import Method
 from prunebench.methods.discovery import resolve_method
 from prunebench.methods.experiment import Experiment, ExperimentContext, Pruned
 from prunebench.methods.isolation import kept
-from prunebench.models import Classifier
+from prunebench.models import Classifier, narrowed
 from prunebench.models.checkpoints import checkpoint_digest, load_checkpoint
 from prunebench.models.nets import ModelName
-from prunebench.pruning.masks import count_zeros, prunable, verify
+from prunebench.pruning.masks import count_zeros, verify, whole_masks
 from prunebench.pruning.wrapped import state_of
 from prunebench.results.record import SCHEMA_VERSION, RunRecord, SparsityReport
 from prunebench.results.store import Store
@@ -37,6 +37,7 @@ from prunebench.runner.evaluate import (
     measure_deferral,
     measure_mining,
     measure_outputs,
+    measure_removal,
 )
 from prunebench.runner.plan import PlannedRun, RunContext
 from prunebench.tasks.base import data_withheld
@@ -138,7 +139,8 @@ def _fit_and_measure(
             ExperimentContext(
                 store, functools.partial(_dense_state, store, run), context.data_root, progress
             ),
-            conflicting_share=data.task.conflicting_share,
+            conflicting_share=data.conflicting_share(method.supervision),
+            supervision=method.supervision,
         )
         given = run.is_dense and experiment.trained_outside
         fit = functools.partial(_take_checkpoint, context) if given else method.build(**method.params).fit
@@ -150,8 +152,11 @@ def _fit_and_measure(
     with _timed(seconds, "verify"):
         model = _as_the_tasks_network(experiment, pruned)
         masks = {name: mask.to(device) for name, mask in pruned.masks.items()}
-        report = verify(model, masks, None if method.native else spec.sparsity)
-        report = report if method.dense else count_zeros(model, report)
+        report = verify(model, masks, None if method.native or pruned.structured else spec.sparsity)
+        report = report if method.dense or method.unpruned else count_zeros(model, report)
+        removed: dict[str, float] = {}
+        if pruned.structured:
+            report, removed = measure_removal(experiment.harness_model(), model, report, spec.sparsity, data)
     with _timed(seconds, "evaluate"):
         measured, deferred = _with_deferral(experiment, model, pruned, data)
         outputs, tables, metrics, validation = measure_outputs(measured, data)
@@ -177,7 +182,7 @@ def _fit_and_measure(
         validation=validation,
         mining=measure_mining(experiment.mined, data),
         cost=cost,
-        notes={**experiment.notes, **deferred, **({OUTSIDE_NOTE: 1.0} if given else {})},
+        notes={**experiment.notes, **deferred, **removed, **({OUTSIDE_NOTE: 1.0} if given else {})},
     )
     keep = run.is_dense or context.keep_models
     return store.write(record, outputs, model=state_of(model) if keep else None)
@@ -191,7 +196,7 @@ def _take_checkpoint(context: RunContext, experiment: Experiment, _: float) -> P
             f"the dense model is a checkpoint (its hash begins with {planned}): give that file with --dense PATH"
         )
     model = load_checkpoint(context.dense, experiment.new_model())
-    return Pruned(model, {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(model).items()})
+    return Pruned(model, whole_masks(model))
 
 
 @contextlib.contextmanager
@@ -230,15 +235,21 @@ def _checked(method: Method, returned: object) -> Pruned:
 
 
 def _as_the_tasks_network(experiment: Experiment, pruned: Pruned) -> Classifier:
-    """The returned weights in a fresh network of the task: what is measured holds nothing else."""
-    net = experiment.harness_model()
+    """The returned weights in a fresh network of the task: what is measured holds nothing else.
+
+    Of a structured result the network has the channels that are left.
+    """
+    net, state = experiment.harness_model(), state_of(pruned.model)
+    if pruned.structured:
+        narrowed(net, state)
     try:
-        net.load_state_dict(
-            {name: value.to(experiment.device) for name, value in state_of(pruned.model).items()}
-        )
+        net.load_state_dict({name: value.to(experiment.device) for name, value in state.items()})
         return net
     except RuntimeError as error:
-        raise MaskError(f"fit must return the task's network with its own layers: {error}") from error
+        raise MaskError(
+            "fit must return the task's network with its own layers (one with fewer channels as "
+            f"Pruned(model, masks, structured=True)): {error}"
+        ) from error
 
 
 def _with_deferral(

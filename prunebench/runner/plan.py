@@ -168,15 +168,16 @@ def _dense_spec(suite: Suite, task: Task, data_root: Path | None) -> RunSpec:
 def _runs_of_task(
     name: str, base: RunSpec, methods: Mapping[str, Method], suite: Suite
 ) -> Iterator[PlannedRun]:
-    baseline = method_metadata(resolve_method("dense"))
+    baseline = resolve_method("dense").metadata
     dense = {seed: replace(base, seed=seed) for seed in suite.seeds}
     for spec in dense.values():
         yield PlannedRun(spec, name, "dense", spec.run_id, baseline)
-    for sparsity in (None, *sorted(suite.sparsities)):
+    levels = {
+        asked: method.sparsities(suite.sparsities) for asked, method in methods.items() if not method.dense
+    }
+    for sparsity in (None, *sorted({0.0, *suite.sparsities})):
         for asked, method in methods.items():
-            if method.dense or method.native != (sparsity is None):
-                continue
-            for seed in suite.seeds:
+            for seed in suite.seeds if sparsity in levels.get(asked, ()) else ():
                 spec = replace(
                     dense[seed],
                     method=method.name,
@@ -184,12 +185,7 @@ def _runs_of_task(
                     params=tuple(sorted(method.params.items())),
                     sparsity=sparsity,
                 )
-                yield PlannedRun(spec, name, asked, dense[seed].run_id, method_metadata(method))
-
-
-def method_metadata(method: Method) -> tuple[tuple[str, str], ...]:
-    """What a record says of its method."""
-    return ("name", method.name), ("supervision", method.supervision), ("cite", method.cite)
+                yield PlannedRun(spec, name, asked, dense[seed].run_id, method.metadata)
 
 
 def plan(runs: Sequence[PlannedRun], store: Store) -> list[PlannedRun]:

@@ -18,7 +18,7 @@ from torch import nn
 from prunebench.errors import StoreError
 from prunebench.inference.cascade import TEST_NOTE, THRESHOLD_NOTE, Cascade, Deferral
 from prunebench.methods.discovery import resolve_method
-from prunebench.models import build_model
+from prunebench.models import build_model, narrowed
 from prunebench.results.record import CostReport, RunRecord
 from prunebench.results.store import Store, open_results
 from prunebench.runner.environment import describe_code, describe_environment
@@ -78,7 +78,8 @@ def _measured(record: RunRecord, store: Store, data: TaskData, data_root: Path |
         build_model(spec.model, data.task.num_outputs, seed=spec.seed, data_root=data_root).to(data.device)
         for _ in range(2)
     )
-    pruned.load_state_dict(store.read_tensors(record.run_id, "model"))
+    state = store.read_tensors(record.run_id, "model")
+    narrowed(pruned, state).load_state_dict(state)
     measured, share = _with_deferral(record, store, pruned, dense, data)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with one_thread(data.device):

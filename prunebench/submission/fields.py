@@ -13,7 +13,15 @@ from prunebench.errors import UsageError
 from prunebench.methods.api import SUPERVISION
 from prunebench.methods.criteria import LONGEST_CITE, NAME, check_setting
 from prunebench.metrics.registry import metric_or_plain
-from prunebench.results.record import CostReport, Mining, Percentiles, RunRecord, SparsityReport
+from prunebench.results.record import (
+    REMOVED_NOTE,
+    CostReport,
+    Mining,
+    Percentiles,
+    RunRecord,
+    SparsityReport,
+    removal_problem,
+)
 
 KEY = re.compile(r"[A-Za-z0-9_.:+-]{1,64}")
 UTC = re.compile(r"20\d\d-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-6]\dZ")
@@ -129,6 +137,9 @@ def _builtin(record: RunRecord) -> Iterator[str]:
             said, declared = record.method.get(field), getattr(known, field)
             if said != declared:
                 yield f"method.{field}: {said!a:.60}, {known.name} has {declared!a:.60}"
+        said, declared = record.method.get("ranked"), dict(known.metadata).get("ranked")
+        if said != declared:
+            yield f"method.ranked: {said!a:.60}, {known.name} has {declared!a:.60}"
 
 
 def _groups(record: RunRecord) -> Iterator[str]:
@@ -216,7 +227,15 @@ def _sparsity(record: RunRecord, sparsity: SparsityReport) -> Iterator[str]:
     ):
         yield f"sparsity.achieved: {sparsity.achieved}, no mean of its layers"
     assert record.cost is not None
-    if asked is not None and abs(asked - sparsity.achieved) > 1 / max(record.cost.parameters // 2, 1):
+    removed = record.notes.get(REMOVED_NOTE)
+    if removed is not None:
+        alone = record.notes.get("deferred_share_test") is None
+        if alone and abs(1 - record.cost.nonzero_macs / max(record.cost.macs, 1) - removed) > 1e-9:
+            yield f"notes.{REMOVED_NOTE}: {removed}, its cost has other multiply-accumulates"
+        problem = removal_problem(asked, removed)
+        if problem is not None:
+            yield f"sparsity.asked: {problem}"
+    elif asked is not None and abs(asked - sparsity.achieved) > 1 / max(record.cost.parameters // 2, 1):
         yield f"sparsity.achieved: {sparsity.achieved:.6f} misses the asked {asked:g}"
 
 

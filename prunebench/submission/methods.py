@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from prunebench.errors import PruneBenchError
-from prunebench.methods.discovery import resolve_method
+from prunebench.methods.discovery import SHUFFLED, resolve_method
 from prunebench.pruning.masks import keep_count
-from prunebench.results.record import RunRecord
+from prunebench.results.record import REMOVED_NOTE, RunRecord
 from prunebench.results.store import Store
 from prunebench.runner.evaluate import TaskData
 from prunebench.runner.execute import execute
@@ -32,7 +32,8 @@ def check_method(name: str) -> list[Finding]:
     """The contract of a method (a name or a file), on a tiny budget and real digits.
 
     It declares itself, reaches the asked sparsity exactly, keeps its masks through training, is deterministic,
-    and touches neither bias labels nor the test split beyond what it declares.
+    and touches neither bias labels nor the test split beyond what it declares. Beside that stands, to be read, what
+    its masks are worth: the same masks shuffled. So few steps say little of it; `run` with `shuffled:NAME` does.
     """
     findings: list[Finding] = []
     if not _rule(
@@ -55,6 +56,8 @@ def check_method(name: str) -> list[Finding]:
             _rule(findings, "its sparsity is exact by count", lambda: _exact(runs))
         _rule(findings, "the same spec twice gives the same numbers", lambda: _same(runs, name, Path(folder)))
         _rule(findings, "its training cost is counted", lambda: _cost(runs))
+        if not (method.dense or method.unpruned or name.startswith(SHUFFLED)):
+            findings.append(Finding(_beside_shuffled(name, runs, Path(folder) / "once"), True))
     return findings
 
 
@@ -74,7 +77,25 @@ def _load(name: str) -> None:
     resolve_method(name)
 
 
-def _tiny_runs(name: str, out: Path) -> list[tuple[PlannedRun, RunRecord]]:
+def _beside_shuffled(name: str, runs: Sequence[tuple[PlannedRun, RunRecord]], out: Path) -> str:
+    """Bias-conflicting accuracy with the method's masks and with the same ones shuffled within layers, in words."""
+    try:
+        control = _tiny_runs(f"{SHUFFLED}{name}", out, SPARSITIES[:1])
+    except PruneBenchError as error:
+        return f"for information: its masks were not shuffled ({str(error).splitlines()[0]})"
+    method = resolve_method(name)
+    own = [record for run, record in runs if run.spec.sparsity in (None, SPARSITIES[0]) and not run.is_dense]
+    accuracy, beside = (record.metrics.get("conflicting") or 0.0 for record in (own[0], control[-1][1]))
+    level = "its own sparsity" if method.native else f"sparsity {SPARSITIES[0]:g}"
+    return (
+        f"for information: {accuracy:.1%} of the conflicting images right at {level}, {beside:.1%} with its masks "
+        "shuffled within layers (after few steps)"
+    )
+
+
+def _tiny_runs(
+    name: str, out: Path, sparsities: tuple[float, ...] = SPARSITIES
+) -> list[tuple[PlannedRun, RunRecord]]:
     """Dense and the method's runs at two sparsities, run here. Raises PruneBenchError if one fails."""
     method = resolve_method(name)
     settings = {key: value for key, value in TINY_SETTINGS.items() if key in method.params}
@@ -82,7 +103,7 @@ def _tiny_runs(name: str, out: Path) -> list[tuple[PlannedRun, RunRecord]]:
         name="check",
         tasks=(TINY_TASK,),
         methods=(name,),
-        sparsities=SPARSITIES,
+        sparsities=sparsities,
         seeds=(0,),
         recipe=TINY_RECIPE,
         params={method.name: settings},
@@ -103,6 +124,8 @@ def _tiny_runs(name: str, out: Path) -> list[tuple[PlannedRun, RunRecord]]:
 def _exact(runs: list[tuple[PlannedRun, RunRecord]]) -> None:
     for run, record in runs:
         if run.is_dense or record.sparsity is None or run.spec.sparsity is None:
+            continue
+        if REMOVED_NOTE in record.notes:  # channels are whole: the run itself held them to what was asked
             continue
         sizes = _prunable_total(record)
         kept = round((1 - record.sparsity.achieved) * sizes)

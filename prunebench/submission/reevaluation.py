@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunebench.errors import PruneBenchError, StoreError
+from prunebench.errors import MaskError, PruneBenchError, StoreError
 from prunebench.results.artifacts import pull, push
-from prunebench.results.record import RunRecord
+from prunebench.results.record import REMOVED_NOTE, RunRecord
 from prunebench.results.store import open_results
 from prunebench.runner.environment import describe_environment
 from prunebench.submission.consistency import SAME
@@ -236,15 +236,21 @@ def evaluate_again(store: Any, record: RunRecord, data: Any, data_root: Path | N
     from prunebench.pruning.masks import prunable
     from prunebench.runner.evaluate import measure_outputs
 
+    sizes: dict[str, int] = {}
+
     def network(of: RunRecord) -> torch.nn.Module:
-        from prunebench.models import build_model
+        from prunebench.models import build_model, narrowed
 
         net = build_model(
             of.run_spec.model, data.task.num_outputs, seed=of.run_spec.seed, data_root=data_root
         )
+        sizes.update({name: weight.numel() for name, weight in prunable(net).items()})
+        state = store.read_tensors(of.run_id, "model")
         try:
-            net.load_state_dict(store.read_tensors(of.run_id, "model"))
-        except RuntimeError as error:
+            if REMOVED_NOTE in of.notes:
+                narrowed(net, state)
+            net.load_state_dict(state)
+        except (MaskError, RuntimeError) as error:
             raise StoreError(f"its weights are not those of {of.run_spec.model}: {error}") from error
         return net
 
@@ -269,7 +275,7 @@ def evaluate_again(store: Any, record: RunRecord, data: Any, data_root: Path | N
     ]
     return {
         "run_id": record.run_id,
-        "zeros": {name: float((weight == 0).double().mean()) for name, weight in weights.items()},
+        "zeros": {name: 1 - int((weight != 0).sum()) / sizes[name] for name, weight in weights.items()},
         "nonzero_parameters": count_parameters(model)[1],
         "same_bits": all(bool(outputs[name].equal(stored[name])) for name in outputs),
         "changed": float((answers[0] != answers[1]).double().mean()),

@@ -40,11 +40,12 @@ Objective = Callable[[nn.Module, Batch], Tensor]
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How a loop optimises. `total_steps` sets the length of the learning-rate schedule."""
+    """How a loop optimises. `total_steps` sets the length of the learning-rate schedule, begun at `first_step`."""
 
     optimizer: str
     lr: float
     total_steps: int
+    first_step: int = 0
     weight_decay: float = 0.0
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
@@ -231,7 +232,7 @@ class Training:
     def at(self, step: int) -> None:
         """Set the learning rate of a step."""
         if self.settings.schedule != "constant":
-            rate = learning_rate(self.settings, step)
+            rate = learning_rate(self.settings, self.settings.first_step + step)
             for group in self._optimizer.param_groups:
                 if isinstance(group["lr"], Tensor):
                     group["lr"].fill_(rate)

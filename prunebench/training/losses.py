@@ -39,6 +39,16 @@ def gce_objective(model: nn.Module, batch: Batch) -> Tensor:
     return generalised_cross_entropy(model(batch.x), batch.y).mean()
 
 
+def confident_cross_entropy(logits: Tensor, y: Tensor, least: float) -> Tensor:
+    """Mean cross-entropy of the samples whose label has a probability above `least`; 0 where none has.
+
+    A net trained so gives up what it finds hard, and stays biased. Source: Zhao et al. (2021).
+    """
+    loss = functional.cross_entropy(logits.float(), y, reduction="none")
+    confident = (torch.exp(-loss.detach()) > least).float()
+    return (confident * loss).sum() / confident.sum().clamp(min=1)
+
+
 def contrastive_loss(
     features: Tensor, y: Tensor, conflicting: Tensor, *, temperature: float = 0.07, released: bool = True
 ) -> Tensor:
