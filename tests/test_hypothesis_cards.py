@@ -15,7 +15,7 @@ from board_records import metrics, run
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional
 
-from prunebench.analysis.cards import NO_OUTPUTS, cards_of
+from prunebench.analysis.cards import NO_OUTPUTS, cards_of, cards_table
 from prunebench.analysis.measures import Outputs, StoredRun
 from prunebench.analysis.preregistered import HypothesisCard, frozen_hypotheses
 from prunebench.analysis.seed_numbers import (
@@ -27,7 +27,11 @@ from prunebench.analysis.seed_numbers import (
 )
 from prunebench.errors import StoreError
 from prunebench.metrics.predictability import margin_uncertainty
+from prunebench.report.markdown import markdown_table
 from prunebench.results.record import RunRecord
+from prunebench.runner.ground_truth import GroundTruth
+from prunebench.tasks import resolve_task
+from prunebench.tasks.base import Attributes
 
 RULES = replace(frozen_hypotheses(), draws=199)
 SLUG = "digits-2pct"
@@ -105,6 +109,18 @@ def test_the_board_before_protocol_2_is_not_testable() -> None:
     )
     assert prediction.reason == NO_OUTPUTS
     assert association.outcome == "supported"
+
+
+def test_cards_are_shown_as_a_table() -> None:
+    lines = markdown_table(cards_table(tracks_cards(board(), numbers()))).splitlines()
+    assert len(lines) == 5
+    assert (
+        "(c) Uncertainty foretells what pruning changes | supported | area under the curve | 0.030 \\["
+        in lines[4]
+    )
+    assert "| 5 seeds | 0.880 (dense-finetuned) |" in lines[4]
+    missing = markdown_table(cards_table(tracks_cards(board(references=False)))).splitlines()[4]
+    assert "| not testable | — | — | — | — | — | no stored outputs were analysed |" in missing
 
 
 def test_seeds_that_existed_before_are_left_out() -> None:
@@ -222,6 +238,38 @@ def test_a_label_that_no_model_changes_has_no_area() -> None:
     logits = functional.one_hot(torch.arange(6) % 3).float()
     found = seed_numbers(outputs_of([("dense", 0.0, seed, logits) for seed in (0, 1)]), RULES)
     assert found.other_seeds == {0: None, 1: None}
+
+
+def test_both_measures_of_each_attribute_are_kept() -> None:
+    """Two attributes and an identity; a pruned model is sure of the first alone, and predicts it by the identity."""
+    generator = torch.Generator().manual_seed(1)
+    label = (torch.rand(400, 3, generator=generator) < 0.5).to(torch.uint8)
+    follows = torch.rand(400, 2, generator=generator) < 0.8
+    label[:, :2] = torch.where(follows, label[:, 2:], 1 - label[:, 2:])
+    task = resolve_task("digit-attributes")
+    task.attributes = Attributes(("a", "b", "g"), "a", ("g",))
+    task.num_classes = task.num_biases = 2
+    truth = GroundTruth(
+        task,
+        dict.fromkeys(("train", "val", "test"), label),
+        dict.fromkeys(("train", "val", "test"), label[:, 2].long()),
+        "0" * 16,
+        "0" * 16,
+    )
+    dense = 6.0 * label - 3
+    pruned = torch.stack([6.0 * label[:, 2] - 3, 0.2 * label[:, 1] - 0.1, 6.0 * label[:, 2] - 3], dim=1)
+    stored = tuple(
+        StoredRun(method, sparsity, method == "dense", sparsity, 5, {"val": logits, "test": logits})
+        for method, sparsity, logits in (("dense", 0.0, dense), ("magnitude", 0.9, pruned))
+    )
+    (found,) = seed_numbers(Outputs(SLUG, task, {}, stored, {5: truth}, ()), RULES).rows
+    assert found.uncertain_share == (0.0, 1.0, 0.0)
+    first, second, identity = found.bias_amplification
+    assert first == pytest.approx(1 - float(label[label[:, 0] == 1][:, 2].double().mean()))
+    assert second == pytest.approx(0)
+    assert identity is None
+    changed = ((pruned > 0) != (dense > 0)).flatten()
+    assert found.flip_area == pytest.approx(roc_auc_score(changed, margin_uncertainty(dense.flatten())))
 
 
 def test_seed_numbers_come_back_as_they_were_written(tmp_path: Path) -> None:

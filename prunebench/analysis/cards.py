@@ -21,11 +21,19 @@ from prunebench.analysis.preregistered import (
 )
 from prunebench.analysis.seed_numbers import SeedNumbers
 from prunebench.leaderboard.aggregate import split_tracks, variant_labels, variant_of
+from prunebench.report import format as fmt
+from prunebench.report.table import Column, Table, simple_table, text_column
 from prunebench.results.record import RunRecord
 
 Floats = NDArray[np.float64]
 ANOTHER_SEED = "another seed"
 NO_OUTPUTS = "no stored outputs were analysed"
+CLAIMS = {
+    "a": "(a) Pruning can do no harm",
+    "b": "(b) Bias goes with uncertainty",
+    "c": "(c) Uncertainty foretells what pruning changes",
+    "tasks": "The tasks agree about the order of methods",
+}
 
 
 @dataclass(frozen=True)
@@ -181,3 +189,40 @@ def agreement_card_of(tracks: Iterable[CountedRuns], rules: FrozenHypotheses) ->
         if size > best.get(track.task, (0, {}))[0]:
             best[track.task] = size, values
     return agreement_card({task: values for task, (_, values) in best.items()}, rules)
+
+
+# Display
+
+
+def cards_table(cards: Iterable[HypothesisCard], title: str = "") -> Table[HypothesisCard]:
+    """A card a row: claim, outcome, effect with interval, what n counts, p, control, and the reason."""
+    return simple_table(CARD_COLUMNS, cards, title)
+
+
+def _effect(card: HypothesisCard) -> str | None:
+    return (
+        None
+        if card.effect.mean is None
+        else fmt.with_ends(card.effect.mean, card.effect.low, card.effect.high, 3)
+    )
+
+
+def _control(card: HypothesisCard) -> str | None:
+    return None if card.control is None else f"{fmt.number(card.control, 3)} ({card.control_name})"
+
+
+CARD_COLUMNS: tuple[Column[HypothesisCard], ...] = (
+    text_column("key", "Hypothesis", value=lambda card: CLAIMS[card.key], lead=True),
+    text_column("outcome", "Outcome", "Supported, not supported, or not testable with the runs at hand"),
+    text_column("quantity", "Quantity", "What the effect is of", value=lambda card: card.quantity or None),
+    Column("effect", "Effect", "With the interval that the test goes with", _effect),
+    Column("p_value", "p", "Corrected where one of several tests is enough", format=fmt.p_value),
+    Column(
+        "n",
+        "n",
+        "What the test counts",
+        lambda card: None if card.p_value is None else f"{card.effect.n} {card.unit}",
+    ),
+    text_column("control", "Control", "The same quantity where the hypothesis has no part", value=_control),
+    text_column("reason", "Why", "What decided, or what is missing"),
+)
