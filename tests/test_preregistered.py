@@ -294,6 +294,16 @@ def null_prediction(generator: np.random.Generator) -> HypothesisCard:
     )
 
 
+def null_another_seed(generator: np.random.Generator) -> HypothesisCard:
+    """Pruning changes what another seed does: an area has a part of the model that is asked, and one of the model that
+    answers, which a dense model has in the next seed's place too."""
+    asked, pruned, dense = 0.01 * generator.normal(size=(3, 5))
+    areas, control = 0.9 + asked + [pruned, np.roll(dense, -1)] + 0.003 * generator.normal(size=(2, 5))
+    return prediction_card(
+        by_seed(areas), {"dense-finetuned": by_seed([0.5] * 5), "another seed": by_seed(control)}, RULES
+    )
+
+
 def null_agreement(generator: np.random.Generator) -> HypothesisCard:
     """Each of three tasks has its own order of nine methods, and each seed its noise."""
     values = {
@@ -312,7 +322,15 @@ def test_rates_are_of_the_frozen_significance() -> None:
 
 @pytest.mark.parametrize(
     "null",
-    [null_harmless, null_harmless_in_six, null_association, null_attributes, null_prediction, null_agreement],
+    [
+        null_harmless,
+        null_harmless_in_six,
+        null_association,
+        null_attributes,
+        null_prediction,
+        null_another_seed,
+        null_agreement,
+    ],
 )
 def test_a_false_hypothesis_is_supported_in_one_experiment_of_twenty(
     null: Callable[[np.random.Generator], HypothesisCard],
