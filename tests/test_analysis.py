@@ -42,6 +42,7 @@ from prunebench.analysis.values import (
     SusceptibleSample,
     TaskAnalysis,
     read_analysis,
+    to_json,
     write_analysis,
 )
 from prunebench.cli.progress import write_leaderboard
@@ -231,6 +232,13 @@ def test_every_metric_of_the_leaderboard_is_a_measure(truth: GroundTruth) -> Non
         assert set(wanted) <= set(keys)
         assert len(set(keys)) == len(keys)
         assert multi_label or set(keys) <= set(found.values)
+
+
+def test_a_sparsity_of_zero_is_the_first_and_native_the_last(truth: GroundTruth) -> None:
+    label = truth.y["test"]
+    native = dataclasses.replace(run_of(truth, label), sparsity=None)
+    runs = [native, *(run_of(truth, label, sparsity=sparsity) for sparsity in (0.5, 0.0))]
+    assert [sparsity for _, sparsity in outputs_of(truth, runs).conditions] == [0.0, 0.5, None]
 
 
 def test_the_same_runs_in_another_order_give_the_same_analysis(truth: GroundTruth) -> None:
@@ -608,6 +616,10 @@ def test_an_analysis_that_is_not_one_is_refused(tmp_path: Path) -> None:
     path.write_text(f'{{"schema_version": {SCHEMA_VERSION}, "slug": 3}}')
     with pytest.raises(StoreError, match="invalid analysis"):
         read_analysis(path)
+    for slug in ("y", "../../y"):  # pages are written to places that the slug names
+        path.write_text(to_json(dataclasses.replace(odd_analysis(), slug=slug)))
+        with pytest.raises(StoreError, match="files are named by it"):
+            read_analysis(path)
 
 
 def test_captions_fit_below_a_sample() -> None:

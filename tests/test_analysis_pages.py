@@ -345,6 +345,20 @@ def test_the_same_numbers_give_the_same_bytes_in_any_order_and_through_json(
     assert {name: made[name] == before[name] for name in made} == dict.fromkeys(made, True)
 
 
+def test_a_line_has_a_gap_where_a_method_has_no_run() -> None:
+    whole = class_analysis(FEW)
+    kept = tuple(row for row in whole.conditions if (row.method, row.sparsity) != ("dcwp", 0.9))
+    analysis = replace(whole, conditions=kept)
+    found = plots_of(analysis, analysis_styles([analysis]))
+    (plot,) = (
+        one.picture for one in found if (one.part, one.name, one.static) == ("sparsity", "bias_gap", False)
+    )
+    assert isinstance(plot, Plot)
+    pieces = {series.name: len(series.pieces) for series in plot.series if series.line}
+    assert pieces == {name: 1 + (name == "dcwp") for name in pieces}
+    assert "dcwp" in pieces
+
+
 def test_bad_places_and_equal_names_are_refused(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(StoreError, match="choose another folder"):
@@ -421,7 +435,7 @@ def test_every_plot_is_drawn_in_both_ways_or_one() -> None:
         picture = plot.picture
         assert svg(picture).startswith("<svg")
         if isinstance(picture, PlotGrid) and name != "scatter":
-            assert [panel.title for panel in picture.plots] == plots.methods_of(analysis)
+            assert [panel.title for panel in picture.plots] == analysis.methods
     shown = [plot for plot in plots_of(analysis, analysis_styles([analysis])) if not plot.static]
     assert {m.key for m in analysis.measures} <= {plot.name for plot in shown}
     maps = [plot.picture for plot in shown if isinstance(plot.picture, HeatMap)]

@@ -45,7 +45,7 @@ from prunebench.profile.results import (
     break_even,
     speed_up_points,
 )
-from prunebench.profile.roofline import block_density, bound, ceiling, memory_bound_below, work_of
+from prunebench.profile.roofline import block_density, bound, ceiling, layer_roof, memory_bound_below, work_of
 from prunebench.profile.run import ProfileSettings, find_weights, load_network
 from prunebench.report.format import MISSING, sparsity_place
 from prunebench.report.svg import legend_of, svg
@@ -89,10 +89,11 @@ def test_roofline_of_resnet_layers(
     assert work.flop / 1e9 == pytest.approx(gflop, abs=0.005)
     assert work.activation_bytes / 2**20 == pytest.approx(mib, abs=0.051)
     assert work.intensity == pytest.approx(intensity, abs=0.5)
-    assert time.compute_ms * 1e3 == pytest.approx(compute, abs=0.05)
-    assert time.memory_ms * 1e3 == pytest.approx(memory, abs=0.05)
-    assert time.by == ("compute" if compute > memory else "memory")
-    assert time.ms == max(time.compute_ms, time.memory_ms)
+    free_copy, free_arithmetic = replace(PEAKS, copy_gb_per_s=1e9), replace(PEAKS, matmul_gflop_per_s=1e15)
+    assert bound(work, free_copy) * 1e3 == pytest.approx(compute, abs=0.05)
+    assert bound(work, free_arithmetic) * 1e3 == pytest.approx(memory, abs=0.05)
+    assert time * 1e3 == pytest.approx(max(compute, memory), abs=0.05)
+    assert layer_roof(work, PEAKS, 1, 1).bound_by == ("compute" if compute > memory else "memory")
     assert [ceiling(work, PEAKS, density) for density in (0.5, 0.25, 0.1, 0)] == pytest.approx(
         list(ceilings), abs=0.006
     )
@@ -102,7 +103,7 @@ def test_memory_bound_density() -> None:
     work = work_of(square(64, 64, 3, 1, 32), 128, 2)
     edge = memory_bound_below(work, PEAKS)
     assert edge == pytest.approx(0.64, abs=0.005)
-    assert bound(work, PEAKS, edge).compute_ms == pytest.approx(bound(work, PEAKS, edge).memory_ms)
+    assert bound(work, replace(PEAKS, copy_gb_per_s=1e9), edge) == pytest.approx(bound(work, PEAKS, edge))
     assert memory_bound_below(work_of(square(3, 64, 3, 1, 32), 128, 2), PEAKS) == 1
     assert Ceilings(1, 2, 3).gflop_per_s == 3
 

@@ -54,29 +54,14 @@ class PagePlot:
 
 def analysis_styles(analyses: Iterable[TaskAnalysis], board_methods: Sequence[str] = ()) -> dict[str, Style]:
     """The leaderboard's look of each method; methods that it does not know follow, by name."""
-    found = {method for analysis in analyses for method in methods_of(analysis)}
+    found = {method for analysis in analyses for method in analysis.methods}
     return styles_of([*board_methods, *sorted(found - set(board_methods))])
-
-
-def methods_of(analysis: TaskAnalysis) -> list[str]:
-    """The pruned methods, each once, by name."""
-    return sorted({row.method for row in analysis.conditions if not row.dense})
 
 
 def conditions_of(analysis: TaskAnalysis, method: str) -> list[Condition]:
     """A method's pruned conditions, by sparsity; native sparsity last."""
     found = (row for row in analysis.conditions if row.method == method and not row.dense)
     return sorted(found, key=lambda row: math.inf if row.sparsity is None else row.sparsity)
-
-
-def dense_conditions(analysis: TaskAnalysis) -> list[Condition]:
-    """Those of the dense models: what the others are compared with."""
-    return [row for row in analysis.conditions if row.dense]
-
-
-def sparsities_of(analysis: TaskAnalysis) -> list[float]:
-    """The sparsities that were asked for, dense aside."""
-    return sorted({row.sparsity for row in analysis.conditions if not row.dense and row.sparsity is not None})
 
 
 def lead_measures(analysis: TaskAnalysis) -> list[Measure]:
@@ -145,8 +130,7 @@ def _seeds_note(analysis: TaskAnalysis) -> str:
 
 
 def _axis(analysis: TaskAnalysis) -> Axis:
-    native = [row.achieved for row in analysis.conditions if not row.dense and row.sparsity is None]
-    return sparsity_axis(sparsities_of(analysis), native)
+    return sparsity_axis(analysis.sparsities, [row.achieved for row in analysis.native])
 
 
 def _place(row: Condition) -> float:
@@ -155,9 +139,16 @@ def _place(row: Condition) -> float:
 
 
 def _lines(
-    rows: Sequence[Condition], name: str, style: Style, read: Reading, decimals: int, *, note: bool = True
+    analysis: TaskAnalysis,
+    method: str,
+    name: str,
+    style: Style,
+    read: Reading,
+    decimals: int,
+    note: bool = True,
 ) -> list[Series]:
-    """A line over the sparsities that were asked for, and a star at a native one."""
+    """A line over all sparsities that were asked for, with gaps where the method has none; a star at a native one."""
+    rows = {row.sparsity: row for row in conditions_of(analysis, method)}
 
     def mark(row: Condition) -> Mark:
         value = read(row)
@@ -169,11 +160,15 @@ def _lines(
         hint = f"{words.place_hint(row)}\n{said}"
         return Mark(_place(row), value.mean, value.low, value.high, hint, label)
 
-    asked = tuple(mark(row) for row in rows if row.sparsity is not None)
-    native = tuple(mark(row) for row in rows if row.sparsity is None)
-    found = [Series(name, asked, style)] if asked else []
-    star = replace(style, symbol="star")
-    return [*found, *([Series(name, native, star, line=False, size=STAR)] if native else [])]
+    native = rows.pop(None, None)
+    asked = [
+        mark(rows[one]) if one in rows else Mark(fmt.sparsity_place(one), None) for one in analysis.sparsities
+    ]
+    found = [Series(name, tuple(asked), style)] if rows else []
+    if native is not None:
+        star = replace(style, symbol="star")
+        found.append(Series(name, (mark(native),), star, line=False, size=STAR))
+    return found
 
 
 def _over_sparsity(
@@ -182,11 +177,11 @@ def _over_sparsity(
     """A reading against sparsity: a line a method, the dense model as a line in its band."""
     series = [
         line
-        for method in methods_of(analysis)
-        for line in _lines(conditions_of(analysis, method), method, styles[method], read, decimals)
+        for method in analysis.methods
+        for line in _lines(analysis, method, method, styles[method], read, decimals)
     ]
     series.sort(key=lambda line: not line.line)  # stars last: they lie on top, and are no sign for lines
-    dense = [value for row in dense_conditions(analysis) if (value := read(row)) is not None]
+    dense = [value for row in analysis.dense if (value := read(row)) is not None]
     rules = tuple(
         Rule(v.mean, "dense", hint=f"dense\n{words.with_ends(v, decimals)}")
         for v in dense
@@ -206,14 +201,14 @@ def _interactive(part: str, plot: Plot, key: str, title: str, caption: str) -> P
 
 def _as_panel(analysis: TaskAnalysis, plot: Plot) -> Plot:
     """A small plot, with ticks where sparsities were asked for: stars have labels of their own."""
-    asked = sparsity_axis(sparsities_of(analysis)).ticks
+    asked = sparsity_axis(analysis.sparsities).ticks
     return replace(plot, x=replace(plot.x, ticks=asked), width=PANEL[0], height=PANEL[1])
 
 
 def _panels(analysis: TaskAnalysis, plot: Plot, title: str, subtitle: str) -> PlotGrid:
     """A panel a method with the others behind it."""
     whole = replace(_as_panel(analysis, plot), title=f"{title}: {_name(analysis)}", subtitle=subtitle)
-    return small_multiples(whole, methods_of(analysis), COLUMNS, "other methods")
+    return small_multiples(whole, analysis.methods, COLUMNS, "other methods")
 
 
 def _measure_plots(analysis: TaskAnalysis, styles: Styles) -> Iterable[PagePlot]:
@@ -267,12 +262,12 @@ def _scatter_series(
                 found.append(Mark(x.mean, y.mean, hint=hint, size=size))
         return tuple(found)
 
-    for method in methods_of(analysis):
+    for method in analysis.methods:
         rows = conditions_of(analysis, method)
         native = all(row.sparsity is None for row in rows)
         style = replace(styles[method], dash="solid", symbol="star" if native else styles[method].symbol)
         yield Series(method, marks(rows), style, width=0.8, size=STAR, line=not native)
-    dense = marks(dense_conditions(analysis))
+    dense = marks(analysis.dense)
     if dense:
         grey = Style("#7F7F7F", "solid", "x")
         yield Series("dense", dense, grey, line=False, size=5.0, key="reference")
@@ -297,7 +292,7 @@ def attribute_changes(analysis: TaskAnalysis, measure: Measure) -> HeatMap:
     values = {
         (row.method, row.sparsity, row.name): row.values.get(measure.key) for row in analysis.attributes
     }
-    by_method = [(method, conditions_of(analysis, method)) for method in methods_of(analysis)]
+    by_method = [(method, conditions_of(analysis, method)) for method in analysis.methods]
     columns = [row for _, rows in by_method for row in rows]
 
     def change(name: str, row: Condition) -> float | None:
@@ -362,9 +357,8 @@ def _predictability_plots(analysis: TaskAnalysis, styles: Styles) -> Iterable[Pa
     signs = itertools.cycle(("circle", "square", "diamond"))
     looks = {event: replace(style, symbol=next(signs)) for event, style in styles_of(events).items()}
     panels = []
-    for method in methods_of(analysis):
-        conditions = conditions_of(analysis, method)
-        by_event = [_lines(conditions, e, looks[e], read(e), 3, note=False) for e in events]
+    for method in analysis.methods:
+        by_event = [_lines(analysis, method, e, looks[e], read(e), 3, note=False) for e in events]
         series = [line for lines in zip(*by_event) for line in dodged(lines, 0.15)]
         panels.append(_as_panel(analysis, Plot(method, _axis(analysis), y, tuple(series), rules=guess)))
     title = f"The dense models' uncertainty and the samples that pruning changes: {_name(analysis)}"
@@ -383,14 +377,14 @@ def _predictability_plots(analysis: TaskAnalysis, styles: Styles) -> Iterable[Pa
 def _split_plots(analysis: TaskAnalysis, styles: Styles) -> Iterable[PagePlot]:
     """Squared loss in bias squared and variance: bars in a panel a method; a plot each."""
     rows = {(row.method, row.sparsity, row.dense): row for row in analysis.splits}
-    sparsities: list[float | None] = [*sparsities_of(analysis)]
-    sparsities += [None] * any(row.sparsity is None for row in analysis.conditions)
+    sparsities: list[float | None] = [*analysis.sparsities]
+    sparsities += [None] * bool(analysis.native)
     names = ["dense", *(fmt.sparsity(sparsity) for sparsity in sparsities)]
     dense = next((row for row in analysis.splits if row.dense), None)
     x = Axis("Sparsity", ticks=tuple((float(i), name) for i, name in enumerate(names)))
     y = Axis("Squared loss")
     panels = []
-    for method in methods_of(analysis):
+    for method in analysis.methods:
         found = [dense, *(rows.get((method, sparsity, False)) for sparsity in sparsities)]
         known = [
             (float(i), row.bias_squared, row.variance)

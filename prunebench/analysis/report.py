@@ -15,9 +15,7 @@ from prunebench.analysis.plots import (
     Styles,
     analysis_styles,
     lead_measures,
-    methods_of,
     plots_of,
-    sparsities_of,
 )
 from prunebench.analysis.values import Hypothesis, TaskAnalysis, stored_analyses
 from prunebench.errors import PruneBenchError, StoreError, UsageError
@@ -290,7 +288,6 @@ def task_page(
     """`<slug>-analysis.html`; it wants `plotly.min.js` beside it, and with `grid` the samples' image."""
     shown = [plot for plot in plots if not plot.static]
     pictures = [plot.picture for plot in shown if isinstance(plot.picture, Plot | HeatMap)]
-    native = any(not row.dense and row.sparsity is None for row in analysis.conditions)
     with_lines = {row.method for row in analysis.conditions if row.sparsity is not None}
     return html.render(
         "analysis.html.j2",
@@ -306,9 +303,9 @@ def task_page(
         parts=parts_of(analysis),
         plots=[(plot.part, plot.picture) for plot in shown if isinstance(plot.picture, Plot)],
         maps=[picture for picture in pictures if isinstance(picture, HeatMap)],
-        legend=[html.switch(name, styles[name], line=name in with_lines) for name in methods_of(analysis)],
+        legend=[html.switch(name, styles[name], line=name in with_lines) for name in analysis.methods],
         reference=html.reference("dense"),
-        sparsities=[*map(fmt.sparsity, sparsities_of(analysis)), *(["native"] if native else [])],
+        sparsities=[*map(fmt.sparsity, analysis.sparsities), *["native"] * bool(analysis.native)],
         grid=grid,
         data=html.script_json({"analysis": {"figures": html.page_figures(pictures)}}),
     )

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -314,6 +315,26 @@ class TaskAnalysis:
     code: dict[str, str | bool | None]
 
     @property
+    def methods(self) -> list[str]:
+        """The pruned methods, each once, by name."""
+        return sorted({row.method for row in self.conditions if not row.dense})
+
+    @property
+    def dense(self) -> list[Condition]:
+        """The conditions of dense models: what the others are compared with."""
+        return [row for row in self.conditions if row.dense]
+
+    @property
+    def native(self) -> list[Condition]:
+        """The pruned conditions of which the method chose the sparsity."""
+        return [row for row in self.conditions if not row.dense and row.sparsity is None]
+
+    @property
+    def sparsities(self) -> list[float]:
+        """The sparsities that were asked for, dense aside."""
+        return sorted({row.sparsity for row in self.conditions if not row.dense and row.sparsity is not None})
+
+    @property
     def grid_name(self) -> str:
         """The file, beside the JSON, that shows the susceptible samples."""
         return f"{self.slug}-samples.png"
@@ -357,7 +378,10 @@ def read_analysis(path: Path) -> TaskAnalysis:
         found = values.get("schema_version") if isinstance(values, dict) else None
         if found != SCHEMA_VERSION:
             raise StoreError(f"{path}: analysis schema {found}, want {SCHEMA_VERSION}: analyze again")
-        return _adapter().validate_json(json.dumps(values), strict=True)
+        analysis: TaskAnalysis = _adapter().validate_json(json.dumps(values), strict=True)
+        if analysis.slug != path.stem or not re.fullmatch(r"[a-z0-9-]+", analysis.slug):
+            raise StoreError(f"{path}: is of {analysis.slug!r}: files are named by it; analyze again")
+        return analysis
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -111,13 +111,10 @@ LONGEST_TITLE = 24
 
 def coverage(analysis: TaskAnalysis) -> str:
     """What the page rests on, in one sentence."""
-    methods = {row.method for row in analysis.conditions if not row.dense}
     seeds = fmt.listed("seed", analysis.seeds or ("none",))
     left = f"; {len(analysis.left_out)} left out" if analysis.left_out else ""
-    return (
-        f"{fmt.plural(analysis.runs, 'run')} of {fmt.plural(len(methods), 'pruning method')} and the dense model, "
-        f"{seeds}; {analysis.samples} test images{left}."
-    )
+    runs, methods = fmt.plural(analysis.runs, "run"), fmt.plural(len(analysis.methods), "pruning method")
+    return f"{runs} of {methods} and the dense model, {seeds}; {analysis.samples} test images{left}."
 
 
 def setting(analysis: TaskAnalysis) -> str:
@@ -249,9 +246,7 @@ def verdict_and_rho(evidence: Evidence) -> str:
 
 def with_half_width(estimate: Estimate | None, measure: Measure) -> str:
     """`37.9 ± 1.2`, as a measure is shown."""
-    if estimate is None:
-        return fmt.MISSING
-    return fmt.with_half_width(estimate, measure.decimals, measure.scale)  # type: ignore[arg-type]
+    return fmt.MISSING if estimate is None else fmt.with_half_width(estimate, measure.decimals, measure.scale)
 
 
 def with_ends(estimate: Estimate, decimals: int = 2, scale: float = 1) -> str:

@@ -310,7 +310,7 @@ def _row_cost(runs: Sequence[RunRecord]) -> RowCost:
         nonzero_parameters=mean(lambda cost: cost.nonzero_parameters),
         macs=mean(lambda cost: cost.macs),
         nonzero_macs=mean(lambda cost: cost.nonzero_macs),
-        training=mean(lambda cost: cost.training_steps / cost.dense_training_steps),
+        training=mean(lambda cost: cost.training_steps / (cost.dense_training_steps or math.nan)),
         speeds=tuple(_speed(machine, by_machine[machine]) for machine in sorted(by_machine)),
     )
 

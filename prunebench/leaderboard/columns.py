@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from prunebench.leaderboard.aggregate import RANKED
@@ -50,11 +52,6 @@ class BoardLine:
     speeds: tuple[MeasuredSpeed, ...]
 
 
-def of_row(value: Callable[[MethodRow], Any]) -> Callable[[BoardLine], Any]:
-    """A value of a line's row."""
-    return lambda line: value(line.row)
-
-
 def of_cost(value: Callable[[RowCost], float]) -> Callable[[BoardLine], float | None]:
     """A value of a row's cost; None where it has none or it is undefined."""
 
@@ -83,7 +80,7 @@ def metric_column(metric: Metric) -> Column[BoardLine]:
         metric.name,
         metric.short,
         f"{metric.title}{words and f', {words}'}: {lowered(metric.help)}",
-        value=of_row(lambda row: row.metric(metric.name)),
+        value=lambda line: line.row.metric(metric.name),
         format=lambda interval: fmt.with_half_width(interval, metric.decimals, metric.scale),
         share=bar_share if bar else None,
     )
@@ -95,7 +92,7 @@ def rank_column(metric: Metric) -> Column[BoardLine]:
         f"{metric.name}_rank",
         f"Rank ({metric.short.lower()})",
         "Within this sparsity; = marks a tie",
-        value=of_row(lambda row: row.ranks.get(metric.name)),
+        value=lambda line: line.row.ranks.get(metric.name),
         order=lambda rank: rank.place,
     )
 
@@ -126,61 +123,55 @@ def first(values: Sequence[float | Interval]) -> float | str | None:
     return natural_order(values[0])
 
 
-def milliseconds(value: float) -> str:
-    """Two decimals."""
-    return fmt.number(value, 2)
-
-
-def speed_up(interval: Interval) -> str:
-    """`1.25 ± 0.02×`."""
-    return fmt.times(fmt.with_half_width(interval, 2, 1))
+milliseconds = joined(partial(fmt.number, decimals=2))
+speed_up = joined(lambda interval: fmt.times(fmt.with_half_width(interval, 2, 1)))
 
 
 LEADING = (
-    Column("sparsity", "Sparsity", "Share of zeros asked for", value=of_row(lambda row: row.tag),
+    Column("sparsity", "Sparsity", "Share of zeros asked for", value=attrgetter("row.tag"),
            order=lambda tag: float(tag) if tag[0].isdigit() else {"dense": 0.0}.get(tag), short="Zeros"),
-    text_column("method", "Method", value=of_row(lambda row: row.label), lead=True),
+    text_column("method", "Method", value=attrgetter("row.label"), lead=True),
     text_column("supervision", "Supervision", "Bias labels that the method may see",
-                value=of_row(lambda row: row.supervision)),
+                value=attrgetter("row.supervision")),
     Column("achieved", "Achieved", "Share of zeros counted after fine-tuning, mean over seeds",
-           value=of_row(lambda row: row.achieved.mean), format=lambda value: fmt.number(value, 4)),
+           value=attrgetter("row.achieved.mean"), format=lambda value: fmt.number(value, 4)),
 )  # fmt: skip
 COSTS = (
     Column("nonzero_parameters", "Non-zero parameters", "All parameters of the network that are not zero",
-           value=of_cost(lambda cost: cost.nonzero_parameters), format=fmt.count),
+           value=of_cost(attrgetter("nonzero_parameters")), format=fmt.count),
     Column("nonzero_share", "Share", "Of all parameters, %", format=fmt.percent,
            value=of_cost(lambda cost: cost.nonzero_parameters / cost.parameters if cost.parameters else math.nan)),
     Column("macs", "MACs dense, M", "Multiply-accumulates of one image, millions",
-           value=of_cost(lambda cost: cost.macs), format=fmt.millions),
+           value=of_cost(attrgetter("macs")), format=fmt.millions),
     Column("nonzero_macs", "MACs non-zero, M", "Those with a non-zero weight, millions",
-           value=of_cost(lambda cost: cost.nonzero_macs), format=fmt.millions),
+           value=of_cost(attrgetter("nonzero_macs")), format=fmt.millions),
     Column("nonzero_macs_share", "MACs non-zero, %", "Of all multiply-accumulates", short="MACs",
            value=of_cost(lambda cost: 1 / cost.theoretical_speed_up), format=fmt.percent),
     Column("theoretical_speed_up", "Theoretical speed-up", "MACs dense / non-zero: if every zero were skipped",
-           value=of_cost(lambda cost: cost.theoretical_speed_up), format=fmt.times),
+           value=of_cost(attrgetter("theoretical_speed_up")), format=fmt.times),
     Column("speed_up", "Measured speed-up", "Latency dense / pruned, within one run", short="Speed",
-           value=of_speeds(lambda speed: speed.speed_up), format=joined(speed_up), order=first),
+           value=of_speeds(attrgetter("speed_up")), format=speed_up, order=first),
     Column("dense_ms", "Latency dense, ms", "Median over runs of the median",
-           value=of_speeds(lambda speed: speed.dense_ms), format=joined(milliseconds), order=first),
+           value=of_speeds(attrgetter("dense_ms")), format=milliseconds, order=first),
     Column("pruned_ms", "Latency pruned, ms", "Median over runs of the median",
-           value=of_speeds(lambda speed: speed.pruned_ms), format=joined(milliseconds), order=first),
+           value=of_speeds(attrgetter("pruned_ms")), format=milliseconds, order=first),
     Column("training", "Training", "Steps as a multiple of those of the dense model",
-           value=of_cost(lambda cost: cost.training), format=fmt.times),
+           value=of_cost(attrgetter("training")), format=fmt.times),
     text_column("machine", "Machine (runs)", "Where these latencies were taken, in how many runs",
                 value=of_speeds(lambda speed: f"{speed.machine.label} ({speed.runs})"), format=", ".join,
                 order=lambda names: names[0].lower()),
 )  # fmt: skip
 MINING = (
     Column("mining_precision", "Precision", "Of the mined images, those that conflict, %",
-           value=of_row(lambda row: row.mining_precision), format=fmt.with_half_width),
+           value=attrgetter("row.mining_precision"), format=fmt.with_half_width),
     Column("mining_recall", "Recall", "Of the conflicting images, those that were mined, %",
-           value=of_row(lambda row: row.mining_recall), format=fmt.with_half_width),
+           value=attrgetter("row.mining_recall"), format=fmt.with_half_width),
 )  # fmt: skip
 SEEDS = Column(
-    "seeds", "Seeds", "Finished / planned", value=of_row(lambda row: row),
+    "seeds", "Seeds", "Finished / planned", value=attrgetter("row"),
     format=lambda row: f"{len(row.seeds)}/{len(row.planned)}", order=lambda row: float(len(row.seeds)),
 )  # fmt: skip
-VERIFIED = text_column("verified", "Verified", VERIFIED_HELP, value=of_row(lambda row: row.verified or None))
+VERIFIED = text_column("verified", "Verified", VERIFIED_HELP, value=lambda line: line.row.verified or None)
 
 
 def board_table(track: Track, *, by_setup: bool = False) -> Table[BoardLine]:

@@ -38,22 +38,6 @@ class ConvWork:
         return self.flop / (self.activation_bytes + self.weight_bytes)
 
 
-@dataclass(frozen=True)
-class RooflineBound:
-    """Milliseconds beneath the ceilings: max(compute, memory)."""
-
-    compute_ms: float
-    memory_ms: float
-
-    @property
-    def ms(self) -> float:
-        return max(self.compute_ms, self.memory_ms)
-
-    @property
-    def by(self) -> str:
-        return "compute" if self.compute_ms > self.memory_ms else "memory"
-
-
 def work_of(shape: ConvShape, batch: int, value_bytes: int) -> ConvWork:
     """FLOP = 2 M O K with M = N OH OW and K = I/G KH KW; bytes: input positions that are read, output, weight."""
     weights = math.prod(shape.geometry.weight_shape)
@@ -63,17 +47,16 @@ def work_of(shape: ConvShape, batch: int, value_bytes: int) -> ConvWork:
     return ConvWork(2.0 * positions * weights, float(value_bytes * activations), float(value_bytes * weights))
 
 
-def bound(work: ConvWork, ceilings: Ceilings, density: float = 1.0) -> RooflineBound:
-    """The time bound if only the share `density` of the weights is loaded and multiplied."""
+def bound(work: ConvWork, ceilings: Ceilings, density: float = 1.0) -> float:
+    """Milliseconds beneath the ceilings, max(compute, memory), if only this share of weights is loaded and used."""
     moved = work.activation_bytes + density * work.weight_bytes
-    return RooflineBound(
-        density * work.flop / ceilings.gflop_per_s / 1e6, moved / ceilings.copy_gb_per_s / 1e6
-    )
+    compute = density * work.flop / ceilings.gflop_per_s / 1e6
+    return max(compute, moved / ceilings.copy_gb_per_s / 1e6)
 
 
 def ceiling(work: ConvWork, ceilings: Ceilings, density: float) -> float:
     """The speed-up that a roofline allows: dense bound over the bound at this density."""
-    return bound(work, ceilings).ms / bound(work, ceilings, density).ms
+    return bound(work, ceilings) / bound(work, ceilings, density)
 
 
 def memory_bound_below(work: ConvWork, ceilings: Ceilings) -> float:
@@ -85,18 +68,18 @@ def memory_bound_below(work: ConvWork, ceilings: Ceilings) -> float:
 
 def layer_roof(work: ConvWork, ceilings: Ceilings, block_density: float, density: float) -> LayerRoof:
     """A layer's bounds: dense, of kernels that skip zero blocks, and of those for which every zero is free."""
-    dense = bound(work, ceilings)
+    below = memory_bound_below(work, ceilings)
     return LayerRoof(
         gflop=work.flop / 1e9,
         megabytes=(work.activation_bytes + work.weight_bytes) / 1e6,
         flop_per_byte=work.intensity,
-        bound_by=dense.by,
-        dense_ms=dense.ms,
-        memory_bound_below_density=memory_bound_below(work, ceilings),
+        bound_by="compute" if below < 1 else "memory",
+        dense_ms=bound(work, ceilings),
+        memory_bound_below_density=below,
         block_density=block_density,
-        block_ms=bound(work, ceilings, block_density).ms,
+        block_ms=bound(work, ceilings, block_density),
         block_ceiling=ceiling(work, ceilings, block_density),
-        free_ms=bound(work, ceilings, density).ms,
+        free_ms=bound(work, ceilings, density),
         free_ceiling=ceiling(work, ceilings, density),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 MISSING = "\u2014"
 """Em dash: no value, because a run is missing or the value is undefined."""
@@ -18,22 +18,22 @@ TICK_ROOM = 0.12
 
 
 class Spread(Protocol):
-    """A mean and the half-width of its interval; nan where undefined."""
+    """A mean and the half-width of its interval; nan or None where undefined."""
 
     @property
-    def mean(self) -> float: ...
+    def mean(self) -> float | None: ...
     @property
-    def half_width(self) -> float: ...
+    def half_width(self) -> float | None: ...
 
 
-def known(value: float | None) -> bool:
+def known(value: float | None) -> TypeGuard[float]:
     """Whether a value is a finite number."""
     return value is not None and math.isfinite(value)
 
 
 def number(value: float | None, decimals: int, scale: float = 1) -> str:
     """A scaled number with fixed decimals and a true minus; an em dash if undefined. Never a negative zero."""
-    if value is None or not math.isfinite(value):
+    if not known(value):
         return MISSING
     text = f"{scale * value:.{decimals}f}"
     return (text.lstrip("-") if float(text) == 0 else text).replace("-", MINUS)
@@ -70,7 +70,7 @@ def times(text: str | float | None, decimals: int = 2) -> str:
 
 def count(value: float | None) -> str:
     """`661,898`."""
-    return f"{value:,.0f}" if value is not None and math.isfinite(value) else MISSING
+    return f"{value:,.0f}" if known(value) else MISSING
 
 
 def millions(value: float | None) -> str:
@@ -80,7 +80,7 @@ def millions(value: float | None) -> str:
 
 def significant(value: float | None, digits: int = 3) -> str:
     """So many digits, without an exponent from a thousandth up: `1,024`, `86.1`, `0.0042`."""
-    if value is None or not math.isfinite(value):
+    if not known(value):
         return MISSING
     text = f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
     return text.replace("-", MINUS)
