@@ -25,8 +25,9 @@ from prunebench.tasks import resolve_task
 
 REQUIRED = {
     "dense", "random", "random-layerwise", "magnitude", "magnitude-uniform", "magnitude-erk", "gmp-ri", "gmp-pt",
-    "snip", "imp", "lff", "jtt", "mrm", "dcwp", "dcwp-native", "dense-finetuned", "dense-long", "dense-small",
-    "lff-dense", "jtt-dense", "jtt-tuned", "mrm-swept", "dcwp-dense", "dcwp-magnitude-mask", "dcwp-shuffled-mask",
+    "snip", "imp", "lff", "jtt", "mrm", "dcwp", "dcwp-native", "dense-finetuned",
+    "dense-from-init", "dense-long", "dense-small", "lff-dense", "jtt-dense", "jtt-tuned",
+    "mrm-swept", "dcwp-dense", "dcwp-magnitude-mask", "dcwp-shuffled-mask",
 }  # fmt: skip
 
 

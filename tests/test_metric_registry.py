@@ -152,9 +152,7 @@ def test_one_file_brings_a_metric_everywhere(tmp_path: Path) -> None:
     def shares() -> list[float | None]:
         records = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("out/runs/*/record.json"))]
         return [
-            part.get("toy_share")
-            for record in records
-            for part in (record["metrics"], record["validation"])
+            part.get("toy_share") for record in records for part in (record["metrics"], record["validation"])
         ]
 
     cli = ("-m", "prunebench.cli.main")

@@ -38,7 +38,8 @@ DENSE_MACS, DENSE_PARAMETERS = 1_148_160, 167_114
 def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """References and what they are references of; not to be changed."""
     out = tmp_path_factory.mktemp("references")
-    names = ("magnitude", "imp", "magnitude-deferred", "dense-finetuned", "dense-long", "dense-small")
+    names = ("magnitude", "snip", "imp", "magnitude-deferred")
+    names += ("dense-finetuned", "dense-from-init", "dense-long", "dense-small")
     return out, run_inline(tiny_suite(*names, sparsities=(0.0, 0.9)), out)[1]
 
 
@@ -60,6 +61,13 @@ def test_the_finetuned_reference_takes_the_very_steps_of_a_pruned_network(made: 
     assert reference.outputs_sha256 != made[1]["dense 0.0 0"].outputs_sha256
     assert reference.sparsity is not None
     assert set(reference.sparsity.by_layer.values()) == {0.0}
+    assert reference.cost is not None
+    assert reference.cost.training_steps == RECIPE["steps"] + RECIPE["finetune_steps"]
+
+
+def test_the_reference_from_initialisation_is_snip_of_no_weight(made: Run) -> None:
+    reference, snip = made[1]["dense-from-init 0.0 0"], made[1]["snip 0.0 0"]
+    assert reference.outputs_sha256 == snip.outputs_sha256 != made[1]["dense-finetuned 0.0 0"].outputs_sha256
     assert reference.cost is not None
     assert reference.cost.training_steps == RECIPE["steps"] + RECIPE["finetune_steps"]
 
@@ -101,11 +109,17 @@ def test_an_unpruned_method_must_keep_every_weight(tmp_path: Path) -> None:
 
 
 def test_rows_at_sparsity_0_leave_the_board_whole(made: Run) -> None:
-    records = [record for name, record in made[1].items() if name not in ("magnitude 0.0 0", "imp 0.0 0")]
+    records = [
+        record
+        for name, record in made[1].items()
+        if not name.startswith(("magnitude 0.0", "imp 0.0", "snip 0.0"))
+    ]
     (track,) = build_board(records).tracks
     assert track.problems == (), "no method lacks the sparsities that it cannot have"
     ranks = {(row.method, row.sparsity): row.ranks.get("unbiased") for row in track.rows}
-    assert {key for key, rank in ranks.items() if rank is not None} <= {("magnitude", 0.9), ("imp", 0.9)}
+    assert {key for key, rank in ranks.items() if rank is not None} <= {
+        (name, 0.9) for name in ("magnitude", "imp", "snip")
+    }
 
 
 def test_what_is_not_ranked_says_so(made: Run) -> None:

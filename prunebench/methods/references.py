@@ -23,6 +23,13 @@ dense_finetuned = prune_by(
     cite="reference: the steps of a pruned network, nothing pruned",
     unpruned=True,
 )
+dense_from_init = prune_by(
+    magnitude,
+    "dense-from-init",
+    cite="reference: the steps of a network pruned at or from initialisation, nothing pruned",
+    unpruned=True,
+    start="init",
+)
 
 
 @method(
