@@ -152,8 +152,20 @@ def test_weights_at_an_address_are_found_by_the_card(made: Made) -> None:
     address = made.root / "served"
     list(push(made.results, str(address), methods=[NAME, "dense"]))
     assert made.verify(artifacts=str(address)).badge == REEVALUATED
-    with pytest.raises(UsageError, match="card names no address"):
-        made.verify(artifacts="card")
+    report = made.verify(artifacts="card")
+    assert report.badge == "consistent"
+    assert "Its card names no address" in report.stages[0].notes[0]
+
+
+def test_an_address_that_offers_other_objects_is_refused(made: Made) -> None:
+    address = made.root / "served"
+    list(push(made.results, str(address), methods=[NAME, "dense"]))
+    manifest = address / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace('"bytes":', '"bytes":1'))
+    assert "than artifacts.jsonl lists: push them" in failures(made.verify(artifacts=str(address)))
+    listed = made.entry / "artifacts.jsonl"
+    listed.write_text(listed.read_text().replace('"bytes":', '"bytes":1000'))
+    assert "more than its network or test split has" in failures(made.verify())
 
 
 @pytest.mark.slow
@@ -271,6 +283,21 @@ def test_two_contributors_bring_a_seed_each(made: Made) -> None:
         merge(entry, made.board, beside=[other]).done for entry, other in zip(entries, entries[::-1])
     ] == [True, True]
     assert sum(map(own, open_results(made.board).records()[0])) == len(SEEDS)
+
+
+def test_latencies_of_two_machines_stand_apart(made: Made) -> None:
+    def elsewhere(record: RunRecord) -> RunRecord:
+        environment = {**record.environment, "cpu": "another processor"}
+        return record if record.spec["seed"] == 0 else dataclasses.replace(record, environment=environment)
+
+    change_records(made, elsewhere)
+    assert merge(made.entry, made.board).done
+    rows = build_board(open_results(made.board).records()[0]).tracks[0].rows
+    (row,) = (row for row in rows if row.method == NAME)
+    assert row.cost is not None
+    assert [speed.runs for speed in row.cost.speeds if speed.machine.processor == "another processor"] == [1]
+    assert len(row.cost.speeds) == 2
+    assert row.label == f"{NAME} †"
 
 
 # Each step names the next command
@@ -750,6 +777,28 @@ def test_code_of_a_submission_is_not_imported_to_verify_it(made: Made) -> None:
     (made.entry / "method" / "torch.py").write_text(f"open({str(mark)!r}, 'w').close()\n", encoding="utf-8")
     made.verify()
     assert not mark.exists()
+
+
+def test_history_is_inert_on_the_board(made: Made) -> None:
+    merge(made.entry, made.board)
+    withdraw(made.board, NAME, None, "<script>alert(1)</script> | [x](javascript:alert(1))")
+    board = build_board(open_results(made.board).records()[0], read_standing(made.board))
+    for text in (board_markdown(board), page_html(board)):
+        assert "&lt;script&gt;alert(1)" in text
+        assert "<script>alert" not in text
+    assert "[x](javascript" not in board_markdown(board)
+    with pytest.raises(UsageError, match="want one line"):
+        withdraw(made.board, "magnitude", None, "two\nlines")
+
+
+def test_the_workflow_for_forks_has_no_secret_and_reads_only() -> None:
+    text = (Path(__file__).parent.parent / ".github" / "workflows" / "submission.yml").read_text(
+        encoding="utf-8"
+    )
+    assert text.count("permissions: {contents: read}") == 1
+    assert [word for word in ("secrets", "pull_request_target", "write") if word in text] == []
+    assert text.count("persist-credentials: false") == text.count("actions/checkout")
+    assert "github.event.pull_request.base.sha" in text
 
 
 def test_a_code_span_holds_whatever_is_in_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from prunebench.submission.retraining import retrain
 CONSISTENT = "consistent"
 OF_THE_CARD = "card"
 """Stands for the address that a submission's card names."""
+NO_ADDRESS = "Its card names no address of logits and weights (`artifacts = ...`): it was not re-evaluated."
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,12 @@ def verify(
         return _unreadable(folder, begun)
     findings, records = check_consistency(submission, results, root, _records_of(beside))
     stages = [Stage(CONSISTENT, (Finding("the folder holds what it may hold", True), *findings))]
-    if stages[-1].passed and depth.artifacts is not None:
-        stages.append(reevaluate(submission, records, _address(submission, depth.artifacts), root))
-    if stages[-1].passed and depth.retrain and submission.manifest.kind == "weights":
+    address = submission.card.artifacts if depth.artifacts == OF_THE_CARD else depth.artifacts
+    if address is None and depth.artifacts is not None:
+        stages = [dataclasses.replace(stages[0], notes=(NO_ADDRESS,))]
+    elif stages[-1].passed and address is not None:
+        stages.append(reevaluate(submission, records, address, root))
+    if stages[-1].passed and address is not None and depth.retrain and submission.manifest.kind == "weights":
         assert depth.draw_seed is not None
         stages.append(retrain(submission, records, depth.retrain, depth.draw_seed, root))
     rows = changed_rows(results.records, _added(results, records)) if stages[0].passed else ()
@@ -81,14 +86,6 @@ def _unreadable(folder: Path, begun: tuple[str, str]) -> tuple[Report, None]:
         why = str(error)
     finding = Finding("the folder holds what it may hold", False, why)
     return Report(folder.name, "unknown", "unknown", *begun, (Stage(CONSISTENT, (finding,)),)), None
-
-
-def _address(submission: Submission, asked: str) -> str:
-    if asked != OF_THE_CARD:
-        return asked
-    if submission.card.artifacts is None:
-        raise UsageError("its card names no address (`artifacts = ...`): name one with --artifacts")
-    return submission.card.artifacts
 
 
 def _records_of(folders: Sequence[Path]) -> list[RunRecord]:
