@@ -27,8 +27,9 @@ from prunebench.submission.card import parse_card, read_card
 from prunebench.submission.folder import read_submission
 from prunebench.submission.merge import merge, withdraw
 from prunebench.submission.pack import pack, pack_predictions
+from prunebench.submission.records import Finding
 from prunebench.submission.reevaluation import REEVALUATED
-from prunebench.submission.report import Report, code, comment, write_report
+from prunebench.submission.report import Report, Stage, code, comment, write_report
 from prunebench.submission.retraining import RETRAINED, draw_runs, retrain
 from prunebench.submission.verify import Depth, verify
 
@@ -226,6 +227,21 @@ def test_a_report_of_another_folder_gives_no_badge(made: Made) -> None:
         merge(made.entry, made.board, made.root / "report" / "report.json")
 
 
+def test_a_failed_stage_merges_nothing_and_more_runs_take_the_lower_badge(made: Made) -> None:
+    failed = dataclasses.replace(
+        made.verify(), stages=(*made.verify().stages, Stage(REEVALUATED, (Finding("x", False),)))
+    )
+    write_report(failed, made.root / "failed")
+    with pytest.raises(UsageError, match="the report refuses this submission"):
+        merge(made.entry, made.board, made.root / "failed" / "report.json")
+    write_report(made.verify(artifacts=str(made.results)), made.root / "report")
+    merge(made.entry, made.board, made.root / "report" / "report.json")
+    suite = helpers.tiny_suite(str(made.file), seeds=SEEDS, sparsities=(0.5,))
+    helpers.run_inline(suite, made.results)
+    assert merge(made.pack("more"), made.board).new == len(SEEDS)
+    assert [badge.badge for badge in read_standing(made.board).badges.values()] == ["consistent"]
+
+
 def test_the_same_run_with_other_numbers_is_a_conflict_that_is_shown(made: Made) -> None:
     assert merge(made.entry, made.board).done
     before = open_results(made.board).records()[0]
@@ -249,7 +265,7 @@ def test_versions_coexist_and_the_newest_is_listed(made: Made) -> None:
     made.file.write_text(SOURCE + "\n# a second version\n", encoding="utf-8")
     helpers.run_inline(helpers.tiny_suite(str(made.file), seeds=SEEDS), made.results)
     entry = made.pack("second", supersedes=old, title="Second")
-    # the same numbers as its own first version are no rename
+    assert "It would take the place of" in comment(verify(entry, made.board)[0])
     assert merge(entry, made.board).notes == (
         f"version {old} is superseded: its runs stay, the board lists "
         f"{read_submission(entry).manifest.version}",

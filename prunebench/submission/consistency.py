@@ -151,6 +151,18 @@ def _finding(what: str, problems: Sequence[str], most: int = 5) -> Finding:
     return Finding(what, not problems, "; ".join([*problems[:most], *more]))
 
 
+def claims_of(submission: Submission, board: BoardResults) -> tuple[str, ...]:
+    """What no rule can judge and a reviewer must: whether who replaces a method is who made it."""
+    manifest, card = submission.manifest, submission.card
+    older = board.versions(manifest.method) - {manifest.version}
+    if not older or card.supersedes not in older:
+        return ()
+    whose = _shown(board.authors.get(manifest.method, frozenset()))
+    return (
+        f"It would take the place of {manifest.method} {card.supersedes} by {whose}: is this request theirs?",
+    )
+
+
 # Rules: each yields what does not hold
 
 

@@ -12,7 +12,7 @@ from prunebench.errors import PruneBenchError, UsageError
 from prunebench.leaderboard.aggregate import is_dense
 from prunebench.results.record import RunRecord
 from prunebench.results.store import open_results
-from prunebench.submission.consistency import BoardResults, check_consistency
+from prunebench.submission.consistency import BoardResults, check_consistency, claims_of
 from prunebench.submission.folder import Submission, read_submission
 from prunebench.submission.records import Finding, data_root
 from prunebench.submission.reevaluation import environment_here, reevaluate
@@ -61,10 +61,11 @@ def verify(
     except PruneBenchError:
         return _unreadable(folder, begun)
     findings, records = check_consistency(submission, results, root, _records_of(beside))
-    stages = [Stage(CONSISTENT, (Finding("the folder holds what it may hold", True), *findings))]
+    notes = claims_of(submission, results)
+    stages = [Stage(CONSISTENT, (Finding("the folder holds what it may hold", True), *findings), notes)]
     address = submission.card.artifacts if depth.artifacts == OF_THE_CARD else depth.artifacts
     if address is None and depth.artifacts is not None:
-        stages = [dataclasses.replace(stages[0], notes=(NO_ADDRESS,))]
+        stages = [dataclasses.replace(stages[0], notes=(*notes, NO_ADDRESS))]
     elif stages[-1].passed and address is not None:
         stages.append(reevaluate(submission, records, address, root))
     if stages[-1].passed and address is not None and depth.retrain and submission.manifest.kind == "weights":
