@@ -102,8 +102,9 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture
-def made(original: Made, tmp_path: Path) -> Made:
-    """A copy of the submission, to do mischief with."""
+def made(original: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """A copy of the submission, to do mischief with; a cache that no other test has pulled into."""
+    monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path / "cache"))
     shutil.copytree(original.root, tmp_path / "copy")
     return Made(tmp_path / "copy")
 
