@@ -30,7 +30,13 @@ from prunebench.analysis import plots, tables, words
 from prunebench.analysis.exemplars import SHOWN_SAMPLES, sample_grid
 from prunebench.analysis.hypotheses import evaluate_hypotheses
 from prunebench.analysis.plots import PagePlot, analysis_styles, plots_of
-from prunebench.analysis.report import analysis_files, index_markdown, links_of, task_markdown
+from prunebench.analysis.report import (
+    analysis_files,
+    build_after_run,
+    index_markdown,
+    links_of,
+    task_markdown,
+)
 from prunebench.analysis.values import (
     Correlation,
     Estimate,
@@ -50,6 +56,7 @@ from prunebench.report.plot import HeatMap, Plot, PlotGrid, limits, styles_of
 from prunebench.report.plotly import plotly_figure
 from prunebench.report.svg import svg
 from prunebench.report.table import Table
+from prunebench.results.standing import Retired, Standing, retire
 from prunebench.results.store import Store
 
 PHONE = {"width": 390, "height": 844}
@@ -357,6 +364,17 @@ def test_a_line_has_a_gap_where_a_method_has_no_run() -> None:
     pieces = {series.name: len(series.pieces) for series in plot.series if series.line}
     assert pieces == {name: 1 + (name == "dcwp") for name in pieces}
     assert "dcwp" in pieces
+
+
+def test_the_board_after_a_run_knows_what_was_retired(tmp_path: Path) -> None:
+    records = full_records()
+    version = next(r.spec["method_version"] for r in records if r.spec["method"] == "alpha")
+    retire(tmp_path, Standing(), Retired("alpha", version, "withdrawn", "2026-01-02T00:00:00Z", "wrong masks"))
+    assert build_after_run(records, tmp_path, tmp_path / "board") is None
+    text = (tmp_path / "board/README.md").read_text()
+    assert "was withdrawn: wrong masks" in text
+    assert "| alpha |" not in text
+    assert "| beta |" in text
 
 
 def test_bad_places_and_equal_names_are_refused(tmp_path: Path) -> None:

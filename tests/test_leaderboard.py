@@ -435,6 +435,15 @@ def test_files_are_text_that_ends_with_a_newline_and_knows_no_place(tmp_path: Pa
             assert b"https://" not in data, f"{name} points to the network"
 
 
+def test_a_dense_model_that_took_no_training_steps_leaves_training_undefined(tmp_path: Path) -> None:
+    records = [run("dense", 0.0, 0), run("alpha", 0.5, 0)]
+    free = [replace(r, cost=replace(r.cost, dense_training_steps=0)) for r in records if r.cost is not None]
+    board = write_board(free, tmp_path)
+    costs = [row.cost for row in board.tracks[0].rows]
+    assert all(cost is not None and math.isnan(cost.training) for cost in costs)
+    assert columns.cost_table(board.tracks[0]).choose("training").texts() == [[MISSING], [MISSING]]
+
+
 def test_the_manifest_is_what_sha256sum_checks(tmp_path: Path) -> None:
     write_board(full_records(), tmp_path)
     listed = dict(line.split("  ")[::-1] for line in (tmp_path / MANIFEST).read_text().splitlines())

@@ -341,16 +341,17 @@ def build_after_run(records: list[RunRecord], results: Path, out: Path) -> str |
     Where the analyses cannot be read, which is no reason to fail after hours of training, there are no links to them,
     and the reason is returned.
     """
-    problem = None
+    problem, standing = None, NOTHING
     analyses: list[TaskAnalysis] = []
     grids: dict[str, Path] = {}
     try:
+        standing = read_standing(results)
         found, grids = stored_analyses(results)
         pages = {link.slug: out / "site" / link.page for link in links_of(found)}
         analyses = [analysis for analysis in found if pages[analysis.slug].is_file()]
     except PruneBenchError as error:
         problem = str(error)
-    _write(records, analyses, grids, out)
+    _write(records, analyses, grids, out, standing)
     return problem
 
 
@@ -359,7 +360,7 @@ def _write(
     analyses: list[TaskAnalysis],
     grids: Mapping[str, Path],
     out: Path,
-    standing: Standing = NOTHING,
+    standing: Standing,
 ) -> BuiltPages:
     board = build_board(records, standing)
     files = board_files(board, links_of(analyses))
