@@ -27,8 +27,9 @@ from prunebench.submission.card import parse_card, read_card
 from prunebench.submission.folder import read_submission
 from prunebench.submission.merge import merge, withdraw
 from prunebench.submission.pack import pack, pack_predictions
+from prunebench.submission.records import Finding
 from prunebench.submission.reevaluation import REEVALUATED
-from prunebench.submission.report import Report, code, comment, write_report
+from prunebench.submission.report import Report, Stage, code, comment, write_report
 from prunebench.submission.retraining import RETRAINED, draw_runs, retrain
 from prunebench.submission.verify import Depth, verify
 
@@ -101,8 +102,9 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture
-def made(original: Made, tmp_path: Path) -> Made:
-    """A copy of the submission, to do mischief with."""
+def made(original: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """A copy of the submission, to do mischief with; a cache that no other test has pulled into."""
+    monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path / "cache"))
     shutil.copytree(original.root, tmp_path / "copy")
     return Made(tmp_path / "copy")
 
@@ -152,8 +154,20 @@ def test_weights_at_an_address_are_found_by_the_card(made: Made) -> None:
     address = made.root / "served"
     list(push(made.results, str(address), methods=[NAME, "dense"]))
     assert made.verify(artifacts=str(address)).badge == REEVALUATED
-    with pytest.raises(UsageError, match="card names no address"):
-        made.verify(artifacts="card")
+    report = made.verify(artifacts="card")
+    assert report.badge == "consistent"
+    assert "Its card names no address" in report.stages[0].notes[0]
+
+
+def test_an_address_that_offers_other_objects_is_refused(made: Made) -> None:
+    address = made.root / "served"
+    list(push(made.results, str(address), methods=[NAME, "dense"]))
+    manifest = address / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace('"bytes":', '"bytes":1'))
+    assert "than artifacts.jsonl lists: push them" in failures(made.verify(artifacts=str(address)))
+    listed = made.entry / "artifacts.jsonl"
+    listed.write_text(listed.read_text().replace('"bytes":', '"bytes":1000'))
+    assert "more than its network or test split has" in failures(made.verify())
 
 
 @pytest.mark.slow
@@ -214,6 +228,21 @@ def test_a_report_of_another_folder_gives_no_badge(made: Made) -> None:
         merge(made.entry, made.board, made.root / "report" / "report.json")
 
 
+def test_a_failed_stage_merges_nothing_and_more_runs_take_the_lower_badge(made: Made) -> None:
+    failed = dataclasses.replace(
+        made.verify(), stages=(*made.verify().stages, Stage(REEVALUATED, (Finding("x", False),)))
+    )
+    write_report(failed, made.root / "failed")
+    with pytest.raises(UsageError, match="the report refuses this submission"):
+        merge(made.entry, made.board, made.root / "failed" / "report.json")
+    write_report(made.verify(artifacts=str(made.results)), made.root / "report")
+    merge(made.entry, made.board, made.root / "report" / "report.json")
+    suite = helpers.tiny_suite(str(made.file), seeds=SEEDS, sparsities=(0.5,))
+    helpers.run_inline(suite, made.results)
+    assert merge(made.pack("more"), made.board).new == len(SEEDS)
+    assert [badge.badge for badge in read_standing(made.board).badges.values()] == ["consistent"]
+
+
 def test_the_same_run_with_other_numbers_is_a_conflict_that_is_shown(made: Made) -> None:
     assert merge(made.entry, made.board).done
     before = open_results(made.board).records()[0]
@@ -237,7 +266,7 @@ def test_versions_coexist_and_the_newest_is_listed(made: Made) -> None:
     made.file.write_text(SOURCE + "\n# a second version\n", encoding="utf-8")
     helpers.run_inline(helpers.tiny_suite(str(made.file), seeds=SEEDS), made.results)
     entry = made.pack("second", supersedes=old, title="Second")
-    # the same numbers as its own first version are no rename
+    assert "It would take the place of" in comment(verify(entry, made.board)[0])
     assert merge(entry, made.board).notes == (
         f"version {old} is superseded: its runs stay, the board lists "
         f"{read_submission(entry).manifest.version}",
@@ -271,6 +300,21 @@ def test_two_contributors_bring_a_seed_each(made: Made) -> None:
         merge(entry, made.board, beside=[other]).done for entry, other in zip(entries, entries[::-1])
     ] == [True, True]
     assert sum(map(own, open_results(made.board).records()[0])) == len(SEEDS)
+
+
+def test_latencies_of_two_machines_stand_apart(made: Made) -> None:
+    def elsewhere(record: RunRecord) -> RunRecord:
+        environment = {**record.environment, "cpu": "another processor"}
+        return record if record.spec["seed"] == 0 else dataclasses.replace(record, environment=environment)
+
+    change_records(made, elsewhere)
+    assert merge(made.entry, made.board).done
+    rows = build_board(open_results(made.board).records()[0]).tracks[0].rows
+    (row,) = (row for row in rows if row.method == NAME)
+    assert row.cost is not None
+    assert [speed.runs for speed in row.cost.speeds if speed.machine.processor == "another processor"] == [1]
+    assert len(row.cost.speeds) == 2
+    assert row.label == f"{NAME} †"
 
 
 # Each step names the next command
@@ -750,6 +794,28 @@ def test_code_of_a_submission_is_not_imported_to_verify_it(made: Made) -> None:
     (made.entry / "method" / "torch.py").write_text(f"open({str(mark)!r}, 'w').close()\n", encoding="utf-8")
     made.verify()
     assert not mark.exists()
+
+
+def test_history_is_inert_on_the_board(made: Made) -> None:
+    merge(made.entry, made.board)
+    withdraw(made.board, NAME, None, "<script>alert(1)</script> | [x](javascript:alert(1))")
+    board = build_board(open_results(made.board).records()[0], read_standing(made.board))
+    for text in (board_markdown(board), page_html(board)):
+        assert "&lt;script&gt;alert(1)" in text
+        assert "<script>alert" not in text
+    assert "[x](javascript" not in board_markdown(board)
+    with pytest.raises(UsageError, match="want one line"):
+        withdraw(made.board, "magnitude", None, "two\nlines")
+
+
+def test_the_workflow_for_forks_has_no_secret_and_reads_only() -> None:
+    text = (Path(__file__).parent.parent / ".github" / "workflows" / "submission.yml").read_text(
+        encoding="utf-8"
+    )
+    assert text.count("permissions: {contents: read}") == 1
+    assert [word for word in ("secrets", "pull_request_target", "write") if word in text] == []
+    assert text.count("persist-credentials: false") == text.count("actions/checkout")
+    assert "github.event.pull_request.base.sha" in text
 
 
 def test_a_code_span_holds_whatever_is_in_it() -> None:

@@ -217,7 +217,10 @@ def check(
     from prunebench.cli.progress import print_findings
     from prunebench.submission import check_path
 
-    raise typer.Exit(print_findings(path, check_path(path)))
+    status = print_findings(path, check_path(path))
+    if status == 0 and (path.suffix == ".py" or (path / "__init__.py").is_file()):
+        typer.echo(f"next: prunebench run SUITE --method {path} --out results/{path.stem}")
+    raise typer.Exit(status)
 
 
 @app.command()

@@ -147,6 +147,9 @@ def _report(plan: SuitePlan, outcome: Outcome, seconds: float) -> int:
         f"records  {outcome.out / 'runs'}",
         soft_wrap=True,
     )
+    mine = [method for method in plan.suite.methods if method.endswith(".py")]
+    if mine and not outcome.failed:
+        console.print(f"submit   prunebench submission pack {outcome.out} --method {mine[0]}", soft_wrap=True)
     if outcome.failed:
         errors.print("some runs failed; the same command tries them again", style="red")
     return 1 if outcome.failed else 0

@@ -117,7 +117,7 @@ def _track(
         model=spec["model"],
         recipe=tuple(sorted(spec["recipe"].items())),
         seeds=seeds,
-        machines=tuple(sorted({machine_of(run) for run in every if run.status == "ok"})),
+        machines=tuple(sorted({machine_of(run) for run in every if _is_timed(run)})),
         rows=rows,
         aligned=_aligned(runs),
         problems=tuple(_problems(runs, rows)),
@@ -280,6 +280,10 @@ def predictions_only(runs: Sequence[RunRecord]) -> bool:
     return any(run.notes.get(PREDICTIONS_NOTE) for run in runs)
 
 
+def _is_timed(run: RunRecord) -> bool:
+    return run.status == "ok" and not predictions_only([run])
+
+
 def _achieved(runs: Sequence[RunRecord]) -> Interval:
     return mean_interval([run.sparsity.achieved for run in runs if run.sparsity is not None])
 
@@ -390,7 +394,7 @@ def _notes(runs: Sequence[RunRecord]) -> list[str]:
     precisions = sorted({str(run.environment.get("precision")) for run in done})
     if len(precisions) > 1:
         notes.append(f"Networks were trained in different precisions: {', '.join(precisions)}.")
-    if len({machine_of(run) for run in done}) > 1:
+    if len({machine_of(run) for run in done if _is_timed(run)}) > 1:
         notes.append(
             "Latencies come from different machines or kinds of inference: they stand in rows of their own."
         )

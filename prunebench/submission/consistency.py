@@ -29,6 +29,8 @@ JUDGED = ("unbiased", "conflicting")
 """The metrics by which rows are compared with rows of another machine."""
 SAME = ("cpu", "gpu", "torch", "device", "precision")
 """Where these agree, runs are expected to give the same bits."""
+HEADER, MOST_OUTPUTS, MOST_VALIDATION = 1 << 20, 50, 2
+"""Of a file of logits: bytes of its header, outputs of a multi-label task, images as a multiple of the test split."""
 FEWEST_SEEDS = 2
 """Of a track that the board does not have yet."""
 
@@ -147,6 +149,18 @@ def _judge(what: str, rule: Rule, case: Case) -> Finding:
 def _finding(what: str, problems: Sequence[str], most: int = 5) -> Finding:
     more = [f"and {len(problems) - most} more"] if len(problems) > most else []
     return Finding(what, not problems, "; ".join([*problems[:most], *more]))
+
+
+def claims_of(submission: Submission, board: BoardResults) -> tuple[str, ...]:
+    """What no rule can judge and a reviewer must: whether who replaces a method is who made it."""
+    manifest, card = submission.manifest, submission.card
+    older = board.versions(manifest.method) - {manifest.version}
+    if not older or card.supersedes not in older:
+        return ()
+    whose = _shown(board.authors.get(manifest.method, frozenset()))
+    return (
+        f"It would take the place of {manifest.method} {card.supersedes} by {whose}: is this request theirs?",
+    )
 
 
 # Rules: each yields what does not hold
@@ -350,6 +364,20 @@ def _objects(case: Case) -> Iterator[str]:
                 yield f"{run.run_id}: names no {KINDS[kind]}: run with --keep-models, or pack --predictions"
             elif stored is None or stored.sha256 != digest:
                 yield f"{run.run_id}: {ARTIFACTS} has not the {KINDS[kind]} that its record names"
+            elif stored.bytes > _largest(run, kind):
+                yield f"{run.run_id}: {stored.bytes:,} bytes of {KINDS[kind]}, more than its network or test split has"
+
+
+def _largest(run: RunRecord, kind: str) -> int:
+    """Bytes that weights in float64 or logits in float32 may have, with a header."""
+    assert run.cost is not None
+    samples, outputs = sum(row.count for row in run.groups), 1 + max(row.label for row in run.groups)
+    numbers = (
+        8 * run.cost.parameters
+        if kind == "model"
+        else 8 * MOST_VALIDATION * samples * max(outputs, MOST_OUTPUTS)
+    )
+    return numbers + HEADER
 
 
 def object_list(submission: Submission) -> Manifest:

@@ -80,11 +80,12 @@ def merge(folder: Path, into: Path, report: Path | None = None, beside: Sequence
     }
     notes += _supersede(into, standing, submission, known)
     tasks = sorted({entry.record.spec["task"] for entry in theirs.values()})
-    badges = [
-        Badge(task, method, version, badge, found.utc, found.machine, submission.digest)
-        for task in tasks
-        if STAGES.index(badge) >= _level(standing, (task, method, version))
-    ]
+    added = {entry.record.spec["task"] for run_id, entry in theirs.items() if run_id not in ours}
+    badges = []
+    for task in tasks:
+        before = standing.badges.get((task, method, version))
+        if before is None or _replaces(before.badge, badge, more=task in added):
+            badges.append(Badge(task, method, version, badge, found.utc, found.machine, submission.digest))
     write_badges(into, read_standing(into), badges)
     notes += _keep(submission, into / KEPT / method / version)
     return Merged(method, done.new, done.same, badge, notes=tuple(notes))
@@ -145,14 +146,19 @@ def _badge(found: Report, verdict: Mapping[str, Any] | None, *, predictions: boo
         raise UsageError(
             "the report is of another submission, or of this one before it changed: verify it again"
         )
-    if verdict["badge"] not in STAGES or (predictions and verdict["badge"] != RECOMPUTED):
+    if (
+        not verdict["passed"]
+        or verdict["badge"] not in STAGES
+        or (predictions and verdict["badge"] != RECOMPUTED)
+    ):
         raise UsageError("the report refuses this submission: mend it and verify it again")
     return str(verdict["badge"])
 
 
-def _level(standing: Standing, key: tuple[str, str, str]) -> int:
-    found = standing.badges.get(key)
-    return -1 if found is None else STAGES.index(found.badge)
+def _replaces(before: str, badge: str, *, more: bool) -> bool:
+    """Whether a badge takes the place of another: the higher one, or the lower where runs were added."""
+    higher = STAGES.index(badge) - STAGES.index(before)
+    return higher < 0 if more else higher >= 0
 
 
 def _difference(ours: Mapping[str, Any], document: Document) -> str:

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from prunebench.errors import MaskError, PruneBenchError, StoreError
-from prunebench.results.artifacts import pull, push
+from prunebench.results.artifacts import open_remote, pull, push, read_manifest
 from prunebench.results.record import REMOVED_NOTE, RunRecord
 from prunebench.results.store import open_results
 from prunebench.runner.environment import describe_environment
-from prunebench.submission.consistency import SAME
+from prunebench.submission.consistency import SAME, object_list
 from prunebench.submission.facts import RecordFacts
-from prunebench.submission.folder import Submission
+from prunebench.submission.folder import ARTIFACTS, Submission
 from prunebench.submission.records import CLOSE, Finding, dense_of, record_problems
 from prunebench.submission.report import Stage
 
@@ -55,18 +55,24 @@ def fetch(submission: Submission, address: str) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         if (Path(address) / "runs").is_dir():
-            methods = sorted(
-                {record.spec["method"] for record in open_results(submission.results).records()[0]}
-            )
-            list(push(Path(address), folder, methods=methods))
+            records = open_results(submission.results).records()[0]
+            list(push(Path(address), folder, methods=sorted({record.spec["method"] for record in records})))
             address = folder
-        wrong = [
-            f"{move.kind} of {move.run_id}: {move.problem}"
-            for move in pull(submission.results, address)
-            if move.problem
-        ]
+        _check_list(submission, address)
+        moves = list(pull(submission.results, address))
+    wrong = [f"{move.kind} of {move.run_id}: {move.problem}" for move in moves if move.problem]
     if wrong:
         raise StoreError(f"{len(wrong)} objects cannot be had: {'; '.join(wrong[:3])}")
+
+
+def _check_list(submission: Submission, address: str) -> None:
+    """Raise StoreError unless the address offers objects of the sizes that were checked, for not more is fetched."""
+    offered = read_manifest(open_remote(address))
+    for run_id, entry in object_list(submission).items():
+        if offered.get(run_id, entry) != entry:
+            raise StoreError(
+                f"{address}: has other logits or weights of {run_id} than {ARTIFACTS} lists: push them"
+            )
 
 
 def reevaluate(

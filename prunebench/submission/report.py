@@ -86,19 +86,23 @@ def write_report(report: Report, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot write {folder}: {error.strerror}") from error
-    text = json.dumps({**dataclasses.asdict(report), "badge": report.badge}, indent=1, sort_keys=True)
+    text = json.dumps(
+        {**dataclasses.asdict(report), "badge": report.badge, "passed": report.passed},
+        indent=1,
+        sort_keys=True,
+    )
     write_atomically(folder / REPORT, (text + "\n").encode())
     write_atomically(folder / COMMENT, comment(report).encode())
 
 
 def read_verdict(path: Path) -> dict[str, Any]:
-    """`method`, `version`, `digest`, `badge`, `machine` and `utc` of a report. Raises UsageError if it is none."""
+    """`method`, `version`, `digest`, `badge` and `passed` of a report. Raises UsageError if it is none."""
     try:
         values = parse_json(path.read_text(encoding="utf-8"))
-        found = {name: values[name] for name in ("method", "version", "digest", "badge", "machine", "utc")}
+        found = {name: values[name] for name in ("method", "version", "digest", "badge", "passed")}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{path}: no report of `prunebench submission verify` ({error})") from error
-    if not all(isinstance(value, str) or value is None for value in found.values()):
+    if type(found["passed"]) is not bool or not isinstance(found["badge"], str | None):
         raise UsageError(f"{path}: no report of `prunebench submission verify`")
     return found
 

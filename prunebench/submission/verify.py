@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from prunebench.errors import PruneBenchError, UsageError
 from prunebench.leaderboard.aggregate import is_dense
 from prunebench.results.record import RunRecord
 from prunebench.results.store import open_results
-from prunebench.submission.consistency import BoardResults, check_consistency
+from prunebench.submission.consistency import BoardResults, check_consistency, claims_of
 from prunebench.submission.folder import Submission, read_submission
 from prunebench.submission.records import Finding, data_root
 from prunebench.submission.reevaluation import environment_here, reevaluate
@@ -21,6 +22,7 @@ from prunebench.submission.retraining import retrain
 CONSISTENT = "consistent"
 OF_THE_CARD = "card"
 """Stands for the address that a submission's card names."""
+NO_ADDRESS = "Its card names no address of logits and weights (`artifacts = ...`): it was not re-evaluated."
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,14 @@ def verify(
     except PruneBenchError:
         return _unreadable(folder, begun)
     findings, records = check_consistency(submission, results, root, _records_of(beside))
-    stages = [Stage(CONSISTENT, (Finding("the folder holds what it may hold", True), *findings))]
-    if stages[-1].passed and depth.artifacts is not None:
-        stages.append(reevaluate(submission, records, _address(submission, depth.artifacts), root))
-    if stages[-1].passed and depth.retrain and submission.manifest.kind == "weights":
+    notes = claims_of(submission, results)
+    stages = [Stage(CONSISTENT, (Finding("the folder holds what it may hold", True), *findings), notes)]
+    address = submission.card.artifacts if depth.artifacts == OF_THE_CARD else depth.artifacts
+    if address is None and depth.artifacts is not None:
+        stages = [dataclasses.replace(stages[0], notes=(*notes, NO_ADDRESS))]
+    elif stages[-1].passed and address is not None:
+        stages.append(reevaluate(submission, records, address, root))
+    if stages[-1].passed and address is not None and depth.retrain and submission.manifest.kind == "weights":
         assert depth.draw_seed is not None
         stages.append(retrain(submission, records, depth.retrain, depth.draw_seed, root))
     rows = changed_rows(results.records, _added(results, records)) if stages[0].passed else ()
@@ -81,14 +87,6 @@ def _unreadable(folder: Path, begun: tuple[str, str]) -> tuple[Report, None]:
         why = str(error)
     finding = Finding("the folder holds what it may hold", False, why)
     return Report(folder.name, "unknown", "unknown", *begun, (Stage(CONSISTENT, (finding,)),)), None
-
-
-def _address(submission: Submission, asked: str) -> str:
-    if asked != OF_THE_CARD:
-        return asked
-    if submission.card.artifacts is None:
-        raise UsageError("its card names no address (`artifacts = ...`): name one with --artifacts")
-    return submission.card.artifacts
 
 
 def _records_of(folders: Sequence[Path]) -> list[RunRecord]:
