@@ -30,6 +30,17 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, databas
 settings.load_profile("repeatable")
 
 
+FOLDERS = ("unit", "kernels", "integration", "results")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test has the marker of its folder: `pytest -m unit`, `-m "results and not slow"`."""
+    for item in items:
+        folder = item.path.parent.name
+        if folder in FOLDERS:
+            item.add_marker(folder)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_choices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Layouts that tests measure are not remembered in the user's cache."""

@@ -2,7 +2,7 @@
 
 A card is a pure function of plain values by method and seed. Each has one test, named before the seeds that it counts
 existed, an effect with its interval, a control, and one of three outcomes. A false hypothesis is `supported` in at most
-the share of experiments that `significance` says (`tests/test_preregistered.py` draws a thousand of each); `not
+the share of experiments that `significance` says (`tests/unit/test_preregistered.py` draws a thousand of each); `not
 supported` is not its opposite; `not testable` says what is missing.
 """
 

@@ -356,7 +356,9 @@ def test_stopping_at_once_leaves_an_earlier_profile(tmp_path: Path, monkeypatch:
 
 
 def test_the_record_beside_the_weights_names_the_model(tmp_path: Path) -> None:
-    golden = json.loads((Path(__file__).parent / "golden" / "record_v2_ok.json").read_text(encoding="utf-8"))
+    golden = json.loads(
+        (Path(__file__).parents[1] / "golden" / "record_v2_ok.json").read_text(encoding="utf-8")
+    )
     golden["spec"]["model"] = "convnet-small"
     folder = tmp_path / "runs" / "abc"
     folder.mkdir(parents=True)

@@ -99,7 +99,7 @@ def test_the_frame_has_a_column_of_every_metric_on_both_splits() -> None:
     assert {prefix + entry.name for entry in metrics() for prefix in ("", "val_")} <= set(columns)
 
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TOY = '''"""Share of the first class."""
 
 from prunebench.metrics.registry import metric

@@ -9,7 +9,7 @@ import roofline
 from gpu import report
 from gpu.archive import read
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "gpu" / "results" / "nvidia-h100.json"
 
 

@@ -20,7 +20,7 @@ from prunebench.results.record import RunRecord
 from prunebench.results.store import open_results
 from prunebench.submission import check_method
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BOARD = ROOT / "leaderboard"
 RESULTS = BOARD / "results"
 

@@ -24,7 +24,7 @@ from gpu.items import all_items
 from gpu.schedule import TARGET, Context, Deadline, FakeClock, Item, Log, run_items
 from gpu.subjects import compare, poison, precision, random_mask
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
 CPU = Context(torch.device("cpu"), is_full=False)
 

@@ -24,7 +24,7 @@ from prunebench.results.convert import export_results, form_problems, import_res
 from prunebench.results.record import RunRecord, json_text, to_json
 from prunebench.results.store import CommittedStore, Store, open_results
 
-GOLDEN = sorted((Path(__file__).parent / "golden").glob("record_*.json"))
+GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("record_*.json"))
 TASK = "digits@2pct"
 
 

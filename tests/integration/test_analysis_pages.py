@@ -60,7 +60,7 @@ from prunebench.results.standing import Retired, Standing, retire
 from prunebench.results.store import Store
 
 PHONE = {"width": 390, "height": 844}
-COMMITTED = Path(__file__).parent.parent / "leaderboard" / "results"
+COMMITTED = Path(__file__).parents[2] / "leaderboard" / "results"
 FEW = ("dcwp", "magnitude", "snip")
 
 

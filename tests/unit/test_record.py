@@ -16,7 +16,7 @@ from prunebench.errors import StoreError
 from prunebench.results.record import SCHEMA_VERSION, Mining, RunRecord, from_json, to_json
 from prunebench.results.spec import Recipe, RunSpec, hash_of
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def golden(name: str) -> str:
