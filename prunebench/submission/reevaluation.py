@@ -15,14 +15,16 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from prunebench.errors import MaskError, PruneBenchError, StoreError
+from prunebench.leaderboard.aggregate import is_dense
 from prunebench.results.artifacts import open_remote, pull, push, read_manifest
 from prunebench.results.record import REMOVED_NOTE, RunRecord
 from prunebench.results.store import open_results
 from prunebench.runner.environment import describe_environment
-from prunebench.submission.consistency import SAME, object_list
+from prunebench.submission.consistency import SAME, object_list, row_key, rows_of
 from prunebench.submission.facts import RecordFacts
 from prunebench.submission.folder import ARTIFACTS, Submission
 from prunebench.submission.records import CLOSE, Finding, dense_of, record_problems
@@ -31,13 +33,16 @@ from prunebench.submission.report import Stage
 CHANGED, ACCURACY = 0.005, 0.01
 """On another processor at most this share of test images is answered otherwise, and accuracies are this close."""
 ACCURACIES = ("plain", "unbiased", "aligned", "conflicting", "worst_group")
+FASTER, BEYOND = 3.0, 1.5
+"""A claimed speed-up is refused above both: so many times the one here, and the one of multiply-accumulates."""
+MOST_TIMED = 12
 TIMEOUT_SECONDS = 1800
 RECOMPUTED, REEVALUATED = "unverified weights", "re-evaluated"
 
 
 @dataclass(frozen=True)
 class Again:
-    """What the weights of one run give here. Zeros by layer; `same_bits`: the logits are the stored ones."""
+    """What the weights of one run give here: zeros by layer, whether the logits are the stored ones, metrics."""
 
     run_id: str
     zeros: Mapping[str, float]
@@ -46,6 +51,8 @@ class Again:
     changed: float
     largest: float
     metrics: Mapping[str, float | None]
+    speed: float | None = None
+    """Latency dense / pruned, where it was measured here."""
 
 
 def fetch(submission: Submission, address: str) -> None:
@@ -103,12 +110,19 @@ def reevaluate(
         _all("the weights give the stored logits", (_logits(record, found) for record, found in pairs)),
         _all("and the recorded metrics", (_metrics(record, found) for record, found in pairs)),
     ]
+    timed = [(_row(record, records), found.speed) for record, found in pairs if found.speed is not None]
+    findings.append(_all("a speed that it claims is possible", (_speed(row, here) for row, here in timed)))
     same = sum(found.same_bits for _, found in pairs)
     note = (
         f"{same} of {len(pairs)} runs give the same bits here; the others may differ in {CHANGED:.1%} of the answers "
         f"and in {ACCURACY:.0%} of accuracy."
     )
-    return Stage(badge, tuple(findings), (note,))
+    speeds = (f"{row[0].run_spec.sparsity}: {_claimed(row):.2f} / {here:.2f}" for row, here in timed)
+    return Stage(
+        badge,
+        tuple(findings),
+        (note, f"Speed-up claimed / of one run here, by sparsity: {'; '.join(speeds)}."),
+    )
 
 
 def _rescored(submission: Submission, records: Sequence[RunRecord], data_root: Path | None) -> Finding:
@@ -163,6 +177,25 @@ def _logits(record: RunRecord, found: Again) -> str | None:
     )
 
 
+def _row(record: RunRecord, records: Sequence[RunRecord]) -> list[RunRecord]:
+    return [other for other in records if row_key(other) == row_key(record)]
+
+
+def _claimed(row: Sequence[RunRecord]) -> float:
+    costs = [run.cost for run in row if run.cost is not None]
+    return fmean(cost.latency_dense_ms.p50 / cost.latency_pruned_ms.p50 for cost in costs)
+
+
+def _speed(row: Sequence[RunRecord], here: float) -> str | None:
+    """A row's speed-up is believed unless it is far beyond what is measured here and what skipping zeros gives."""
+    cost, claimed, label = row[0].cost, _claimed(row), row[0].run_spec.label
+    assert cost is not None
+    ideal = cost.macs / cost.nonzero_macs
+    if claimed <= FASTER * here or claimed <= BEYOND * ideal:
+        return None
+    return f"{label}: {claimed:.2f} times as fast, {here:.2f} here; skipping all zeros gives {ideal:.2f}"
+
+
 def _metrics(record: RunRecord, found: Again) -> str | None:
     allowed = CLOSE if found.same_bits else ACCURACY
     for name in ACCURACIES:
@@ -190,6 +223,7 @@ def _in_a_process(
         "results": str(submission.results.resolve()),
         "data_root": None if data_root is None else str(data_root.resolve()),
         "runs": [record.run_id for record in records],
+        "timed": [row[0].run_id for row in rows_of(records) if not is_dense(row[0])][:MOST_TIMED],
     }
     command = [sys.executable, "-P", "-m", "prunebench.submission.reevaluation"]
     with tempfile.TemporaryDirectory() as folder:
@@ -227,25 +261,29 @@ def main() -> None:
             data = TaskData(resolve_task(draw[0], data_root), data_root, draw[1], torch.device("cpu"))
         try:
             with one_thread(data.device):
-                line = evaluate_again(store, record, data, data_root)
+                timed = record.run_id in request["timed"]
+                line = evaluate_again(store, record, data, data_root, timed=timed)
         except Exception as error:
             line = {"problem": f"{record.run_id} {record.run_spec.label}: {str(error)[:300]}"}
         print(json.dumps(line), flush=True)
 
 
-def evaluate_again(store: Any, record: RunRecord, data: Any, data_root: Path | None) -> dict[str, Any]:
+def evaluate_again(
+    store: Any, record: RunRecord, data: Any, data_root: Path | None, *, timed: bool
+) -> dict[str, Any]:
     """What a run's stored weights give on these data: the fields of `Again`."""
     import torch
 
     from prunebench.inference.cascade import THRESHOLD_NOTE, Cascade, Deferral
     from prunebench.inference.cost import count_parameters
+    from prunebench.models import build_model
     from prunebench.pruning.masks import prunable
-    from prunebench.runner.evaluate import measure_outputs
+    from prunebench.runner.evaluate import measure_cost, measure_outputs
 
     sizes: dict[str, int] = {}
 
     def network(of: RunRecord) -> torch.nn.Module:
-        from prunebench.models import build_model, narrowed
+        from prunebench.models import narrowed
 
         net = build_model(
             of.run_spec.model, data.task.num_outputs, seed=of.run_spec.seed, data_root=data_root
@@ -279,8 +317,14 @@ def evaluate_again(store: Any, record: RunRecord, data: Any, data_root: Path | N
     answers = [
         values > 0 if data.task.attributes is not None else values.argmax(1) for values in (here, there)
     ]
+    speed = None
+    if timed:
+        plain = build_model(record.run_spec.model, data.task.num_outputs, seed=0, data_root=data_root)
+        cost = measure_cost(plain.eval(), measured, data, 1, 1)
+        speed = cost.latency_dense_ms.p50 / cost.latency_pruned_ms.p50
     return {
         "run_id": record.run_id,
+        "speed": speed,
         "zeros": {name: 1 - int((weight != 0).sum()) / sizes[name] for name, weight in weights.items()},
         "nonzero_parameters": count_parameters(model)[1],
         "same_bits": all(bool(outputs[name].equal(stored[name])) for name in outputs),

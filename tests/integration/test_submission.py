@@ -20,7 +20,7 @@ from prunebench.leaderboard.build import board_markdown, page_html
 from prunebench.results.artifacts import push
 from prunebench.results.committed import safe_name
 from prunebench.results.convert import export_results
-from prunebench.results.record import RunRecord, to_json
+from prunebench.results.record import Percentiles, RunRecord, to_json
 from prunebench.results.standing import read_standing
 from prunebench.results.store import Store, open_results, read_tensors, write_tensors
 from prunebench.submission.card import parse_card, read_card
@@ -430,6 +430,20 @@ def test_zeros_that_are_claimed_are_counted(made: Made) -> None:
     change_records(made, tiny)
     report = made.verify(artifacts=str(made.results))
     assert "0.000000 zeros, its record says" in failures(report)
+
+
+def test_a_speed_that_no_zeros_give_is_refused(made: Made) -> None:
+    def fast(record: RunRecord) -> RunRecord:
+        assert record.cost is not None
+        times = Percentiles(1e-3, 1e-3, 1e-3)
+        cost = dataclasses.replace(record.cost, latency_pruned_ms=times)
+        return dataclasses.replace(record, cost=cost) if own(record) else record
+
+    change_records(made, fast)
+    assert made.verify().passed
+    report = made.verify(artifacts=str(made.results))
+    assert report.badge == "consistent"
+    assert "times as fast" in failures(report)
 
 
 FORGERIES: dict[str, tuple[Callable[[RunRecord], RunRecord | None], str]] = {
