@@ -161,8 +161,12 @@ def block_convolution_kernel(  # noqa: PLR0913 - pointers, and constants of the 
         right = tap % KERNEL[1] * DILATION[1]
         wanted = inside
         if BORDER:
-            row_at, column_at = top + down, left + right
-            wanted &= (row_at >= 0) & (row_at < X_SIZE[0]) & (column_at >= 0) & (column_at < X_SIZE[1])
+            wanted &= (
+                (top + down >= 0)
+                & (top + down < X_SIZE[0])
+                & (left + right >= 0)
+                & (left + right < X_SIZE[1])
+            )
         wanted = wanted[None, :]
         if IN_CHANNELS % BLOCK_IN != 0:
             wanted = wanted & (first + within_in < IN_CHANNELS)[:, None]
