@@ -111,6 +111,7 @@ def reevaluate(
         _all("and the recorded metrics", (_metrics(record, found) for record, found in pairs)),
     ]
     timed = [(_row(record, records), found.speed) for record, found in pairs if found.speed is not None]
+    timed.sort(key=lambda pair: (pair[0][0].run_spec.task, pair[0][0].run_spec.sparsity or 0.0))
     findings.append(_all("a speed that it claims is possible", (_speed(row, here) for row, here in timed)))
     same = sum(found.same_bits for _, found in pairs)
     note = (

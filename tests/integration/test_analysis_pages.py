@@ -369,7 +369,9 @@ def test_a_line_has_a_gap_where_a_method_has_no_run() -> None:
 def test_the_board_after_a_run_knows_what_was_retired(tmp_path: Path) -> None:
     records = full_records()
     version = next(r.spec["method_version"] for r in records if r.spec["method"] == "alpha")
-    retire(tmp_path, Standing(), Retired("alpha", version, "withdrawn", "2026-01-02T00:00:00Z", "wrong masks"))
+    retire(
+        tmp_path, Standing(), Retired("alpha", version, "withdrawn", "2026-01-02T00:00:00Z", "wrong masks")
+    )
     assert build_after_run(records, tmp_path, tmp_path / "board") is None
     text = (tmp_path / "board/README.md").read_text()
     assert "was withdrawn: wrong masks" in text

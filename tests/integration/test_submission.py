@@ -33,6 +33,7 @@ from prunebench.submission.report import Report, Stage, code, comment, write_rep
 from prunebench.submission.retraining import RETRAINED, draw_runs, retrain
 from prunebench.submission.verify import Depth, verify
 
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 CARD = {
     "title": "Channel-relative magnitude",
     "authors": ["A. Example"],
@@ -823,9 +824,7 @@ def test_history_is_inert_on_the_board(made: Made) -> None:
 
 
 def test_the_workflow_for_forks_has_no_secret_and_reads_only() -> None:
-    text = (Path(__file__).parent.parent / ".github" / "workflows" / "submission.yml").read_text(
-        encoding="utf-8"
-    )
+    text = (ROOT / ".github" / "workflows" / "submission.yml").read_text(encoding="utf-8")
     assert text.count("permissions: {contents: read}") == 1
     assert [word for word in ("secrets", "pull_request_target", "write") if word in text] == []
     assert text.count("persist-credentials: false") == text.count("actions/checkout")
