@@ -118,7 +118,7 @@ def reevaluate(
         f"{same} of {len(pairs)} runs give the same bits here; the others may differ in {CHANGED:.1%} of the answers "
         f"and in {ACCURACY:.0%} of accuracy."
     )
-    speeds = (f"{row[0].run_spec.sparsity}: {_claimed(row):.2f} / {here:.2f}" for row, here in timed)
+    speeds = (f"{row[0].run_spec.sparsity}: {fmean(_claimed(row)):.2f} / {here:.2f}" for row, here in timed)
     return Stage(
         badge,
         tuple(findings),
@@ -182,19 +182,25 @@ def _row(record: RunRecord, records: Sequence[RunRecord]) -> list[RunRecord]:
     return [other for other in records if row_key(other) == row_key(record)]
 
 
-def _claimed(row: Sequence[RunRecord]) -> float:
+def _claimed(row: Sequence[RunRecord]) -> list[float]:
     costs = [run.cost for run in row if run.cost is not None]
-    return fmean(cost.latency_dense_ms.p50 / cost.latency_pruned_ms.p50 for cost in costs)
+    return [cost.latency_dense_ms.p50 / cost.latency_pruned_ms.p50 for cost in costs]
 
 
 def _speed(row: Sequence[RunRecord], here: float) -> str | None:
-    """A row's speed-up is believed unless it is far beyond what is measured here and what skipping zeros gives."""
-    cost, claimed, label = row[0].cost, _claimed(row), row[0].run_spec.label
+    """A row's speed-up is believed unless every run of it is far beyond what is measured here and what zeros give.
+
+    One run alone is no proof: a neighbour's load made honest ones of a ratio of 1 read 3.8.
+    """
+    cost, least, label = row[0].cost, min(_claimed(row)), row[0].run_spec.label
     assert cost is not None
     ideal = cost.macs / cost.nonzero_macs
-    if claimed <= FASTER * here or claimed <= BEYOND * ideal:
+    if least <= FASTER * here or least <= BEYOND * ideal:
         return None
-    return f"{label}: {claimed:.2f} times as fast, {here:.2f} here; skipping all zeros gives {ideal:.2f}"
+    return (
+        f"{label} and its other seeds: at least {least:.2f} times as fast, {here:.2f} here; skipping all zeros gives "
+        f"{ideal:.2f}: measure again on a quiet machine (`prunebench retime`), then pack"
+    )
 
 
 def _metrics(record: RunRecord, found: Again) -> str | None:
