@@ -554,6 +554,7 @@ def browser() -> Iterator[object]:
         yield launched
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["few", "digit-attributes", "odd"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_page_opens_on_a_phone_without_errors_network_or_sideways_scroll(

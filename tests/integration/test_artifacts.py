@@ -465,6 +465,7 @@ def test_a_size_that_is_a_lie_is_told(made: Path) -> None:
 # With them, a clone does what the original does
 
 
+@pytest.mark.slow
 def test_a_clone_rescores_and_analyses_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -288,6 +288,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_the_suite_runs_end_to_end_killed_while_its_cache_is_made(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,7 @@ def test_who_is_marked_is_no_attribute_of_what_a_method_gets(faces: Path) -> Non
         _ = split.bias
 
 
+@pytest.mark.slow
 def test_a_run_and_its_analysis(faces: Path, tmp_path: Path) -> None:
     recipe = {"steps": 4, "finetune_steps": 2, "batch_size": 8, "precision": "fp32"}
     suite = Suite(

@@ -82,6 +82,7 @@ def test_pruned_models_are_kept_unless_told_otherwise(tmp_path: Path) -> None:
     assert kept == ["dense"]
 
 
+@pytest.mark.slow
 def test_run_prints_groups_table_and_places(smoke: tuple[Path, str]) -> None:
     out, text = smoke
     for expected in (

@@ -71,6 +71,7 @@ def deferring(run: Run, data: TaskData) -> Cascade:
     return Cascade(pruned, dense, Deferral(threshold), multi_label=multi_label).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(name: str) -> None:
     broken = [finding for finding in check_method(name) if not finding.ok]
@@ -85,6 +86,7 @@ def test_they_declare_themselves() -> None:
         assert "Iofinova et al., 2023" in method.cite
 
 
+@pytest.mark.slow
 def test_the_calibrated_network_predicts_as_many_positives_as_there_are(attributes: Run) -> None:
     data = data_of(ATTRIBUTES)
     wanted = data.labels.y["val"].long().sum(0)

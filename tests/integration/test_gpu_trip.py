@@ -127,6 +127,7 @@ WORK = """
 """
 
 
+@pytest.mark.slow
 def test_the_archive_survives_a_kill_at_any_moment(tmp_path: Path) -> None:
     paths = os.pathsep.join(str(path) for path in (ROOT / "bench", ROOT / "kernels", ROOT))
     generator = random.Random(0)
@@ -174,6 +175,7 @@ def run_trip(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_trip_on_a_cpu_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """A worker of its own, results as one archive; a second command measures what is asked for anew."""
     first = run_trip(tmp_path, "--only", "masks*", "smoke, masks")
@@ -199,6 +201,7 @@ def test_a_trip_on_a_cpu_goes_on_where_it_stopped(tmp_path: Path) -> None:
         assert {"results.json", "log.txt"} <= set(archive.getnames())
 
 
+@pytest.mark.slow
 def test_a_trip_on_a_cpu_measures_every_item(tmp_path: Path) -> None:
     done = run_trip(tmp_path, "--minutes", "9")
     items = read(tmp_path / "results.tar.gz")["items"]
@@ -355,6 +358,7 @@ def test_a_cache_of_another_triton_is_refused(tmp_path: Path) -> None:
     assert "of Triton 0.1" in reason
 
 
+@pytest.mark.slow
 def test_a_cache_made_without_a_gpu_is_complete(tmp_path: Path) -> None:
     """Made in one process and folder, found in another: nothing is compiled again, launchers included."""
     driver = pytest.importorskip("triton.backends.nvidia.driver")

@@ -136,6 +136,7 @@ def test_a_chosen_sparsity_is_counted_in_the_weights() -> None:
 # Ways out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [
@@ -153,6 +154,7 @@ def test_a_method_that_exits_fails_its_cell(tmp_path: Path, body: str) -> None:
     assert "method 'mine' called for the end of the process" in str(record.reason)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_the_exit_status_tells_of_a_method_that_exits(tmp_path: Path, workers: str) -> None:
     (tmp_path / "tiny.toml").write_text(
@@ -176,6 +178,7 @@ def test_check_names_a_method_that_exits(tmp_path: Path) -> None:
     assert "cannot be imported: SystemExit" in only.why
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -307,6 +310,7 @@ def test_torch_s_own_pruning_runs(tmp_path: Path) -> None:
     assert record.sparsity.achieved == pytest.approx(0.9, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrapped",
     [
@@ -434,6 +438,7 @@ def test_helpers_do_not_stand_in_for_the_standard_library(tmp_path: Path) -> Non
     assert scored(path) == [2.0]
 
 
+@pytest.mark.slow
 def test_a_package_is_a_method(tmp_path: Path) -> None:
     folder = tmp_path / "pbplug"
     (folder / "deep").mkdir(parents=True)
@@ -454,6 +459,7 @@ def test_a_package_is_a_method(tmp_path: Path) -> None:
     assert all(finding.ok for finding in check_method(str(folder)))
 
 
+@pytest.mark.slow
 def test_a_helper_is_found_in_worker_processes(tmp_path: Path) -> None:
     from prunebench.api import execute_plan, make_plan
 
@@ -483,6 +489,7 @@ POLLUTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", POLLUTIONS)
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 def test_a_method_leaves_the_next_one_as_it_would_be(tmp_path: Path, plain: RunRecord, what: str) -> None:
@@ -519,6 +526,7 @@ def test_an_error_s_text_is_cut_and_cleaned(tmp_path: Path) -> None:
     assert len(str(record.traceback)) < 20_000
 
 
+@pytest.mark.slow
 def test_garbage_among_a_worker_s_events_fails_the_cell(tmp_path: Path) -> None:
     from prunebench.api import execute_plan, make_plan
 

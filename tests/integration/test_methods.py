@@ -35,6 +35,7 @@ def test_the_reading_list_is_complete() -> None:
     assert set(builtin_methods()) >= REQUIRED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(REQUIRED))
 def test_contract(name: str) -> None:
     broken = [finding for finding in check_method(name) if not finding.ok]
@@ -83,6 +84,7 @@ def test_dcwp_ranks_its_logits_and_native_keeps_its_threshold(tmp_path: Path) ->
         assert record.cost.training_steps == 12 + 12 + 6 + 6, "mining, dense, masks, fine-tuning"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "switch",
     [{"mining": "early-stop"}, {"sigmoid_before_noise": False}, {"positives_as_coded": False}],
@@ -298,6 +300,7 @@ def test_a_diverging_cell_fails_and_the_others_go_on(tmp_path: Path) -> None:
     assert suite.methods == ("magnitude", "gmp-pt")
 
 
+@pytest.mark.slow
 def test_a_failed_dense_model_skips_what_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prunebench.methods.experiment import Experiment
 
@@ -315,6 +318,7 @@ def test_a_failed_dense_model_skips_what_needs_it(tmp_path: Path, monkeypatch: p
     assert execute_plan(make_plan(suite, out=tmp_path), workers=0).ok == 2
 
 
+@pytest.mark.slow
 def test_same_spec_twice_is_identical_and_seeds_differ(tmp_path: Path) -> None:
     suite = tiny_suite("gmp-ri", seeds=(0, 1))
     first, second = (run_inline(suite, tmp_path / name)[1] for name in ("a", "b"))

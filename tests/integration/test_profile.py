@@ -384,6 +384,7 @@ def read_profile(out: Path) -> Profile:
     return TypeAdapter(Profile).validate_json((out / "profile.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_measured_on_a_cpu(profiled: tuple[Path, str]) -> None:
     out, printed = profiled
     line = "CPU paths only: no CUDA device"

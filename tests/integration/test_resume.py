@@ -86,6 +86,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 1, 4])
 def test_kill_9_mid_run_then_the_same_command(tmp_path: Path, uninterrupted: Path, after: int) -> None:
     words, out = command(tmp_path, "out"), tmp_path / "out"
@@ -111,6 +112,7 @@ def test_kill_9_mid_run_then_the_same_command(tmp_path: Path, uninterrupted: Pat
     assert numbers(out) == numbers(uninterrupted)
 
 
+@pytest.mark.slow
 def test_workers_end_when_the_parent_is_killed(tmp_path: Path) -> None:
     process = start(command(tmp_path, "out"))
     wait_for_records(process, tmp_path / "out", 1)
@@ -132,6 +134,7 @@ def is_alive(group: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_killed_worker_fails_its_cell_and_the_others_go_on(tmp_path: Path) -> None:
     bomb = tmp_path / "bomb.py"
     bomb.write_text(
@@ -152,6 +155,7 @@ def test_a_killed_worker_fails_its_cell_and_the_others_go_on(tmp_path: Path) -> 
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_within_five_seconds_and_resumes(tmp_path: Path, uninterrupted: Path) -> None:
     words, out = command(tmp_path, "out"), tmp_path / "out"
     process = start(words)
@@ -167,6 +171,7 @@ def test_ctrl_c_stops_within_five_seconds_and_resumes(tmp_path: Path, uninterrup
     assert numbers(out) == numbers(uninterrupted)
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_folder_do_no_cell_twice(tmp_path: Path, uninterrupted: Path) -> None:
     words, out = command(tmp_path, "out", "--workers", "1"), tmp_path / "out"
     processes = [start(words), start(words)]
@@ -180,6 +185,7 @@ def test_two_runs_on_one_folder_do_no_cell_twice(tmp_path: Path, uninterrupted: 
     assert leftovers == []
 
 
+@pytest.mark.slow
 def test_damaged_records_are_named_and_run_again(tmp_path: Path, uninterrupted: Path) -> None:
     import shutil
 
@@ -196,6 +202,7 @@ def test_damaged_records_are_named_and_run_again(tmp_path: Path, uninterrupted: 
     assert numbers(out) == numbers(uninterrupted)
 
 
+@pytest.mark.slow
 def test_ten_lines_of_a_users_own_get_their_row(tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text(CRITERION_FILE)
@@ -205,6 +212,7 @@ def test_ten_lines_of_a_users_own_get_their_row(tmp_path: Path) -> None:
     assert "channel-relative" in (tmp_path / "out" / "leaderboard" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_unwritable_folder_stops_with_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "runs").write_text("a file where a folder should be")
@@ -214,6 +222,7 @@ def test_an_unwritable_folder_stops_with_a_clear_error(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_records_and_says_so(tmp_path: Path, uninterrupted: Path) -> None:
     """A file-size limit of the process stands for a full disk: writes fail in the middle."""
     import shutil

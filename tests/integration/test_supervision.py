@@ -36,6 +36,7 @@ def test_a_cheating_method_is_stopped(tmp_path: Path, how: str) -> None:
     assert "SupervisionError" in (record.traceback or "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("supervision", "peek", "allowed"),
     [

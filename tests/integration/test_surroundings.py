@@ -133,6 +133,7 @@ def test_numbers_are_told_by_value() -> None:
 # Words on the terminal, and of the environment
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("doctor",), ("run", "smoke", "--dry-run")])
 def test_unknown_kernels_are_a_usage_error_with_the_choices(words: tuple[str, ...]) -> None:
     done = prunebench(*words, PRUNEBENCH_KERNELS="bogus")
@@ -141,6 +142,7 @@ def test_unknown_kernels_are_a_usage_error_with_the_choices(words: tuple[str, ..
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp437", "latin-1", "koi8-r"])
 def test_a_terminal_that_cannot_encode(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "tiny.toml").write_text(SUITE, encoding="utf-8")
@@ -160,6 +162,7 @@ def test_signs_have_plain_stand_ins(capfd: pytest.CaptureFixture[str], tmp_path:
     assert (tmp_path / "out.txt").read_text(encoding="ascii") == "45.7 +- 3.5 - 1.8x ... ?"
 
 
+@pytest.mark.slow
 def test_a_method_may_print_in_any_script(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(SUITE, encoding="utf-8")
     (tmp_path / "mine.py").write_text(

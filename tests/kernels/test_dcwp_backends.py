@@ -62,6 +62,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[str
     return calls
 
 
+@pytest.mark.slow
 def test_both_backends_find_the_same_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(nets.MODELS, "tiny", lambda classes, _, width: nets.convnet((4, 8), classes, width))
     expected, expected_outputs = run("torch", tmp_path / "torch", monkeypatch)

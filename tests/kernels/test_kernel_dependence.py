@@ -143,6 +143,7 @@ def test_poisoned_workspaces(columns: int, rows_per_split: int) -> None:
     assert not total[:, -2:].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [10, 32, 64, 70])
 def test_every_tile(columns: int) -> None:
     outputs = mixed((2, 700, columns)).float() - 9
@@ -155,6 +156,7 @@ def test_every_tile(columns: int) -> None:
         assert torch.equal(counts.long(), oracle.cooccurrence(predictions))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(
     ("offset", "scale"), [(0, 1), (10, 1), (1000, 1), (0, 2.0**-10), (10, 2.0**-10), (-3, 30)]
@@ -694,6 +696,7 @@ BUDGETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", machine_code.CAPABILITIES)
 def test_machine_code(capability: int) -> None:
     figures = machine_code.figures("test_kernel_dependence", capability)

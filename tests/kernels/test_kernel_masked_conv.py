@@ -228,6 +228,7 @@ def test_second_derivatives_and_transforms() -> None:
 # --- the block kernels ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "block"), [*zip(BLOCK_CONVS, BLOCKS[::-1]), *zip(BLOCK_CONVS[::-1], BLOCKS)]
 )
@@ -854,6 +855,7 @@ def machine_code(capability: int) -> list[Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_machine_code(capability: int) -> None:
     """No spills; products on tensor cores, and at most as many instructions a step as a change may not double."""

@@ -836,6 +836,7 @@ They count the tail and the exact decision, which hardly run; without these, 57 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", compiled.CAPABILITIES)
 def test_machine_code(capability: int) -> None:
     found = compiled.figures("test_kernel_masks", capability)
@@ -867,6 +868,7 @@ with stand_in(90):
 """
 
 
+@pytest.mark.slow
 def test_the_decision_is_compiled_without_fused_operations() -> None:
     """As launched, the compiled kernel rounds each product: its masks are the torch path's on a GPU too."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -131,6 +131,7 @@ def test_torch_path_equals_the_oracle(case: cases.ConvCase, layout: str, dtype: 
             assert_near(y, oracle(x, packed, **epilogue))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout_settings", KERNELS, ids=str)
 @pytest.mark.parametrize("case", cases.ODD_CONVS, ids=lambda case: case.name)
 def test_kernel_equals_the_oracle(case: cases.ConvCase, layout_settings: tuple[str, dict[str, int]]) -> None:
@@ -665,6 +666,7 @@ def calls() -> dict[str, Callable[[], Tensor]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_kernels_do_not_spill_and_load_whole_words(capability: int) -> None:
     found = figures("test_kernel_sparse_conv", capability)

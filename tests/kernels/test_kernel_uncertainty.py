@@ -187,6 +187,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compared", [False, True])
 @pytest.mark.parametrize(("models", "classes"), SHAPES)
 def test_the_tile_of_every_shape(models: int, classes: int, compared: bool) -> None:
@@ -586,6 +587,7 @@ def test_tensors_without_data_have_shapes() -> None:
         assert values.vote.dtype == torch.int64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["reference", "uncertainty"])
 def test_the_package_exports_the_function_whatever_is_imported_first(first: str) -> None:
     lines = (
@@ -678,6 +680,7 @@ COMPARED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", machine_code.CAPABILITIES)
 def test_machine_code(capability: int) -> None:
     """No spills, loads of 16 bytes where rows allow them, and not many more instructions than there are."""

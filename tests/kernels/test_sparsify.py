@@ -94,6 +94,7 @@ def masked(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_outputs_stay(name: str, sparsity: float) -> None:

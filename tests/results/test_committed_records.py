@@ -54,6 +54,7 @@ def files(root: Path) -> Iterator[tuple[Path, bytes]]:
 # The form
 
 
+@pytest.mark.slow
 def test_they_hold_together_and_are_clean(records: list[RunRecord]) -> None:
     assert [finding for finding in check_records(RESULTS) if not finding.ok] == []
     assert {record.status for record in records} == {"ok"}

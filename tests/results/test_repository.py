@@ -38,6 +38,7 @@ def board(records: list[RunRecord]) -> Leaderboard:
     return build_board(records)
 
 
+@pytest.mark.slow
 def test_everything_generated_is_byte_for_byte_what_the_results_give(tmp_path: Path) -> None:
     """Nothing is copied first: tables, figures and pages, those that are not committed too."""
     write_leaderboard([RESULTS], tmp_path)

@@ -116,6 +116,7 @@ def test_the_digests_come_from_all_files_and_pixels(folder: Path) -> None:
     assert torch.equal(first.pixels.flip(0), turned.pixels)
 
 
+@pytest.mark.slow
 def test_kill_9_while_decoding_then_again(folder: Path, tmp_path: Path, decoded: list[str]) -> None:
     process = start(folder, tmp_path / "log", 0.03)
     records = folder.parent / "prunebench-cache"
@@ -162,6 +163,7 @@ def test_what_a_torn_write_left_is_not_believed(folder: Path, decoded: list[str]
     assert len(decoded) == COUNT
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_decode_every_image_once(folder: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     both = [start(folder, log, 0.02) for _ in range(2)]

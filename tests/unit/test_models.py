@@ -102,6 +102,7 @@ def test_cifar_resnets_have_the_published_size(name: str, parameters: int) -> No
     assert not any("shortcut" in layer for layer in weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SCALED, "resnet8", "resnet20"])
 def test_prunable_trains_in_channels_last_and_is_sparsified(name: str) -> None:
     dense, net = build_model(name, 4, seed=0), build_model(name, 4, seed=0)
