@@ -570,6 +570,7 @@ def test_a_page_opens_on_a_phone_without_errors_network_or_sideways_scroll(
     visit.context.close()
 
 
+@pytest.mark.slow
 def test_plots_are_drawn_and_the_legend_hides_a_method(browser: object, written: Path) -> None:
     visit = Visit(browser, written / "site/digit-attributes-analysis.html")
     shown = visit.page.locator(".plot")
@@ -585,6 +586,7 @@ def test_plots_are_drawn_and_the_legend_hides_a_method(browser: object, written:
     visit.context.close()
 
 
+@pytest.mark.slow
 def test_the_map_shows_another_measure(browser: object, written: Path) -> None:
     visit = Visit(browser, written / "site/digit-attributes-analysis.html")
     choice = visit.page.locator(".map-choice")
@@ -597,6 +599,7 @@ def test_the_map_shows_another_measure(browser: object, written: Path) -> None:
     visit.context.close()
 
 
+@pytest.mark.slow
 def test_tables_can_be_narrowed_to_a_sparsity_and_sorted(browser: object, written: Path) -> None:
     visit = Visit(browser, written / "site/few-analysis.html")
     visit.page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
@@ -610,6 +613,7 @@ def test_tables_can_be_narrowed_to_a_sparsity_and_sorted(browser: object, writte
     visit.context.close()
 
 
+@pytest.mark.slow
 def test_nothing_is_injected_into_a_page(browser: object, written: Path) -> None:
     visit = Visit(browser, written / "site/odd-analysis.html")
     assert visit.page.locator("img").count() == 0

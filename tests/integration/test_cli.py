@@ -128,6 +128,7 @@ def test_options_replace_the_suites_lists(tmp_path: Path) -> None:
     assert "colored-digits@5pct" in result.stdout
 
 
+@pytest.mark.slow
 def test_ls_show_check_and_leaderboard_on_finished_runs(
     smoke: tuple[Path, str],
     tmp_path: Path,

@@ -395,6 +395,7 @@ def test_the_command_says_what_it_measured_on_a_cpu(profiled: tuple[Path, str]) 
     assert "Break-even" in printed
 
 
+@pytest.mark.slow
 def test_json_is_complete_and_reads_back(profiled: tuple[Path, str]) -> None:
     out, _ = profiled
     profile = read_profile(out)

@@ -57,6 +57,7 @@ def methods_in(page: sync_api.Page, body: int = 1) -> list[str]:
     return rows.locator("tr:visible td:nth-child(2)").all_inner_texts()
 
 
+@pytest.mark.slow
 def test_the_page_opens_from_disk_without_errors_or_network(visit: Visit, site: Path) -> None:
     visit.page.wait_for_timeout(300)
     assert visit.complaints == []

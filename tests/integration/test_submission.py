@@ -141,6 +141,7 @@ def own(record: RunRecord) -> bool:
 # The road
 
 
+@pytest.mark.slow
 def test_an_honest_submission_is_consistent_and_reevaluated(original: Made) -> None:
     report = original.verify(artifacts=str(original.results))
     assert report.passed, failures(report)
@@ -151,6 +152,7 @@ def test_an_honest_submission_is_consistent_and_reevaluated(original: Made) -> N
     ]
 
 
+@pytest.mark.slow
 def test_weights_at_an_address_are_found_by_the_card(made: Made) -> None:
     address = made.root / "served"
     list(push(made.results, str(address), methods=[NAME, "dense"]))
@@ -203,6 +205,7 @@ def test_the_draw_is_public_and_not_the_submitter_s(original: Made) -> None:
         Depth(artifacts="x", retrain=1)
 
 
+@pytest.mark.slow
 def test_a_merge_adds_rows_badges_and_the_source(made: Made) -> None:
     report = made.verify(artifacts=str(made.results))
     write_report(report, made.root / "report")
@@ -229,6 +232,7 @@ def test_a_report_of_another_folder_gives_no_badge(made: Made) -> None:
         merge(made.entry, made.board, made.root / "report" / "report.json")
 
 
+@pytest.mark.slow
 def test_a_failed_stage_merges_nothing_and_more_runs_take_the_lower_badge(made: Made) -> None:
     failed = dataclasses.replace(
         made.verify(), stages=(*made.verify().stages, Stage(REEVALUATED, (Finding("x", False),)))
@@ -261,6 +265,7 @@ def test_the_same_run_with_other_numbers_is_a_conflict_that_is_shown(made: Made)
     assert open_results(made.board).records()[0] == before
 
 
+@pytest.mark.slow
 def test_versions_coexist_and_the_newest_is_listed(made: Made) -> None:
     old = read_submission(made.entry).manifest.version
     merge(made.entry, made.board)
@@ -360,6 +365,7 @@ def test_a_package_travels_whole(made: Made) -> None:
 # Forged, swapped, wrong: refused with the reason
 
 
+@pytest.mark.slow
 def test_made_up_counts_that_agree_are_found_by_the_logits(made: Made) -> None:
     def perfect(record: RunRecord) -> RunRecord:
         if not own(record):
@@ -378,6 +384,7 @@ def test_made_up_counts_that_agree_are_found_by_the_logits(made: Made) -> None:
     assert "its stored logits give other counts" in failures(report)
 
 
+@pytest.mark.slow
 def test_logits_of_other_weights_are_found(made: Made) -> None:
     """Records, logits and hashes agree with each other; the weights have another sign."""
     store = Store(made.results)
@@ -407,6 +414,7 @@ def test_logits_of_other_weights_are_found(made: Made) -> None:
     assert "other weights than those that gave the logits" in failures(report)
 
 
+@pytest.mark.slow
 def test_zeros_that_are_claimed_are_counted(made: Made) -> None:
     store = Store(made.results)
 

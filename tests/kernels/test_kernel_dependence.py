@@ -123,6 +123,7 @@ def kernel_correlation(outputs: Tensor, tile: ColumnTile | None = None) -> Tenso
     return dependence.finish(dependence.sums(outputs, tile=tile), outputs.shape[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows_per_split", [64, 320])
 @pytest.mark.parametrize("columns", [5, 40])
 def test_poisoned_workspaces(columns: int, rows_per_split: int) -> None:

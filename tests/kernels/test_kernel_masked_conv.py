@@ -335,6 +335,7 @@ def test_autocast_on_the_kernels() -> None:
     assert_close(actual, oracle(case, tensors), torch.float16)
 
 
+@pytest.mark.slow
 def test_tiles_agree_and_outputs_may_be_given() -> None:
     """Every tile, the product dense and packed; what a kernel writes is all that is read."""
     case = BLOCK_CONVS[2]
@@ -615,6 +616,7 @@ def test_module_keeps_no_pattern_that_cannot_gain() -> None:
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 # Of torch's own check, which looks at the gradients of copies.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_opcheck(backend: str) -> None:
     case = BLOCK_CONVS[2]

@@ -451,6 +451,7 @@ def test_weights_that_were_written_are_used(layout: str) -> None:
         assert_near(module(x.half()), oracle(x.half(), module.packed, module.bias))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["direct", "block"])
 def test_modules_that_ran_are_copied_and_pickled(layout: str) -> None:
     module = SparseConv2d.from_dense(nn.Conv2d(17, 19, 3), None, layout, backend="triton")
@@ -478,6 +479,7 @@ def test_a_packed_weight_is_freed_without_the_garbage_collector() -> None:
         gc.enable()
 
 
+@pytest.mark.slow
 def test_the_second_call_goes_past_the_jit() -> None:
     """In a process without the interpreter, under the stand-in: also for pointers that are no multiples of 16 bytes."""
     script = """
@@ -680,6 +682,7 @@ def test_kernels_do_not_spill_and_load_whole_words(capability: int) -> None:
             assert row.hgmma or row.hmma or capability == 100, name
 
 
+@pytest.mark.slow
 def test_blocks_keep_their_inputs_in_flight() -> None:
     """Of 64 x 64 blocks at three stages three inputs of 16 KiB and three weights of 8; WGMMA does not wait."""
     (row,) = figures("test_kernel_sparse_conv", 90)["block 64x64 bf16"]
@@ -690,6 +693,7 @@ def test_blocks_keep_their_inputs_in_flight() -> None:
     assert row.shared_bytes >= 2 * (128 * 64 + 64 * 64) * 2
 
 
+@pytest.mark.slow
 def test_a_multiply_add_costs_few_instructions() -> None:
     """Of `direct` on sm_90: in the loop over a channel's weights, 32 and 8 pixels a thread."""
     script = "import test_kernel_sparse_conv as tests; tests.print_loops()"

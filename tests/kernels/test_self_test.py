@@ -17,6 +17,7 @@ def found() -> list[self_test.Agreement]:
     return list(self_test.agreements(torch.device("cpu")))
 
 
+@pytest.mark.slow
 def test_every_operation_runs_its_kernel_and_agrees(found: list[self_test.Agreement]) -> None:
     assert {entry.operation.split(",")[0] for entry in found} == {
         "masked_conv2d", "apply_masks", "sample_masks", "uncertainty", "cooccurrence", "correlation", "interdependence",

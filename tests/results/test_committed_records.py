@@ -61,6 +61,7 @@ def test_they_hold_together_and_are_clean(records: list[RunRecord]) -> None:
     assert not any(record.code["dirty"] for record in records)
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_on_the_way_to_a_store_and_back(records: list[RunRecord], tmp_path: Path) -> None:
     assert import_results(RESULTS, tmp_path / "store").new == len(records)
     assert Store(tmp_path / "store").records() == (records, [])
@@ -76,9 +77,10 @@ def test_a_methods_file_can_be_reviewed() -> None:
 
 
 def test_runs_of_built_in_methods_keep_their_names(records: list[RunRecord]) -> None:
+    """Those of the version that is here: an older one had other settings."""
     known, checked = builtin_methods(), 0
     for spec in (record.run_spec for record in records):
-        if spec.method in known:
+        if spec.method in known and known[spec.method].version == spec.method_version:
             params = known[spec.method].with_params(dict(spec.params)).params
             assert tuple(sorted(params.items())) == spec.params
             checked += 1
@@ -88,6 +90,7 @@ def test_runs_of_built_in_methods_keep_their_names(records: list[RunRecord]) -> 
 # What they cover: a method without any run is not on the board, and nothing is asked of it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", JUDGED)
 def test_a_method_on_the_board_has_every_sparsity_and_seed(board: Leaderboard, task: str) -> None:
     sparsities, seeds = JUDGED[task]

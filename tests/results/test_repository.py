@@ -51,6 +51,7 @@ def test_everything_generated_is_byte_for_byte_what_the_results_give(tmp_path: P
             assert (tmp_path / name).read_bytes() == (BOARD / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_the_readme_shows_what_the_board_says(board: Leaderboard, tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
     shutil.copy(ROOT / "README.md", copy)
@@ -71,6 +72,7 @@ def test_the_readmes_example_is_ten_lines_and_the_one_on_the_board(records: list
     assert versions == {f"file-{digest}"}
 
 
+@pytest.mark.slow
 def test_the_readmes_method_keeps_the_contract(tmp_path: Path) -> None:
     path = tmp_path / "my_method.py"
     path.write_text(readme_blocks()[0])

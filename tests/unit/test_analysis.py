@@ -457,6 +457,7 @@ def only(results: Path) -> TaskAnalysis:
     return found.analysis
 
 
+@pytest.mark.slow
 def test_a_real_run_is_analysed(results: Path) -> None:
     found = only(results)
     assert found.seeds == (0, 1)
@@ -530,6 +531,7 @@ def test_seeds_with_a_test_split_of_their_own_are_left_out(
     assert all("test split of its own" in reason for reason in found.left_out)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_links_of_its_board_to_the_analyses(results: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -550,6 +552,7 @@ def test_a_run_keeps_the_links_of_its_board_to_the_analyses(results: Path, tmp_p
     assert (board.parent / page).read_bytes() == written
 
 
+@pytest.mark.slow
 def test_a_method_that_joins_gives_board_and_pages_the_same_new_colours(
     results: Path, tmp_path: Path
 ) -> None:
@@ -586,9 +589,14 @@ def test_an_analysis_that_cannot_be_read_does_not_stop_a_run(results: Path, tmp_
     assert (out / "leaderboard/site/index.html").is_file()
 
 
-def test_without_dense_logits_there_is_no_analysis(results: Path, tmp_path: Path) -> None:
+def test_without_dense_logits_there_is_no_analysis(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shutil
 
+    monkeypatch.setenv(
+        "PRUNEBENCH_CACHE", str(tmp_path / "cache")
+    )  # that of others may hold what they pulled
     copy = tmp_path / "copy"
     shutil.copytree(results, copy)
     for record in Store(copy).records()[0]:

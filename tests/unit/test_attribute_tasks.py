@@ -395,6 +395,7 @@ def test_a_method_of_classes_on_attributes_is_a_usage_error_that_names_the_fix()
         expand(suite, None)
 
 
+@pytest.mark.slow
 def test_a_run_on_attributes_gives_every_metric_and_twice_the_same(tmp_path: Path) -> None:
     suite = Suite("tiny", ("digit-attributes",), ("magnitude",), (0.9,), (0,), recipe=RECIPE)
     (outcome, records), (_, again) = (run_inline(suite, tmp_path / name) for name in ("one", "two"))

@@ -73,6 +73,7 @@ def test_records_of_every_schema_come_back_byte_for_byte(path: Path, tmp_path: P
     assert open_results(tmp_path / "committed").records() == Store(tmp_path / "store").records()
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(
         st.text(max_size=8), st.none() | st.floats(allow_nan=False, allow_infinity=False), max_size=6

@@ -320,6 +320,7 @@ def test_rates_are_of_the_frozen_significance() -> None:
     assert frozen_hypotheses().significance == 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "null",
     [

@@ -54,6 +54,7 @@ def test_an_unpruned_method_runs_once_a_seed() -> None:
     assert len(runs) == 8
 
 
+@pytest.mark.slow
 def test_the_finetuned_reference_takes_the_very_steps_of_a_pruned_network(made: Run) -> None:
     """Magnitude pruning of no weight is the reference, bit for bit."""
     reference, magnitude = made[1]["dense-finetuned 0.0 0"], made[1]["magnitude 0.0 0"]

@@ -41,6 +41,7 @@ def test_shuffling_keeps_the_counts_and_nothing_else() -> None:
     assert 0 < int((one["a"] & masks["a"]).sum()) < 20, "6 of 60 are expected to stay where they were"
 
 
+@pytest.mark.slow
 def test_unshuffled_masks_give_the_method_s_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is replayed is the method's own retraining: with its masks as they are, every bit is the method's."""
     monkeypatch.setattr(module, "shuffled", lambda masks, generator: dict(masks))
@@ -52,6 +53,7 @@ def test_unshuffled_masks_give_the_method_s_own_run(tmp_path: Path, monkeypatch:
         assert control.mining == own.mining
 
 
+@pytest.mark.slow
 def test_shuffled_masks_have_the_layers_of_the_method(tmp_path: Path) -> None:
     names = ("magnitude", "dcwp")
     records = run_with_control(tmp_path, *names, sparsities=(0.9,))
@@ -147,6 +149,7 @@ def test_a_network_of_unknown_origin_is_refused(tmp_path: Path, peek: str, compl
     assert complaint in (records["peeking-shuffled-mask 0.9 0"].reason or "")
 
 
+@pytest.mark.slow
 def test_the_contract_says_what_masks_are_worth() -> None:
     findings = check_method("magnitude")
     (said,) = [finding.what for finding in findings if finding.what.startswith("for information")]
