@@ -35,7 +35,7 @@ def confidence_margin(logits: Tensor, *, multi_label: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class Deferral:
-    """Samples whose sureness is at most `threshold` get the dense model's outputs: -1 defers none, 1 all."""
+    """Samples whose confidence margin is at most `threshold` get the dense model's outputs: -1 defers none, 1 all."""
 
     threshold: float
 
@@ -45,7 +45,7 @@ class Deferral:
 
     @classmethod
     def of_share(cls, sure: Tensor, share: float) -> Deferral:
-        """Defers round(share N) (halves up) of the samples with these surenesses `[N]`, the least sure ones.
+        """Defers round(share N) (halves up) of the samples with these margins `[N]`, the least confident ones.
 
         The threshold lies half-way between the last one deferred and the next. Samples that tie across that border
         are all deferred. Raises UsageError on a share outside 0..1 and without samples.
@@ -92,7 +92,7 @@ class Cascade(nn.Module):
 
     @torch.inference_mode()
     def ready_for_inference(self, x: Tensor) -> Inference:
-        """Both networks as one would run them on x (see `speed.ready_for_inference`), the second stage included.
+        """Both networks as one would run them on x (see `latency.ready_for_inference`), the second stage included.
 
         How many of x are gathered depends on the outputs, so on a GPU the composite cannot be replayed as a CUDA
         graph, as the dense network is, and is timed as it would be called. The path says how many of x were deferred.

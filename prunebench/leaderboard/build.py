@@ -58,8 +58,9 @@ SITE_WORDS = (
     "and needs no network."
 )
 SUPERVISION_WORDS = (
-    "Supervision is what a method may see of the bias labels: none, those of the validation split "
-    "(val-groups), or those of the training split too (train-groups)."
+    "Supervision is what a method may know of the bias: nothing, the share of bias-conflicting training images "
+    "(bias-rate), the bias labels of the validation split (val-groups), or those of the training split too "
+    "(train-groups)."
 )
 HISTORY_WORDS = "Versions that are no longer listed; their records stay in the results."
 EMPTY_WORDS = "There are no records yet. Run a suite with `prunebench run`, then write the board again."

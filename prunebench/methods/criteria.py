@@ -6,19 +6,13 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunebench.errors import MaskError, SupervisionError, UsageError
 from prunebench.pruning.masks import prunable
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    pass
-
 
 NAME = re.compile(r"(?![.-])[A-Za-z0-9._+-]{1,64}")
 """Of a method: it becomes a row of tables, a file and an address."""

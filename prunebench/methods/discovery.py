@@ -105,7 +105,10 @@ def import_user_module(path: Path, name: str) -> ModuleType:
         raise
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
-        raise UsageError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("prunebench."):
+            hint = "; write `from prunebench import criterion, method, Experiment, Pruned`, which stay where they are"
+        raise UsageError(f"{path}: cannot be imported: {type(error).__name__}: {error}{hint}") from error
     return module
 
 

@@ -115,7 +115,7 @@ class Experiment:
         num_classes: int,
         train_split: VisibleSplit,
         val_split: VisibleSplit,
-        surroundings: ExperimentContext,
+        context: ExperimentContext,
         *,
         conflicting_share: float | None = None,
         supervision: str = "none",
@@ -131,7 +131,7 @@ class Experiment:
         self.notes: dict[str, float] = {}
         self.mined: Tensor | None = None
         self.trained_outside = bool(ModelName.parse(spec.model).outside)
-        self._around = surroundings
+        self._around = context
         self._trainings: WeakKeyDictionary[nn.Module, Counter[str]] = WeakKeyDictionary()
 
     @property

@@ -85,9 +85,9 @@ def _misplaced(logits: Tensor, y: Tensor, possible: Tensor) -> int:
 class Deferred:
     """Lets the dense model answer for the samples on which the pruned one is least sure.
 
-    `share` of the validation samples are deferred; the threshold of `deferral.sureness` that does so holds for test
-    samples too, whatever share of them it defers (`deferred_share_test` of the record). It needs the dense model to
-    answer, so it is not ranked with what was pruned.
+    `share` of the validation samples are deferred; the threshold of `cascade.confidence_margin` that does so holds for
+    test samples too, whatever share of them it defers (`deferred_share_test` of the record). It needs the dense model
+    to answer, so it is not ranked with what was pruned.
     """
 
     base: Method

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from prunebench.errors import MetricError
 from prunebench.metrics.arrays import Array, as_classes, as_finite, as_given, check_table, compact, read_array
+from prunebench.stats.multiplicity import holm_adjusted
 
 SPLITS = 50
 """At most so many draws of equal populations are averaged."""
@@ -194,15 +195,8 @@ def _welch(first: Tensor, second: Tensor) -> Tensor:
 @as_given
 def holm(p_values: Array) -> Tensor:
     """Holm's step-down correction of p-values `[G]`; nan stays nan and is not counted."""
-    p_values = read_array("p_values", p_values).double()
-    corrected = torch.full_like(p_values, math.nan)
-    defined = torch.nonzero(~torch.isnan(p_values)).flatten()
-    order = defined[torch.argsort(p_values[defined])]
-    largest = 0.0
-    for place, index in enumerate(order.tolist()):
-        largest = max(largest, min(1.0, float(p_values[index]) * (len(order) - place)))
-        corrected[index] = largest
-    return corrected
+    adjusted = holm_adjusted(read_array("p_values", p_values).double().tolist())
+    return torch.tensor(adjusted, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

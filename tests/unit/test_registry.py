@@ -279,6 +279,7 @@ SECOND = CRITERION_FILE.replace("def mine", "def other")
         (CRITERION_FILE + SECOND.replace('"mine"', '"other"'), "holds mine, other: keep one method a file"),
         ("def broken(:\n", "cannot be imported: SyntaxError"),
         ("import no_such_module_anywhere\n", "cannot be imported: ModuleNotFoundError"),
+        ("from prunebench.experiment import Pruned\n", "write `from prunebench import criterion, method"),
         ("1 / 0\n", "cannot be imported: ZeroDivisionError"),
         (CRITERION_FILE.replace("me, 2026", ""), "cite its source"),
         ("def mine(weight, context):\n    return weight\n", "no method in it; decorate"),
