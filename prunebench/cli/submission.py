@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 if TYPE_CHECKING:
-    from prunebench.submission.report import Report
+    from prunebench.submission.report import VerificationReport
 
 BOARD = Path("leaderboard/results")
 
@@ -155,7 +155,7 @@ def withdraw_(
     console.print(withdraw(into, method, version, reason).words, soft_wrap=True)
 
 
-def _tell(report: Report) -> None:
+def _tell(report: VerificationReport) -> None:
     """Print the findings of every stage, and what it comes to."""
     from prunebench.cli.console import console
 

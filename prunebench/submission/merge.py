@@ -17,7 +17,7 @@ from prunebench.results.standing import STAGES, Badge, Retired, Standing, read_s
 from prunebench.results.store import Document, open_results
 from prunebench.submission.folder import Submission
 from prunebench.submission.reevaluation import RECOMPUTED
-from prunebench.submission.report import Report, read_verdict
+from prunebench.submission.report import VerificationReport, read_verdict
 from prunebench.submission.verify import verify
 
 KEPT = "submissions"
@@ -34,7 +34,7 @@ class Merged:
     badge: str | None = None
     conflicts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    refused: Report | None = None
+    refused: VerificationReport | None = None
 
     @property
     def done(self) -> bool:
@@ -129,7 +129,7 @@ def _documents(folder: Path) -> dict[str, Document]:
     return found
 
 
-def _badge(found: Report, verdict: Mapping[str, Any] | None, *, predictions: bool) -> str:
+def _badge(found: VerificationReport, verdict: Mapping[str, Any] | None, *, predictions: bool) -> str:
     """The badge of a report of exactly this submission, else what was verified just now."""
     assert found.badge is not None
     if verdict is None and predictions:

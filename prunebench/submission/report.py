@@ -53,7 +53,7 @@ class ChangedRow:
 
 
 @dataclass(frozen=True)
-class Report:
+class VerificationReport:
     """What was verified of which submission, where and when. `digest` is of the folder that was read."""
 
     method: str
@@ -80,7 +80,7 @@ class Report:
         return badge
 
 
-def write_report(report: Report, folder: Path) -> None:
+def write_report(report: VerificationReport, folder: Path) -> None:
     """Write report.json and comment.md. Raises StoreError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ def _changed(task: str, row: MethodRow, change: str) -> ChangedRow:
 # The comment
 
 
-def comment(report: Report) -> str:
+def comment(report: VerificationReport) -> str:
     """Markdown that CI posts. Every text that a stranger wrote stands in a code span: no markup, link, mention."""
     badge = report.badge or "refused"
     parts = [
@@ -173,7 +173,7 @@ def _stage_line(stage: Stage) -> Iterable[str]:
     return stage.badge, "passed" if stage.passed else "**failed**", f"{good} of {len(stage.findings)}"
 
 
-def _next(report: Report) -> str:
+def _next(report: VerificationReport) -> str:
     """What comes next on the road."""
     if not report.passed:
         return "Mend what is named above, `prunebench submission pack` again, and push."

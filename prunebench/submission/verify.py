@@ -16,7 +16,7 @@ from prunebench.submission.consistency import BoardResults, check_consistency, c
 from prunebench.submission.folder import Submission, read_submission
 from prunebench.submission.records import Finding, data_root
 from prunebench.submission.reevaluation import environment_here, reevaluate
-from prunebench.submission.report import Report, Stage, changed_rows
+from prunebench.submission.report import Stage, VerificationReport, changed_rows
 from prunebench.submission.retraining import retrain
 
 CONSISTENT = "consistent"
@@ -44,7 +44,7 @@ class Depth:
 
 def verify(
     folder: Path, board: Path, depth: Depth = Depth(), beside: Sequence[Path] = (), root: Path | None = None
-) -> tuple[Report, Submission | None]:
+) -> tuple[VerificationReport, Submission | None]:
     """Verify a submission's folder against a board's results, stage by stage until one fails.
 
     `beside`: other submissions of the same method whose seeds count too. Raises UsageError for what is no folder.
@@ -73,12 +73,12 @@ def verify(
         stages.append(retrain(submission, records, depth.retrain, depth.draw_seed, root))
     rows = changed_rows(results.records, _added(results, records)) if stages[0].passed else ()
     manifest = submission.manifest
-    return Report(
+    return VerificationReport(
         manifest.method, manifest.version, submission.digest, *begun, tuple(stages), rows
     ), submission
 
 
-def _unreadable(folder: Path, begun: tuple[str, str]) -> tuple[Report, None]:
+def _unreadable(folder: Path, begun: tuple[str, str]) -> tuple[VerificationReport, None]:
     """The report of a folder that cannot be read."""
     try:
         read_submission(folder)
@@ -86,7 +86,9 @@ def _unreadable(folder: Path, begun: tuple[str, str]) -> tuple[Report, None]:
     except PruneBenchError as error:
         why = str(error)
     finding = Finding("the folder holds what it may hold", False, why)
-    return Report(folder.name, "unknown", "unknown", *begun, (Stage(CONSISTENT, (finding,)),)), None
+    return VerificationReport(
+        folder.name, "unknown", "unknown", *begun, (Stage(CONSISTENT, (finding,)),)
+    ), None
 
 
 def _records_of(folders: Sequence[Path]) -> list[RunRecord]:

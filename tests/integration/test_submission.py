@@ -29,7 +29,7 @@ from prunebench.submission.merge import merge, withdraw
 from prunebench.submission.pack import pack, pack_predictions
 from prunebench.submission.records import Finding
 from prunebench.submission.reevaluation import REEVALUATED
-from prunebench.submission.report import Report, Stage, code, comment, write_report
+from prunebench.submission.report import Stage, VerificationReport, code, comment, write_report
 from prunebench.submission.retraining import RETRAINED, draw_runs, retrain
 from prunebench.submission.verify import Depth, verify
 
@@ -85,7 +85,7 @@ class Made:
         write_card(self.root / "card.toml", **card)
         return pack(self.results, str(self.file), self.root / name, self.root / "card.toml").root
 
-    def verify(self, **depth: Any) -> Report:
+    def verify(self, **depth: Any) -> VerificationReport:
         return verify(self.entry, self.board, Depth(**depth))[0]
 
 
@@ -110,7 +110,7 @@ def made(original: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mad
     return Made(tmp_path / "copy")
 
 
-def failures(report: Report) -> str:
+def failures(report: VerificationReport) -> str:
     return "\n".join(f"{f.what}: {f.why}" for stage in report.stages for f in stage.findings if not f.ok)
 
 
@@ -190,7 +190,7 @@ def test_records_that_the_file_does_not_give_fail_the_training(made: Made) -> No
     ]
     stage = retrain(submission, records, 1, "text", None)
     assert not stage.passed
-    assert "99.0%, here" in failures(Report("", "", "", "", "", (stage,)))
+    assert "99.0%, here" in failures(VerificationReport("", "", "", "", "", (stage,)))
 
 
 def test_the_draw_is_public_and_not_the_submitter_s(original: Made) -> None:
