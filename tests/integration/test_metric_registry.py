@@ -174,5 +174,5 @@ def test_one_file_brings_a_metric_everywhere(tmp_path: Path) -> None:
     assert "Toy share" in (tmp_path / "README.md").read_text()
 
     code = "import prunebench; print(*prunebench.load_results('out').columns)"
-    assert {"toy_share", "val_first_class"} <= set(call(toys, "-c", code).split())
+    assert {"toy_share", "val_toy_share"} <= set(call(toys, "-c", code).split())
     assert "Toy share" in call(toys, *cli, "compare", "dense", "magnitude", "--results", "out")
