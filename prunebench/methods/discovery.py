@@ -12,6 +12,7 @@ import pkgutil
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -26,6 +27,16 @@ FOLDER = Path(__file__).parent
 SHUFFLED, SHUFFLED_NAME = "shuffled:", "-shuffled-mask"
 """What asks for a method with its masks shuffled (`methods.shuffled`), and what its name ends in."""
 NO_CODE = ("__pycache__",)
+FORMER = {
+    "prunebench.experiment": ("prunebench.methods.experiment",),
+    "prunebench.registry": ("prunebench.methods.criteria", "prunebench.methods.api"),
+    "prunebench.pruning.scores": ("prunebench.methods.criteria",),
+    "prunebench.pruning.allocation": ("prunebench.pruning.distribution",),
+    "prunebench.training.objectives": ("prunebench.training.losses",),
+    "prunebench.training.data": ("prunebench.data.images",),
+    "prunebench.spec": ("prunebench.results.spec",),
+}
+"""Where modules that method files of version 0.1.0 import are now: such files work as they are."""
 
 
 class _SourceLoader(SourceFileLoader):
@@ -34,6 +45,15 @@ class _SourceLoader(SourceFileLoader):
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)
         return self.source_to_code(self.get_data(path), path)
+
+
+class _FormerPlace(Loader):
+    """A module under its former name: it holds what the modules of today hold."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        for name in FORMER[module.__name__]:
+            today = vars(importlib.import_module(name))
+            module.__dict__.update({key: value for key, value in today.items() if not key.startswith("__")})
 
 
 class Neighbours:
@@ -60,6 +80,8 @@ class Neighbours:
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """As Python asks: where a module is, or None."""
+        if fullname in FORMER:
+            return importlib.util.spec_from_loader(fullname, _FormerPlace())
         found = None if self._folder is None else locate(self._folder, fullname)
         if found is None:
             return None

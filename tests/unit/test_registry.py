@@ -19,7 +19,7 @@ import prunebench.methods
 from prunebench.errors import MaskError, SupervisionError, UsageError
 from prunebench.methods.api import Method, method
 from prunebench.methods.criteria import Criterion, ScoringContext, compute_scores, criterion
-from prunebench.methods.discovery import builtin_methods, file_methods, resolve_method
+from prunebench.methods.discovery import FORMER, builtin_methods, file_methods, resolve_method
 from prunebench.methods.magnitude import magnitude
 from prunebench.methods.prune import prune_by
 from prunebench.pruning.masks import prunable
@@ -279,7 +279,7 @@ SECOND = CRITERION_FILE.replace("def mine", "def other")
         (CRITERION_FILE + SECOND.replace('"mine"', '"other"'), "holds mine, other: keep one method a file"),
         ("def broken(:\n", "cannot be imported: SyntaxError"),
         ("import no_such_module_anywhere\n", "cannot be imported: ModuleNotFoundError"),
-        ("from prunebench.experiment import Pruned\n", "write `from prunebench import criterion, method"),
+        ("from prunebench.store import Store\n", "write `from prunebench import criterion, method"),
         ("1 / 0\n", "cannot be imported: ZeroDivisionError"),
         (CRITERION_FILE.replace("me, 2026", ""), "cite its source"),
         ("def mine(weight, context):\n    return weight\n", "no method in it; decorate"),
@@ -393,3 +393,23 @@ def test_wrong_scores(function: Any, message: str) -> None:
 def test_infinite_scores_pass() -> None:
     scores = score(lambda weight, _: torch.where(weight > 0, math.inf, -math.inf))
     assert torch.isinf(scores["0.weight"]).all()
+
+
+def test_a_file_of_the_former_layout_works(tmp_path: Path) -> None:
+    """What stood elsewhere in version 0.1.0 is the same class, not a copy."""
+    path = tmp_path / "old.py"
+    path.write_text(
+        "from prunebench.experiment import Pruned\nfrom prunebench.registry import criterion, method\n"
+        "from prunebench.methods.experiment import Pruned as now\nassert Pruned is now\n\n\n"
+        "@method('old', cite='x')\nclass Old:\n"
+        "    def fit(self, experiment, sparsity):\n        return Pruned(None, {})\n"
+    )
+    assert resolve_method(str(path)).name == "old"
+    for former, today in FORMER.items():
+        old = importlib.import_module(former)
+        new = {
+            name: value for module in today for name, value in vars(importlib.import_module(module)).items()
+        }
+        public = {name: value for name, value in new.items() if not name.startswith("_")}
+        assert {name: vars(old)[name] for name in public} == public
+        assert public
