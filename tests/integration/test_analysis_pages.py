@@ -59,6 +59,8 @@ from prunebench.report.table import Table
 from prunebench.results.standing import Retired, Standing, retire
 from prunebench.results.store import Store
 
+pytestmark = pytest.mark.slow
+
 PHONE = {"width": 390, "height": 844}
 COMMITTED = Path(__file__).parents[2] / "leaderboard" / "results"
 FEW = ("dcwp", "magnitude", "snip")

@@ -310,6 +310,7 @@ def test_what_lies_in_the_way_of_a_transfer_is_replaced(begun: bytes | None, mad
     assert hashlib.sha256(found.read_bytes()).hexdigest() == digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "why"),
     [

@@ -117,6 +117,7 @@ def test_a_run_and_its_analysis(faces: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "analysis").glob("*-samples.png"))
 
 
+@pytest.mark.slow
 def test_the_packaged_suite_needs_only_the_data(faces: Path) -> None:
     plan = make_plan("iofinova-celeba-backdoor", data_root=faces, out="unused", device="cpu")
     assert len(plan.runs) == 14 * 5 * (1 + 6)

@@ -231,6 +231,7 @@ def test_missing_data_names_the_command_that_gets_them(
     assert "train-images-idx3-ubyte" in text
 
 
+@pytest.mark.slow
 def test_python_interface(tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text(CRITERION_FILE)

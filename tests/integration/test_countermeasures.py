@@ -104,6 +104,7 @@ def test_the_calibrated_network_predicts_as_many_positives_as_there_are(attribut
     assert changed == int(((before > 0) != (after > 0)).sum())
 
 
+@pytest.mark.slow
 def test_the_calibrated_network_predicts_classes_as_often_as_they_occur(classes: Run) -> None:
     data = data_of(TASK)
     logits = evaluate(model_of(classes, "magnitude-calibrated 0.9 0", data), data.images["val"])
@@ -243,6 +244,7 @@ def test_deferral_answers_as_the_two_networks_do(kind: str, request: pytest.Fixt
             assert int(unsure.sum()) == round(0.1 * len(unsure))
 
 
+@pytest.mark.slow
 def test_none_deferred_is_the_pruned_run_and_all_deferred_the_dense_one(classes: Run, tmp_path: Path) -> None:
     records = classes[1]
     for share, same in ((0.0, "magnitude 0.9 0"), (1.0, "dense 0.0 0")):
@@ -276,6 +278,7 @@ def test_deferral_is_paid_for(classes: Run) -> None:
     assert cost.latency_path == f"sparsify: auto; then the dense network on {deferred} of 64"
 
 
+@pytest.mark.slow
 def test_who_never_touched_the_dense_model_is_charged_for_deferring_to_it(tmp_path: Path) -> None:
     params = {name: {"start": "init"} for name in ("gmp-pt-deferred", "gmp-pt-calibrated")}
     _, records = run_inline(tiny_suite(*params, params=params), tmp_path)

@@ -36,6 +36,7 @@ def fixed(result: dict[str, Any]) -> Any:
 # --- the schedule ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1.0, 0.4])
 def test_every_target_comes_home(factor: float) -> None:
     home = trip.rehearse(8.5, factor)
@@ -384,6 +385,7 @@ class WithGpu(Context):
     on_gpu = True  # type: ignore[assignment]
 
 
+@pytest.mark.slow
 def test_a_gpu_is_timed_in_three_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     def timing_of(ms: float, method: str) -> timing.CallTiming:
         return timing.CallTiming(ms, 2 * ms, 3 * ms, 9, method, "hot")

@@ -87,6 +87,7 @@ def test_a_criterion_that_works_in_place_leaves_the_model_alone(tmp_path: Path, 
     assert all(torch.equal(weight, weights[name]) for name, weight in prunable(original).items())
 
 
+@pytest.mark.slow
 def test_an_in_place_magnitude_is_magnitude(tmp_path: Path, plain: RunRecord) -> None:
     record = run_one(criterion_file(tmp_path, "return weight.abs_()"), tmp_path / "out")["mine"]
     assert record.outputs_sha256 == plain.outputs_sha256
@@ -102,6 +103,7 @@ return pruned
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -388,6 +390,7 @@ def scored(path: Path) -> list[float]:
     return entry.build(**entry.params).criterion.score(torch.ones(1), None).tolist()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_helper_beside_the_file_is_found_and_counts(tmp_path: Path, plain: RunRecord) -> None:
     for name, factor in (("one", 2), ("two", 3)):
         (tmp_path / name).mkdir()
@@ -500,6 +503,7 @@ def test_a_method_leaves_the_next_one_as_it_would_be(tmp_path: Path, plain: RunR
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.slow
 def test_numbers_from_numpy_and_python_are_seeded(tmp_path: Path) -> None:
     body = "import random; import numpy as np; drawn = torch.from_numpy(np.random.rand(*weight.shape)); "
     body += "return weight.abs() * (random.random() + drawn)"
@@ -508,6 +512,7 @@ def test_numbers_from_numpy_and_python_are_seeded(tmp_path: Path) -> None:
     assert one == two is not None
 
 
+@pytest.mark.slow
 def test_images_changed_in_place_fail_that_run_alone(tmp_path: Path, plain: RunRecord) -> None:
     body = "experiment.train_split.images._bytes[:, :, :, 0] = 0\nm = experiment.dense_model()\n"
     body += "return experiment.finetune(m, magnitude_masks(m, sparsity))"

@@ -60,6 +60,7 @@ def test_allocations_differ_in_layers_but_not_in_count(tmp_path: Path) -> None:
     assert len({tuple(report.by_layer.values()) for report in reports if report}) == 3
 
 
+@pytest.mark.slow
 def test_dcwp_ranks_its_logits_and_native_keeps_its_threshold(tmp_path: Path) -> None:
     params = {
         name: {"mining_steps": 12, "mask_steps": 6, "lambda_sparse": 1e-3} for name in ("dcwp", "dcwp-native")
@@ -99,6 +100,7 @@ def test_each_dcwp_switch_changes_the_run(tmp_path: Path, switch: dict[str, obje
     assert hashes[0] != hashes[1]
 
 
+@pytest.mark.slow
 def test_imp_shares_its_rounds_between_sparsities(tmp_path: Path) -> None:
     _, records = run_inline(tiny_suite("imp", sparsities=(0.5, 0.6)), tmp_path)
     assert records["imp 0.5 0"].notes["rounds"] == 4, "0.8^4 = 0.41 is the first below 0.5"
@@ -254,6 +256,7 @@ def test_jtt_is_tuned_by_groups(tmp_path: Path) -> None:
     assert record.cost.training_steps == 3 + 6 + 4 * 12 + 6, "two first nets, four second ones, fine-tuning"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "complaint"),
     [
@@ -280,6 +283,7 @@ def test_a_wrong_count_fails_the_run(tmp_path: Path) -> None:
     assert "asked for sparsity 0.9" in (records["peeking 0.9 0"].reason or "")
 
 
+@pytest.mark.slow
 def test_a_diverging_cell_fails_and_the_others_go_on(tmp_path: Path) -> None:
     suite = tiny_suite("magnitude", "gmp-pt", params={"magnitude": {}})
     path = tmp_path / "exploding.py"
@@ -329,6 +333,7 @@ def test_same_spec_twice_is_identical_and_seeds_differ(tmp_path: Path) -> None:
     assert first["gmp-ri 0.9 0"].outputs_sha256 != first["gmp-ri 0.9 1"].outputs_sha256
 
 
+@pytest.mark.slow
 def test_stored_logits_give_the_recorded_metrics(tmp_path: Path) -> None:
     from prunebench.tasks import resolve_task
 
@@ -355,6 +360,7 @@ def noisy(weight, context):
 """
 
 
+@pytest.mark.slow
 def test_check_finds_what_is_wrong_with_a_method_file(tmp_path: Path) -> None:
     path = tmp_path / "noisy.py"
     path.write_text(NOISY_FILE)
@@ -376,6 +382,7 @@ def test_a_method_file_edited_during_a_run_fails_its_cells(tmp_path: Path) -> No
     assert "cannot be imported: SyntaxError" in str(reasons)
 
 
+@pytest.mark.slow
 def test_a_lost_dense_model_is_trained_again_when_needed(tmp_path: Path) -> None:
     run_inline(tiny_suite("magnitude"), tmp_path)
     before = {record.run_id: record.metrics for record in Store(tmp_path).records()[0]}
@@ -401,6 +408,7 @@ def test_logging_inside_a_shared_stage_is_refused(tmp_path: Path) -> None:
     assert "log and report_mining outside of it" in (records["peeking 0.9 0"].reason or "")
 
 
+@pytest.mark.slow
 def test_no_mixing_of_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import prunebench.runner.execute
 

@@ -12,6 +12,8 @@ from browsing import Visit, chromium
 
 from prunebench.leaderboard import write_board
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from playwright import sync_api
 
@@ -77,6 +79,7 @@ def test_every_figure_is_drawn(page: sync_api.Page) -> None:
     assert page.locator(".heat table").count() == 4
 
 
+@pytest.mark.slow
 def test_nothing_is_injected(page: sync_api.Page) -> None:
     assert page.locator("img").count() == 0
     assert "injected" not in page.locator("h1").inner_text()
@@ -101,6 +104,7 @@ def test_a_click_on_a_heading_sorts_and_another_one_turns_it(page: sync_api.Page
     assert methods_in(page, body=0) == ["dense"]
 
 
+@pytest.mark.slow
 def test_text_columns_sort_by_name(page: sync_api.Page) -> None:
     head = page.locator("section.task").first.locator("table").nth(2).locator("thead th")
     head.filter(has_text="Method").locator("button").click()
@@ -108,6 +112,7 @@ def test_text_columns_sort_by_name(page: sync_api.Page) -> None:
     assert names == sorted(names)
 
 
+@pytest.mark.slow
 def test_a_chosen_sparsity_leaves_its_rows_and_dense(page: sync_api.Page) -> None:
     section = page.locator("section.task").first
     section.locator(".filter [data-tag='0.9']").click()
@@ -118,6 +123,7 @@ def test_a_chosen_sparsity_leaves_its_rows_and_dense(page: sync_api.Page) -> Non
     assert len(methods_in(page)) == 8
 
 
+@pytest.mark.slow
 def test_the_legend_hides_a_method_in_all_figures_of_its_task(page: sync_api.Page) -> None:
     section = page.locator("section.task").first
     plots = section.locator(".plot")
@@ -135,6 +141,7 @@ def test_intervals_can_be_switched_off(page: sync_api.Page) -> None:
     assert section.locator(".plot").first.locator(".errorbar").count() == 0
 
 
+@pytest.mark.slow
 def test_groups_of_a_chosen_model_are_shown(page: sync_api.Page) -> None:
     section = page.locator("section.task").first
     second = section.locator(".heats > div").nth(1)
@@ -145,6 +152,7 @@ def test_groups_of_a_chosen_model_are_shown(page: sync_api.Page) -> None:
     assert second.locator("td.aligned").count() == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_has_no_sideways_scroll(browser: sync_api.Browser, site: Path, scheme: str) -> None:
     visit = Visit(browser, site, viewport=PHONE, color_scheme=scheme)

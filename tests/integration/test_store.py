@@ -445,6 +445,7 @@ Store(Path(sys.argv[1])).shared("abc", compute)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_compute_a_stage_once(store: Store) -> None:
     stage, results = Stage(), []
     with other_process(COMPUTER, store.root) as computer:

@@ -33,6 +33,8 @@ from prunebench.submission.report import Stage, VerificationReport, code, commen
 from prunebench.submission.retraining import RETRAINED, draw_runs, retrain
 from prunebench.submission.verify import Depth, verify
 
+pytestmark = pytest.mark.slow
+
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 CARD = {
     "title": "Channel-relative magnitude",

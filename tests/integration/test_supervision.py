@@ -23,6 +23,7 @@ CHEATS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", CHEATS)
 def test_a_cheating_method_is_stopped(tmp_path: Path, how: str) -> None:
     path = tmp_path / "peeking.py"

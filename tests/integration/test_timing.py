@@ -29,6 +29,7 @@ def results(swept: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(swept, tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_only_the_latencies_change(results: Path) -> None:
     before = {record.run_id: record for record in Store(results).records()[0]}
     assert all(record.cost and record.cost.timed_on == {} for record in before.values())

@@ -344,6 +344,7 @@ def test_a_sample_far_from_the_mean_holds_up_to_the_limit() -> None:
     assert_correlation(matrix, outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy, in the interpreter
 @pytest.mark.parametrize("kind", ["far outlier", "far sample", "rare and tiny", "one row off by a little"])
 def test_a_sample_that_is_none_is_noticed(kind: str) -> None:
@@ -550,6 +551,7 @@ def test_values_that_are_not_finite(row: int, value: float, backend: str) -> Non
         interdependence(outputs, backend=backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["cooccurrence", "correlation", "interdependence"])
 def test_registration(name: str, backend: str) -> None:

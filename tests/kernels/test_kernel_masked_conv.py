@@ -261,6 +261,7 @@ def test_empty_and_full_patterns(share: float) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
 @pytest.mark.parametrize("skips", [False, True])
 def test_integer_masks(dtype: torch.dtype, skips: bool) -> None:

@@ -725,6 +725,7 @@ def test_products_are_written_everywhere(monkeypatch: pytest.MonkeyPatch) -> Non
         assert torch.isfinite(tensor).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_application_compiles_into_one_graph(backend: str) -> None:
     def step(weights: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:

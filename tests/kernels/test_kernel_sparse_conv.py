@@ -94,6 +94,7 @@ def launched(
 # --- values ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("layout", ["block", "direct"])
 @pytest.mark.parametrize(
@@ -395,6 +396,7 @@ def test_precision_follows_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- what is remembered ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["direct", "block"])
 def test_a_call_is_resolved_once_for_each_shape(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[int, ...]] = []

@@ -107,6 +107,7 @@ def test_the_outputs_stay(name: str, sparsity: float) -> None:
     assert_same(network, masked(model, masks), torch.randn(5, 3, NETWORKS[name], NETWORKS[name]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_filter_pruning_removes_the_filters(name: str) -> None:
     """With BatchNorm as initialised (shift 0) a pruned filter is zero, and half of the channels go, or nearly."""
@@ -1267,6 +1268,7 @@ def test_fold_dense_keeps_channels_and_fuses() -> None:
 # The file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnet-small", "resnet18", "mobilenet"])
 def test_a_saved_network_computes_bit_for_bit(name: str, tmp_path: Path) -> None:
     model = build_model(name, 4, seed=0)

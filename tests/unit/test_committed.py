@@ -329,6 +329,7 @@ def test_an_import_says_where_a_fault_is_and_writes_nothing(
             export_results(tmp_path / "store", committed)
 
 
+@pytest.mark.slow
 def test_no_line_however_wrong_stops_the_reading_of_others(committed: Path) -> None:
     rng, junk = random.Random(0), [None, True, -1, "", "absent", [], {}, [[]], {"a": 1}, 1e308, "x" * 50]
     path = committed / safe_name(TASK) / "beta.jsonl"

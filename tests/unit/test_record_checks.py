@@ -229,6 +229,7 @@ def test_what_runs_write_is_sound(store: Store) -> None:
     assert len(sound_records(store)[0]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", DOCTORED)
 def test_a_doctored_record_is_named_and_left_out(store: Store, case: str) -> None:
     change, message = DOCTORED[case]
