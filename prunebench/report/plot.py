@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-from prunebench.report.format import sparsity_ticks
+from prunebench.report.format import sparsity_place, sparsity_ticks
 
 # Okabe and Ito's palette without its yellow and black, which vanish on a white or a dark page.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6D46")
@@ -272,10 +272,14 @@ def _channels(colour: str) -> tuple[int, ...]:
 
 
 def sparsity_axis(asked: Iterable[float], achieved: Iterable[float] = (), margin: float = 0.12) -> Axis:
-    """The axis of sparsity: decades of density below 1, with ticks at what was asked for and what was achieved."""
-    ticks = sparsity_ticks(asked, achieved)
-    places = [place for place, _ in ticks] or [0.0]
+    """The axis of sparsity: decades of density below 1, with ticks at what was asked for and what was achieved.
+
+    It reaches beyond every achieved one, also where there is no room for its tick.
+    """
+    asked, achieved = list(asked), list(achieved)
+    places = [sparsity_place(sparsity) for sparsity in (*asked, *achieved)] or [0.0]
     title = "Sparsity (scale: log of density)"
+    ticks = sparsity_ticks(asked, achieved)
     return Axis(title, low=min(places) - margin, high=max(places) + margin, ticks=ticks)
 
 

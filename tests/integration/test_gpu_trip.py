@@ -470,3 +470,4 @@ def test_precision_is_set_and_given_back() -> None:
 
 def test_poison_needs_a_gpu() -> None:
     poison(CPU)
+    assert not torch.cuda.is_initialized()

@@ -363,3 +363,11 @@ def test_many_styles_stay_apart() -> None:
     assert not {"#000000", "#F0E442"} & {style.colour for style in styles.values()}
     shifted = plots.dodged([Series("a", (Mark(1, 1),)), Series("b", (Mark(1, 1),))], 0.2)
     assert [one.marks[0].x for one in shifted] == pytest.approx([0.95, 1.05])
+
+
+def test_the_axis_of_sparsity_reaches_beyond_every_achieved_one() -> None:
+    """0.46 has no room for a tick beside 0.5; the star that stands there must not be cut."""
+    axis = plots.sparsity_axis([0.5, 0.9], [0.46])
+    assert [label for _, label in axis.ticks] == ["0.5", "0.9"]
+    assert axis.low == pytest.approx(fmt.sparsity_place(0.46) - 0.12)
+    assert axis.high == pytest.approx(1 + 0.12)
