@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from prunebench.leaderboard import build_board
 from prunebench.leaderboard.values import Leaderboard, MethodRow, Track
 from prunebench.methods.discovery import builtin_methods
 from prunebench.results.convert import export_results, import_results
 from prunebench.results.record import RunRecord
-from prunebench.results.store import Store, open_results
+from prunebench.results.store import Store
 from prunebench.submission import check_records
 
 RESULTS = Path(__file__).parent.parent.parent / "leaderboard" / "results"
@@ -21,19 +20,6 @@ JUDGED = {
     "colored-mnist@1pct": ((0.5, 0.9, 0.98), 3),
 }
 """Sparsities and number of seeds of the tasks that methods are ranked on."""
-
-
-@pytest.fixture(scope="module")
-def records() -> list[RunRecord]:
-    found, damaged = open_results(RESULTS).records()
-    assert not damaged
-    assert found
-    return found
-
-
-@pytest.fixture(scope="module")
-def board(records: list[RunRecord]) -> Leaderboard:
-    return build_board(records)
 
 
 def track_of(board: Leaderboard, task: str) -> Track:

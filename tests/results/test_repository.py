@@ -12,30 +12,15 @@ import pytest
 from prunebench.analysis.report import hypotheses_excerpt
 from prunebench.analysis.values import stored_analyses
 from prunebench.cli.progress import write_leaderboard
-from prunebench.leaderboard import build_board
 from prunebench.leaderboard.build import MANIFEST, PLOTLY
 from prunebench.leaderboard.readme import EXAMPLE, update_readme
 from prunebench.leaderboard.values import Leaderboard
 from prunebench.results.record import RunRecord
-from prunebench.results.store import open_results
 from prunebench.submission import check_method
 
 ROOT = Path(__file__).parents[2]
 BOARD = ROOT / "leaderboard"
 RESULTS = BOARD / "results"
-
-
-@pytest.fixture(scope="module")
-def records() -> list[RunRecord]:
-    found, damaged = open_results(RESULTS).records()
-    assert not damaged
-    assert found
-    return found
-
-
-@pytest.fixture(scope="module")
-def board(records: list[RunRecord]) -> Leaderboard:
-    return build_board(records)
 
 
 @pytest.mark.slow
