@@ -62,6 +62,8 @@ class Source(ABC):
     model: str
     recipe: Recipe
     view: View | None = None
+    version: int = 1
+    """Of its backdoor tasks: raise it when their data change."""
 
     @abstractmethod
     def fingerprint(self, data_root: Path | None) -> str:
@@ -81,6 +83,7 @@ class DigitSource(Source):
     title = "{} digits"
     source = "scikit-learn digits (UCI, Alpaydin & Kaynak 1998) in colours of LfF (Nam et al., 2020)"
     attributes = tuple(DIGIT_ATTRIBUTES)
+    version = 2
     model = ColoredDigits.model
     recipe = ColoredDigits.recipe
 
@@ -183,7 +186,6 @@ CHUNK = 1024
 class Backdoor(Task):
     """A source's attribute as label, 0 or 1, and whether an image is marked as bias."""
 
-    version = 1
     bias_name = "mark"
     num_classes = 2
     num_biases = 2
@@ -195,6 +197,7 @@ class Backdoor(Task):
         self.source = source.source
         self.conflicting_share: float = SHARES[share]
         self.model, self.recipe, self.view = source.model, source.recipe, source.view
+        self.version = source.version
         self._origin, self._attribute, self._mark = source, attribute, mark
 
     def fingerprint(self, data_root: Path | None) -> str:

@@ -1,7 +1,8 @@
 """`colored-mnist`: MNIST under the colour protocol of LfF (ten mean colours, severity 4).
 
 55,000 training and 5,000 validation images with the training bias (the sizes of the DisEnt release), and the
-10,000 test images with every colour equally likely, the same for every seed.
+10,000 test images with every colour equally likely, the same for every seed. The test images are shuffled before they
+are coloured: their file is in the order of its writers, and colours are given out in order.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def fingerprint_mnist(data_root: Path | None) -> str:
 
 
 class ColoredMnist(Task):
-    version = 2
+    version = 3
     title = "Colored MNIST"
     source = "MNIST (LeCun et al., 1998), coloured as in LfF (Nam et al., 2020)"
     bias_name = "colour"
@@ -116,6 +117,7 @@ class ColoredMnist(Task):
         images, labels, test_images, test_labels = read_mnist(data_root)
         generator = np.random.default_rng([seed, 48_271])
         order = generator.permutation(len(labels))
+        test = np.random.default_rng([TEST_SEED, 1]).permutation(len(test_labels))
 
         def paint(
             x: NDArray[np.uint8],
@@ -133,5 +135,5 @@ class ColoredMnist(Task):
         return Splits(
             train=paint(images[train], labels[train], self.conflicting_share),
             val=paint(images[val], labels[val], self.conflicting_share),
-            test=paint(test_images, test_labels, 0.9, np.random.default_rng(TEST_SEED)),
+            test=paint(test_images[test], test_labels[test], 0.9, np.random.default_rng(TEST_SEED)),
         )

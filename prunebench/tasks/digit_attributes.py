@@ -91,10 +91,10 @@ def render(
     """
     has = {name: attributes[:, column].astype(bool) for column, name in enumerate(NAMES)}
     turned = np.where(has["mirrored"][:, None, None], gray[:, :, ::-1], gray)
-    strokes = torch.from_numpy(jitter(turned, generator)).float().unsqueeze(1) / 255
-    padded = torch.nn.functional.pad(strokes, (0, 1, 0, 1))
-    widened = torch.nn.functional.max_pool2d(padded, 2, stride=1)
-    coverage = np.where(has["thick"][:, None, None, None], widened.numpy(), strokes.numpy())
+    strokes = jitter(turned, generator)[:, None]
+    padded = np.pad(strokes, ((0, 0), (0, 0), (0, 1), (0, 1)))
+    widened = np.maximum.reduce([padded[..., i : i + 16, j : j + 16] for i in (0, 1) for j in (0, 1)])
+    coverage = np.where(has["thick"][:, None, None, None], widened, strokes) / 255
 
     count = len(gray)
     ink = _ink(_uniform(has["warm"], WARM_HUES, COLD_HUES, generator), generator)
@@ -128,7 +128,7 @@ def _ink(hue: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np
 
 class DigitAttributes(Task):
     name = "digit-attributes"
-    version = 1
+    version = 2
     title = "Digit attributes"
     source = "scikit-learn digits (UCI, Alpaydin & Kaynak 1998), rendered with drawn attributes"
     bias_name = "ink colour"

@@ -95,7 +95,7 @@ def test_sizes_types_and_declarations(attributes: Splits) -> None:
         assert (split.bias.shape, split.bias.dtype) == ((count,), torch.int64)
         assert split.x.is_contiguous()
         assert set(split.y.unique().tolist()) == {0, 1}
-    assert (task.num_outputs, task.num_classes, task.num_biases, task.version) == (10, 2, 2, 1)
+    assert (task.num_outputs, task.num_classes, task.num_biases, task.version) == (10, 2, 2, 2)
     assert (task.attributes.names, task.attributes.target) == (NAMES, "large")
     assert task.attributes.identities == ("warm", "light", "thick")
     assert task.conflicting_share == pytest.approx(0.1)

@@ -176,6 +176,17 @@ def test_splits_share_out_every_source_image_once(drawn: Drawn) -> None:
         assert test.tolist() == labels[1].tolist()
 
 
+def test_colours_do_not_go_with_the_order_of_mnists_test_file(mnist: Path) -> None:
+    """Each test image is found again in the file: its colour tells nothing of where (in order, it would be .99)."""
+    gray = torch.from_numpy(read_mnist(mnist)[2].copy()).double().flatten(1)
+    test = ColoredMnist(0.01).splits(mnist, 0).test
+    shown = test.x.double().sum(1).flatten(1)
+    place = torch.corrcoef(torch.cat([shown, gray]))[:TEST, TEST:].argmax(1)
+    assert sorted(place.tolist()) == list(range(TEST))
+    assert torch.equal(torch.from_numpy(read_mnist(mnist)[3].astype(np.int64))[place], test.y)
+    assert abs(float(torch.corrcoef(torch.stack([place, test.bias]).double())[0, 1])) < 0.2
+
+
 def test_each_test_digit_appears_once_in_every_colour() -> None:
     test = ColoredDigits(0.01).splits(None, 3).test
     label = test.y.view(397, 10)
