@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from prunebench.errors import UsageError
 from prunebench.report.table import Table
 
 
@@ -58,3 +59,15 @@ def picture(text: str, address: str) -> str:
 def page(parts: Iterable[str]) -> str:
     """Paragraphs with a blank line between them; empty ones are left out."""
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def fill_part(text: str, name: str, content: str) -> str:
+    """A page with this between its `<!-- name:begin -->` and `<!-- name:end -->`.
+
+    Raises UsageError for a page that does not have each once.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    head, *rest = text.split(begin)
+    if len(rest) != 1 or rest[0].count(end) != 1:
+        raise UsageError(f"the page needs one {begin} ... {end} to fill")
+    return f"{head}{begin}\n{content.rstrip()}\n{end}{rest[0].partition(end)[2]}"

@@ -105,7 +105,7 @@ def test_the_board_before_protocol_2_is_not_testable() -> None:
     harmless, association, prediction = tracks_cards(board(references=False))
     assert harmless.outcome == prediction.outcome == "not testable"
     assert harmless.reason.startswith(
-        "no rows of dense-finetuned with seeds that count; no rows of lff-dense"
+        "no rows of dense-finetuned with seeds that count; no rows of dense-from-init"
     )
     assert prediction.reason == NO_OUTPUTS
     assert association.outcome == "supported"
@@ -141,7 +141,7 @@ def test_a_method_of_several_settings_has_no_row_by_its_bare_name() -> None:
     for start in ("x", "y"):
         records += row("dense-finetuned", 0.0, 0.4, cell={"params": (("start", start),)})
     harmless = tracks_cards(records)[0]
-    assert {test.name for test in harmless.tests} == {"lff", "jtt", "dcwp"}
+    assert {test.name for test in harmless.tests} == {"gmp-ri", "lff", "jtt", "dcwp"}
 
 
 def other_task(records: list[RunRecord], change: Callable[[RunRecord], RunRecord]) -> list[RunRecord]:

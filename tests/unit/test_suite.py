@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prunebench.errors import UsageError
-from prunebench.methods.discovery import builtin_methods
+from prunebench.methods.discovery import builtin_methods, resolve_method
 from prunebench.models import MODELS
 from prunebench.results.spec import Recipe
 from prunebench.runner.plan import expand
@@ -39,7 +39,7 @@ def test_a_packaged_suite_resolves(name: str) -> None:
     assert suite.name == name
     assert suite.description
     assert "dense" in suite.methods
-    assert set(suite.methods) <= set(methods)
+    assert {resolve_method(name.removeprefix("shuffled:")).name for name in suite.methods} <= set(methods)
     assert set(suite.params) <= set(suite.methods)
     for method, changes in suite.params.items():
         changed = methods[method].with_params(changes)
