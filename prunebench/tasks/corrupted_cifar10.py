@@ -26,6 +26,7 @@ class CorruptedCifar10(Cifar10Task):
     Budget: ResNet-18 with the CIFAR stem from scratch, DCWP's 10,000 + 1,000 steps of Adam at batch 256.
     """
 
+    version = 2
     family_name = "corrupted-cifar10"
     title = "Corrupted CIFAR-10"
     family = TYPE_0

@@ -160,7 +160,7 @@ def test_names() -> None:
     assert resolve_task("corrupted-cifar10@0.5pct").family is TYPE_0  # type: ignore[attr-defined]
     noisy = resolve_task("corrupted-cifar10-type1@2pct")
     assert isinstance(noisy, CorruptedCifar10)
-    assert (noisy.family, noisy.name, noisy.version) == (TYPE_1, "corrupted-cifar10-type1@2pct", 1)
+    assert (noisy.family, noisy.name, noisy.version) == (TYPE_1, "corrupted-cifar10-type1@2pct", 2)
     assert (noisy.model, noisy.bias_name, noisy.conflicting_share) == ("resnet18", "corruption", 0.02)
     for name in ("corrupted-cifar10", "corrupted-cifar10@3pct", "corrupted-cifar10-type2@1pct"):
         with pytest.raises(UsageError):
@@ -264,7 +264,7 @@ def test_a_file_that_another_process_makes_is_taken_up_last(
     fingerprint = CorruptedCifar10(0.01).fingerprint(root)
     folder = tmp_path / "cache" / "corrupted"
     folder.mkdir(parents=True)
-    lock = FileLock(folder / f"{fingerprint}-snow-v1.safetensors.lock")
+    lock = FileLock(folder / f"{fingerprint}-snow-v2.safetensors.lock")
     lock.acquire()
 
     def noted(corruption, images, positions):  # type: ignore[no-untyped-def]

@@ -14,6 +14,7 @@ import torch
 
 from prunebench.tasks import Splits, resolve_task
 from prunebench.tasks.colored_digits import SHIFT, TURN, ZOOM, jitter, read_digits
+from prunebench.tasks.corruptions import TYPE_0, TYPE_1, corrupt
 
 PINNED = {
     "colored-digits@2pct": "8025955e5cbbae0f2d2fad1315c8a784a4848a5ac0eac93af06cbd6618da0907",
@@ -23,7 +24,10 @@ PINNED = {
 }
 """SHA-256 of images, labels and bias of train, val and test, seed 0. Raise the task's version where one changes."""
 WITHOUT = "AVX2 FMA3 AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL"
-HASHES = "import sys, test_same_bytes as here; print(*(here.hash_of_draw(name) for name in sys.argv[1:]))"
+HASHES = (
+    "import sys, test_same_bytes as here; "
+    "print(here.hash_of_corruptions(), *map(here.hash_of_draw, sys.argv[1:]))"
+)
 
 
 def hash_of_draw(name: str) -> str:
@@ -36,6 +40,16 @@ def hash_of_draw(name: str) -> str:
     return digest.hexdigest()
 
 
+def hash_of_corruptions() -> str:
+    """SHA-256 of noise, corrupted where matrices are multiplied or images sampled between pixels."""
+    images = np.random.default_rng(7).integers(0, 256, (300, 32, 32, 3)).astype(np.uint8)
+    digest = hashlib.sha256()
+    for corruption in (*TYPE_0, *TYPE_1):
+        if corruption.name in ("snow", "elastic", "contrast", "zoom-blur"):
+            digest.update(corrupt(corruption, images, np.arange(len(images))).tobytes())
+    return digest.hexdigest()
+
+
 @pytest.mark.parametrize("name", PINNED)
 def test_the_bytes_are_those_that_are_pinned(name: str) -> None:
     assert hash_of_draw(name) == PINNED[name]
@@ -43,7 +57,11 @@ def test_the_bytes_are_those_that_are_pinned(name: str) -> None:
 
 def test_simpler_instructions_give_the_same_bytes() -> None:
     """In a process where torch and NumPy use neither AVX2 nor fused multiplication; float32 resampling fails this."""
-    simple = {"ATEN_CPU_CAPABILITY": "default", "NPY_DISABLE_CPU_FEATURES": WITHOUT}
+    simple = {
+        "ATEN_CPU_CAPABILITY": "default",
+        "NPY_DISABLE_CPU_FEATURES": WITHOUT,
+        "OPENBLAS_CORETYPE": "Nehalem",
+    }
     command = [sys.executable, "-W", "ignore", "-c", HASHES, *PINNED]
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     done = subprocess.run(
@@ -53,7 +71,7 @@ def test_simpler_instructions_give_the_same_bytes() -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.split() == list(PINNED.values())
+    assert done.stdout.split() == [hash_of_corruptions(), *PINNED.values()]
 
 
 class Chosen:

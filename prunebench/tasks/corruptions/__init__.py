@@ -19,7 +19,7 @@ from prunebench.data.cache import keep_images
 from prunebench.tasks.corruptions import blur, digital, noise, weather
 from prunebench.tasks.corruptions.noise import Generators, Images
 
-VERSION = 1
+VERSION = 2
 """In the names of stored images: raise it when a corruption changes."""
 SEED = 16_807
 CHUNK = 500

@@ -106,16 +106,19 @@ def to_levels(images: Images) -> Images:
 def zoom_blur(images: Images, _: Generators) -> Images:
     """The mean of the image and 26 enlargements of its middle, 1.00 to 1.25 times."""
     height, width, channels = images.shape[1:]
-    total = images.copy()
+    shown = images.astype(
+        np.float64
+    )  # products of matrices round otherwise on other processors: here out of sight
+    total = shown.copy()
     for factor in ZOOMS:
         matrix = zoom_matrix(height, float(factor))
-        rows = (matrix @ images.reshape(-1, height, width * channels)).reshape(-1, height, width, channels)
+        rows = (matrix @ shown.reshape(-1, height, width * channels)).reshape(-1, height, width, channels)
         total += matrix @ rows
     return np.asarray(total / (len(ZOOMS) + 1), dtype=np.float32)
 
 
 @functools.cache
-def zoom_matrix(side: int, factor: float) -> Images:
+def zoom_matrix(side: int, factor: float) -> NDArray[np.float64]:
     """What enlarging the middle of `side` pixels does to each of them, `[side, side]`: linear interpolation.
 
     The middle ceil(side / factor) pixels are scaled by the factor, and the middle `side` of the result are kept.
@@ -124,9 +127,9 @@ def zoom_matrix(side: int, factor: float) -> Images:
 
     kept = math.ceil(side / factor)
     first = (side - kept) // 2
-    scaled = zoom(np.eye(side, dtype=np.float32)[first : first + kept], (factor, 1), order=1)
+    scaled = zoom(np.eye(side)[first : first + kept], (factor, 1), order=1)
     first = (len(scaled) - side) // 2
-    return np.asarray(scaled[first : first + side], dtype=np.float32)
+    return np.asarray(scaled[first : first + side])
 
 
 def enlarge(layers: Images, factor: float) -> Images:

@@ -83,16 +83,16 @@ def elastic(images: Images, generators: Generators) -> Images:
     reach = ELASTIC_CORNER * side
     corners = uniform(generators, -reach, reach, (3, 2))
     field = uniform(generators, -1, 1, (2, side, side)).reshape(-1, side, side)
-    field = smooth(field, ELASTIC_SIGMA * side, mode="reflect", truncate=3)
-    shift = field.reshape(-1, 2, side, side) * np.float32(ELASTIC_SHIFT * side)
-    rows, columns = np.indices((side, side), dtype=np.float32)
+    field = smooth(field.astype(np.float64), ELASTIC_SIGMA * side, mode="reflect", truncate=3)
+    shift = field.reshape(-1, 2, side, side) * (ELASTIC_SHIFT * side)
+    rows, columns = np.indices((side, side), dtype=np.float64)
     # The two steps mirror differently at the border: at the outermost pixels, then at their edges.
     turned = sample(images, _affine_sources(corners, side), edges=False)
     displaced = np.stack([columns + shift[:, 0], rows + shift[:, 1]], axis=3)
     return sample(turned, displaced, edges=True)
 
 
-def _affine_sources(moves: NDArray[np.float32], side: int) -> Images:
+def _affine_sources(moves: NDArray[np.float32], side: int) -> NDArray[np.float64]:
     """Where each pixel comes from, (column, row) `[N, side, side, 2]`, when three corners move by `[N, 3, 2]`."""
     middle, third = side // 2, side // 3
     high, low = middle + third, middle - third
@@ -103,21 +103,22 @@ def _affine_sources(moves: NDArray[np.float32], side: int) -> Images:
     )  # `[N, 3, 2]`: after @ back = before
     rows, columns = np.indices((side, side), dtype=np.float64)
     places = np.stack([columns, rows, np.ones_like(rows)], axis=2)
-    return (places.reshape(-1, 3) @ back).reshape(-1, side, side, 2).astype(np.float32)
+    return (places.reshape(-1, 3) @ back).reshape(-1, side, side, 2)
 
 
-def sample(images: Images, places: Images, *, edges: bool) -> Images:
+def sample(images: Images, places: NDArray[np.float64], *, edges: bool) -> Images:
     """Images `[N, side, side, C]` read at places (column, row) `[N, side, side, 2]`, bilinear.
 
-    Outside, the image is mirrored: at the pixels' outer `edges`, or at the centres of the outermost pixels.
+    Outside, the image is mirrored: at the pixels' outer `edges`, or at the centres of the outermost pixels. In float64:
+    in float32 some bytes in a million would depend on the processor.
     """
     side = images.shape[1]
     grid = (2 * places + 1) / side - 1 if edges else 2 * places / (side - 1) - 1
     read = grid_sample(
-        torch.from_numpy(images).permute(0, 3, 1, 2),
+        torch.from_numpy(images).double().permute(0, 3, 1, 2),
         torch.from_numpy(grid),
         mode="bilinear",
         padding_mode="reflection",
         align_corners=not edges,
     )
-    return read.permute(0, 2, 3, 1).numpy()
+    return read.permute(0, 2, 3, 1).float().numpy()
