@@ -96,11 +96,14 @@ def retime(
     results: Annotated[Path, typer.Option(help="The results folder, with the models that a run stored.")],
     data_root: DataOption = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    disturbed: Annotated[
+        bool, typer.Option("--disturbed", help="Only those that a busy machine disturbed.")
+    ] = False,
 ) -> None:
     """Measure the latency of stored models again: one by one, on a quiet machine or on another one."""
-    from prunebench.cli.progress import time_with_progress
+    from prunebench.cli.timing import time_with_progress
 
-    raise typer.Exit(time_with_progress(results, data_root, device))
+    raise typer.Exit(time_with_progress(results, data_root, device, disturbed=disturbed))
 
 
 @app.command("score", hidden=True)

@@ -1,4 +1,4 @@
-"""The terminal: plans, live progress, listings, findings."""
+"""The terminal: plans, live progress, the board, findings."""
 
 from __future__ import annotations
 
@@ -226,23 +226,3 @@ def print_environment(data_root: Path | None) -> None:
 def compare_kernels() -> int:
     """Every operation by its kernel and by torch, in a process of its own: Triton's interpreter is chosen there."""
     return subprocess.run([sys.executable, "-m", "prunebench_kernels.self_test"], check=False).returncode
-
-
-def time_with_progress(results: Path, data_root: Path | None, device: str) -> int:
-    """Time stored models again and say what was left; 1 if a record could not be timed."""
-    from prunebench.api import choose_device
-    from prunebench.runner.retime import retime
-
-    left = 0
-    for timed in retime(results, data_root, choose_device(device)):
-        cost, label = timed.record.cost, timed.record.run_spec.label
-        assert cost is not None
-        if timed.problem is None:
-            pair = f"{cost.latency_dense_ms.p50:.2f} / {cost.latency_pruned_ms.p50:.2f} ms"
-            console.print(f"[{timed.done}/{timed.total}] {label}: dense / pruned {pair}", highlight=False)
-        else:
-            left += 1
-            console.print(
-                f"[{timed.done}/{timed.total}] {label}: left as it was: {timed.problem}", highlight=False
-            )
-    return int(left > 0)

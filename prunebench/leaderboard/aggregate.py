@@ -14,13 +14,16 @@ from typing import Any
 from prunebench.leaderboard.values import Leaderboard, MeasuredSpeed, MethodRow, RowCost, TimingSetup, Track
 from prunebench.report.format import at_sparsity, listed, sparsity
 from prunebench.results.record import PLAIN_PATH, PREDICTIONS_NOTE, CostReport, RunRecord, to_json
+from prunebench.results.speed import disturbance, noise_floor, speed_up
 from prunebench.results.standing import NOTHING, Standing
 from prunebench.stats.intervals import UNDEFINED, Interval, mean_interval
+from prunebench.stats.ratios import ratio_interval
 from prunebench.stats.tests import Rank, rank_by_paired_tests
 
 RANKED = ("unbiased", "conflicting")
 """The metrics by which methods are ranked; rows stand in the order of the first."""
 LONGEST_REASON = 300
+LATENCIES = ("latency_dense_ms", "latency_pruned_ms")
 
 Variant = tuple[str, str, str]
 """Name, version and settings (JSON) of a method."""
@@ -320,10 +323,17 @@ def _row_cost(runs: Sequence[RunRecord]) -> RowCost:
 
 
 def _speed(machine: TimingSetup, costs: Sequence[CostReport]) -> MeasuredSpeed:
-    dense = [cost.latency_dense_ms.p50 for cost in costs]
-    pruned = [cost.latency_pruned_ms.p50 for cost in costs]
-    ratios = mean_interval([before / after if after else math.nan for before, after in zip(dense, pruned)])
-    return MeasuredSpeed(machine, len(costs), statistics.median(dense), statistics.median(pruned), ratios)
+    dense, pruned = ([getattr(cost, name).p50 for cost in costs] for name in LATENCIES)
+    floors = [floor for cost in costs if (floor := noise_floor(cost)) is not None]
+    return MeasuredSpeed(
+        machine,
+        len(costs),
+        statistics.median(dense),
+        statistics.median(pruned),
+        ratio_interval([speed_up(cost) for cost in costs]),
+        ratio_interval(floors) if floors else None,
+        sum(disturbance(cost) is not None for cost in costs),
+    )
 
 
 def machine_of(record: RunRecord) -> TimingSetup:

@@ -45,8 +45,9 @@ ATTRIBUTE_WORDS = (
 COST_WORDS = (
     "Means over seeds. MACs are multiply-accumulates of one image; non-zero MACs are what is left if "
     "every zero were skipped. Latency is the median over runs of each run's median; measured speed-up is "
-    "dense / pruned latency, the mean over runs of the ratio within one run ± half-width of its 95 % "
-    "t-interval. Training is a multiple of the steps that train the dense model."
+    "dense / pruned latency, the geometric mean over runs of the ratio within one run ± the longer side of its 95 % "
+    "bootstrap interval; n.s.: the interval holds 1, no measurable difference; busy: other work disturbed a run, "
+    "and the speed says little. Training is a multiple of the steps that train the dense model."
 )
 MINING_WORDS = (
     "Methods that look for bias-conflicting training images without being told: the share of mined images "

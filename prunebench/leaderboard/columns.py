@@ -39,7 +39,7 @@ TERMINAL = (
 )  # fmt: skip
 TERMINAL_CAPTION = (
     "Zeros: sparsity asked for. Accuracy in %, mean over seeds ± half-width of its 95 % t-interval; worst group and "
-    "bias gap: means. MACs: non-zero share, %. Speed: dense / pruned latency, measured. "
+    "bias gap: means. MACs: non-zero share, %. Speed: dense / pruned latency; n.s.: no measurable difference. "
     f"{fmt.MISSING}: a seed is missing."
 )
 
@@ -124,7 +124,11 @@ def first(values: Sequence[float | Interval]) -> float | str | None:
 
 
 milliseconds = joined(partial(fmt.number, decimals=2))
-speed_up = joined(lambda interval: fmt.times(fmt.with_half_width(interval, 2, 1)))
+
+
+def speed_text(speed: MeasuredSpeed) -> str:
+    """`1.16× ± 0.02`, with `n.s.` where no difference was measurable and `busy` where the machine was."""
+    return f"{fmt.times(fmt.with_half_width(speed.speed_up, 2, 1))} {speed.remark}".rstrip()
 
 
 LEADING = (
@@ -149,8 +153,10 @@ COSTS = (
            value=of_cost(lambda cost: 1 / cost.theoretical_speed_up), format=fmt.percent),
     Column("theoretical_speed_up", "Theoretical speed-up", "MACs dense / non-zero: if every zero were skipped",
            value=of_cost(attrgetter("theoretical_speed_up")), format=fmt.times),
-    Column("speed_up", "Measured speed-up", "Latency dense / pruned, within one run", short="Speed",
-           value=of_speeds(attrgetter("speed_up")), format=speed_up, order=first),
+    Column("speed_up", "Measured speed-up",
+           "Latency dense / pruned, within one run; n.s.: no measurable difference; busy: the machine was",
+           short="Speed", value=of_speeds(lambda speed: speed), format=joined(speed_text),
+           order=lambda speeds: natural_order(speeds[0].speed_up)),
     Column("dense_ms", "Latency dense, ms", "Median over runs of the median",
            value=of_speeds(attrgetter("dense_ms")), format=milliseconds, order=first),
     Column("pruned_ms", "Latency pruned, ms", "Median over runs of the median",
@@ -262,14 +268,30 @@ def origin_tables(board: Leaderboard) -> tuple[Table[tuple[str, int]], Table[tup
 def speed_summary(track: Track) -> str | None:
     """One sentence on what zeros could have saved and what they did; None without finished pruned rows."""
     costs = [row.cost for row in (*track.pruned, *track.native) if row.cost is not None]
-    ratios = [speed.speed_up.mean for cost in costs for speed in cost.speeds]
+    speeds = [speed for cost in costs for speed in cost.speeds]
     ideal = [cost.theoretical_speed_up for cost in costs]
-    if not ratios or not all(map(math.isfinite, [*ratios, *ideal])):
+    quiet = [speed.ratio for speed in speeds if not speed.disturbed]
+    if not speeds or not all(map(math.isfinite, [*(speed.ratio.mean for speed in speeds), *ideal])):
         return None
-    return (
+    text = (
         f"Over {fmt.plural(len(costs), 'pruned row')}, skipping every zero would make the network {_span(ideal, 1)} as "
-        f"fast; measured, it is {_span(ratios, 2)} as fast."
+        "fast; measured, "
     )
+    faster = [ratio.mean for ratio in quiet if ratio.differs and ratio.mean > 1]
+    slower = sum(ratio.differs and ratio.mean < 1 for ratio in quiet)
+    parts = [f"{len(faster) or 'none'} of them {'are' if len(faster) > 1 else 'is'} faster than dense"]
+    parts[0] += f" ({_span(faster, 2)})" if faster else ""
+    parts += [f"{slower} slower"] if slower else []
+    same = len(quiet) - len(faster) - slower
+    parts += [f"{same} without a measurable difference"] if same else []
+    busy = len(speeds) - len(quiet)
+    parts += [f"{busy} measured on a busy machine, which says little"] if busy else []
+    return f"{text}{listed_words(parts)}."
+
+
+def listed_words(parts: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
 def _span(values: Sequence[float], decimals: int) -> str:
@@ -290,6 +312,4 @@ def board_terminal(board: Leaderboard) -> list[RichTable]:
 def _narrow(column: Column[BoardLine]) -> Column[BoardLine]:
     if column.key in ("worst_group", "bias_gap"):
         return replace(column, format=lambda interval: fmt.percent(interval.mean))
-    if column.key == "speed_up":
-        return replace(column, format=joined(lambda interval: fmt.times(interval.mean)))
     return column

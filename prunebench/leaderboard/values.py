@@ -9,6 +9,7 @@ from typing import Any
 
 from prunebench.report.format import plural, sparsity
 from prunebench.stats.intervals import UNDEFINED, Interval
+from prunebench.stats.ratios import RatioInterval
 from prunebench.stats.tests import Rank
 
 
@@ -37,13 +38,34 @@ class TimingSetup:
 
 @dataclass(frozen=True)
 class MeasuredSpeed:
-    """Latency in one setup: medians over runs of the median (ms), and the mean of their dense / pruned."""
+    """Latency in one setup: medians over runs of the median (ms), and the geometric mean of their dense / pruned.
+
+    `ratio` has the ends of the mean's interval, `noise` the same of the dense network against itself (None where no run
+    timed it twice); `disturbed` counts the runs that a busy machine disturbed: such a speed is in no headline.
+    """
 
     machine: TimingSetup
     runs: int
     dense_ms: float
     pruned_ms: float
-    speed_up: Interval
+    ratio: RatioInterval
+    noise: RatioInterval | None = None
+    disturbed: int = 0
+
+    @property
+    def speed_up(self) -> Interval:
+        """The mean and the distance to the farther end of its interval."""
+        return Interval(self.ratio.mean, self.ratio.half_width, self.ratio.n)
+
+    @property
+    def measurable(self) -> bool:
+        """Whether the pruned network is faster or slower than the dense one: the interval leaves out 1."""
+        return self.ratio.differs
+
+    @property
+    def remark(self) -> str:
+        """What a reader must know of it: `busy` if a run was disturbed, else `n.s.` if nothing differs measurably."""
+        return "busy" if self.disturbed else "" if self.measurable or self.ratio.n < 2 else "n.s."
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
+from prunebench.inference.busy import MachineLoad
 from prunebench.profile.plots import INTERVALS, roofline_plot, speed_up_plots
 from prunebench.profile.results import (
     COMPILED,
@@ -246,12 +247,9 @@ def summary(profile: Profile) -> list[str]:
     ]
     if profile.note:
         lines.append(profile.note)
-    load, cores = (environment.get(name) for name in ("load_average", "cores"))
-    if load is not None and cores is not None and load >= cores:
-        hint = " (OMP_NUM_THREADS=1 suffers less)" if threads > 1 else ""
-        lines.append(
-            f"busy machine: load average {load:g} on {cores} cores at the start; times say little{hint}"
-        )
+    problem = MachineLoad(environment.get("load_average"), environment.get("cores") or 1).problem(threads)
+    if problem is not None:
+        lines.append(f"{problem} (load at the start)")
     if machine := profile.machine:
         lines.append(
             f"ceilings, the best seen: copy {machine.copy_gb_per_s:,.3g} GB/s, "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from prunebench_kernels.dispatch import requested
 from torch import Tensor, nn
 
 from prunebench.errors import DataError, MaskError, StoreError, UsageError, unknown
+from prunebench.inference.busy import machine_load
 from prunebench.models import build_model, narrowed
 from prunebench.profile import results
 from prunebench.profile.layers import (
@@ -219,7 +219,7 @@ class Profiler:
         self._masks: dict[int, tuple[ConvLayer, float, float]] = {}
         self._begun, self._started = time.monotonic(), datetime.now(UTC)
         self._end = self._begun + 60 * (self.settings.minutes or 0)
-        self._load = machine_load()
+        self._load = dataclasses.asdict(machine_load())
         self._stopwatch = Stopwatch(self.device)
         self._compiled = CompiledLayers() if self.settings.compiled else None
 
@@ -356,12 +356,6 @@ class Profiler:
         asked = None if self.settings.backend == "auto" else self.settings.backend
         facts = describe_environment(self.device.type, self.settings.precision)
         return {**facts, "kernels": requested(asked), **self._load}
-
-
-def machine_load() -> dict[str, float | int | None]:
-    """How busy the machine was before: processes that ran or waited, over the last minute, and its cores."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {"load_average": None if load is None else round(load, 2), "cores": os.cpu_count()}
 
 
 def profile_machine(settings: ProfileSettings, console: Console) -> int:

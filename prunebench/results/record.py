@@ -17,7 +17,7 @@ from typing import Any, Literal
 from prunebench.errors import NewerSchemaError, StoreError
 from prunebench.results.spec import RunSpec
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 PLAIN_PATH = "dense kernels with zeros"
 """The latency path of a pruned network as it was trained: the library's kernels multiply its zeros."""
@@ -77,6 +77,10 @@ class CostReport:
     that pruning emptied and that were removed (null where the network was not packed); or the plain network.
     `timed_on` is empty where the latencies were taken within the run; else it is the environment of the later
     measurement, with its commit, time and load average.
+
+    `latency_again_ms` is the dense network timed a second time in the same turns: the noise floor. `latency_clock`
+    names the clock of all three, and `latency_wall_spread` is the largest p80 / p20 of them by the clock on the wall,
+    which a busy machine drives up (`results.speed.disturbance`); all null before schema 5.
     """
 
     parameters: int
@@ -93,6 +97,9 @@ class CostReport:
     latency_layouts: dict[str, int] = field(default_factory=dict)
     removed_channels: float | None = None
     timed_on: dict[str, str | float | bool | None] = field(default_factory=dict)
+    latency_again_ms: Percentiles | None = None
+    latency_clock: str | None = None
+    latency_wall_spread: float | None = None
 
 
 @dataclass(frozen=True)
@@ -283,7 +290,12 @@ def _migrate_3(values: dict[str, Any]) -> dict[str, Any]:
     return {"model_sha256": None} | values | {"schema_version": 4}
 
 
-MIGRATIONS = {0: _migrate_0, 1: _migrate_1, 2: _migrate_2, 3: _migrate_3}
+def _migrate_4(values: dict[str, Any]) -> dict[str, Any]:
+    """Schema 4 timed the dense network once, by the clock on the wall."""
+    return values | {"schema_version": 5}
+
+
+MIGRATIONS = {0: _migrate_0, 1: _migrate_1, 2: _migrate_2, 3: _migrate_3, 4: _migrate_4}
 
 
 @functools.cache

@@ -13,7 +13,13 @@ from prunebench.data.images import Images, StreamedImages
 from prunebench.errors import MaskError
 from prunebench.inference.cascade import TEST_NOTE, THRESHOLD_NOTE, VALIDATION_NOTE, Cascade
 from prunebench.inference.cost import count_macs, count_parameters
-from prunebench.inference.latency import Inference, interleaved_latency, peak_memory_mb, ready_for_inference
+from prunebench.inference.latency import (
+    AGAIN,
+    Inference,
+    peak_memory_mb,
+    quietest_latency,
+    ready_for_inference,
+)
 from prunebench.methods.experiment import VisibleSplit
 from prunebench.metrics.groups import GroupTable
 from prunebench.pruning.masks import MaskReport, prunable
@@ -168,19 +174,22 @@ def measure_cost(
         ready = pruned.ready_for_inference(x)
     else:
         ready = ready_for_inference(dense, pruned, x)
-    latency = interleaved_latency({"dense": ready.dense, "pruned": ready.pruned}, x)
+    latency = quietest_latency(ready.dense, ready.pruned, x)
     return CostReport(
         parameters=parameters,
         nonzero_parameters=nonzero,
         macs=macs,
         nonzero_macs=nonzero_macs,
         latency_batch=len(x),
-        latency_dense_ms=latency["dense"],
-        latency_pruned_ms=latency["pruned"],
+        latency_dense_ms=latency.times["dense"],
+        latency_pruned_ms=latency.times["pruned"],
         peak_memory_mb=memory,
         training_steps=training_steps,
         dense_training_steps=dense_training_steps,
         latency_path=ready.path,
         latency_layouts=ready.layouts,
         removed_channels=ready.removed_channels,
+        latency_again_ms=latency.times[AGAIN],
+        latency_clock=latency.clock,
+        latency_wall_spread=round(latency.wall_spread, 4),
     )

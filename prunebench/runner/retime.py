@@ -6,7 +6,6 @@ so in it (`cost.timed_on`); accuracies, masks and costs of training stay as the 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,10 +15,12 @@ import torch
 from torch import nn
 
 from prunebench.errors import StoreError
+from prunebench.inference.busy import machine_load
 from prunebench.inference.cascade import TEST_NOTE, THRESHOLD_NOTE, Cascade, Deferral
 from prunebench.methods.discovery import resolve_method
 from prunebench.models import build_model, narrowed
 from prunebench.results.record import CostReport, RunRecord
+from prunebench.results.speed import disturbance
 from prunebench.results.store import Store, open_results
 from prunebench.runner.environment import describe_code, describe_environment
 from prunebench.runner.evaluate import TaskData, measure_cost
@@ -37,9 +38,12 @@ class Retimed:
     total: int
 
 
-def retime(results: Path, data_root: Path | None, device: str) -> Iterator[Retimed]:
+def retime(
+    results: Path, data_root: Path | None, device: str, *, disturbed: bool = False
+) -> Iterator[Retimed]:
     """Measure every ok record of a results folder whose model is stored; yields each as it is written.
 
+    With `disturbed` only those that a busy machine disturbed (`results.speed.disturbance`), none if there are none.
     Raises StoreError for a folder without records. Records without a stored model, or whose task cannot be loaded
     here, are left as they are.
     """
@@ -47,6 +51,8 @@ def retime(results: Path, data_root: Path | None, device: str) -> Iterator[Retim
     records = [record for record in store.records()[0] if record.status == "ok"]
     if not records:
         raise StoreError(f"{results}: no finished runs to time")
+    if disturbed:
+        records = [record for record in records if record.cost and disturbance(record.cost)]
     records.sort(key=lambda record: (record.spec["task"], record.spec["seed"], record.run_id))
     draw: tuple[str, int] | None = None
     data: TaskData | None = None
@@ -81,7 +87,7 @@ def _measured(record: RunRecord, store: Store, data: TaskData, data_root: Path |
     state = store.read_tensors(record.run_id, "model")
     narrowed(pruned, state).load_state_dict(state)
     measured, share = _with_deferral(record, store, pruned, dense, data)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    load = machine_load().load_average
     with one_thread(data.device):
         facts = describe_environment(str(data.device), spec.recipe.precision)
         steps = before.training_steps, before.dense_training_steps

@@ -258,14 +258,18 @@ def _cost(record: RunRecord, cost: CostReport) -> Iterator[str]:
             yield f"cost.nonzero_{name}: {counts[f'nonzero_{name}']} of {counts[name]}"
     if cost.dense_training_steps != record.spec["recipe"]["steps"]:
         yield f"cost.dense_training_steps: {cost.dense_training_steps}, its recipe has {record.spec['recipe']['steps']}"
-    for name in ("latency_dense_ms", "latency_pruned_ms"):
-        times: Percentiles = getattr(cost, name)
-        if not 0 < times.p20 <= times.p50 <= times.p80 <= LARGEST:
+    for name in ("latency_dense_ms", "latency_pruned_ms", "latency_again_ms"):
+        times: Percentiles | None = getattr(cost, name)
+        if times is not None and not 0 < times.p20 <= times.p50 <= times.p80 <= LARGEST:
             yield f"cost.{name}: want 0 < p20 <= p50 <= p80, got {times.p20}, {times.p50}, {times.p80}"
     if not 0 <= cost.peak_memory_mb <= 1e8:
         yield f"cost.peak_memory_mb: {cost.peak_memory_mb} is out of range"
     if cost.latency_path is not None and not _line(cost.latency_path, 1000):
         yield "cost.latency_path: want one line"
+    if cost.latency_clock is not None and not _line(cost.latency_clock, 100):
+        yield "cost.latency_clock: want one line"
+    if cost.latency_wall_spread is not None and not 1 <= cost.latency_wall_spread <= LARGEST:
+        yield f"cost.latency_wall_spread: want p80 / p20, at least 1, got {cost.latency_wall_spread}"
     if not all(KEY.fullmatch(key) and _whole(value, 0, 10**6) for key, value in cost.latency_layouts.items()):
         yield "cost.latency_layouts: want layers by the name of a layout"
     if cost.removed_channels is not None and not 0 <= cost.removed_channels <= 1:

@@ -291,13 +291,13 @@ def test_who_never_touched_the_dense_model_is_charged_for_deferring_to_it(tmp_pa
 def test_both_stages_are_timed(classes: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     data = data_of(TASK)
     stages, seen = deferring(classes, data), {}
-    timer = prunebench.runner.evaluate.interleaved_latency
+    timer = prunebench.runner.evaluate.quietest_latency
 
-    def spy(models: dict[str, nn.Module], x: Tensor) -> object:
-        seen.update(models, x=x)
-        return timer(models, x)
+    def spy(dense: nn.Module, pruned: nn.Module, x: Tensor) -> object:
+        seen.update(dense=dense, pruned=pruned, x=x)
+        return timer(dense, pruned, x)
 
-    monkeypatch.setattr(prunebench.runner.evaluate, "interleaved_latency", spy)
+    monkeypatch.setattr(prunebench.runner.evaluate, "quietest_latency", spy)
     cost = prunebench.runner.evaluate.measure_cost(stages.dense, stages, data, 1, 1, deferred_share=0.1)
     timed, x = seen["pruned"], seen["x"]
     assert isinstance(timed, Cascade)
@@ -319,6 +319,9 @@ def test_latencies_of_both_stages_are_measured_again(classes: Run, tmp_path: Pat
         assert record.cost.timed_on["device"] == "cpu"
         changing = {
             "latency_dense_ms",
+            "latency_again_ms",
+            "latency_clock",
+            "latency_wall_spread",
             "latency_pruned_ms",
             "timed_on",
             "latency_layouts",

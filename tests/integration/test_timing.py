@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,8 +13,12 @@ from helpers import run_inline, tiny_suite
 from typer.testing import CliRunner
 
 from prunebench.cli.main import app
+from prunebench.cli.timing import print_disturbed
 from prunebench.errors import StoreError
+from prunebench.inference import busy
+from prunebench.inference.busy import MachineLoad
 from prunebench.leaderboard.aggregate import machine_of
+from prunebench.results.record import Percentiles, RunRecord
 from prunebench.results.store import Store
 from prunebench.runner.retime import retime
 
@@ -48,6 +54,7 @@ def test_only_the_latencies_change(results: Path) -> None:
         assert str(facts["utc"]) >= old.started_utc
         mine, theirs = asdict(record.cost), asdict(old.cost)
         changing = {"latency_dense_ms", "latency_pruned_ms", "timed_on", "latency_layouts"}
+        changing |= {"latency_again_ms", "latency_clock", "latency_wall_spread"}
         assert {k: v for k, v in mine.items() if k not in changing} == {
             k: v for k, v in theirs.items() if k not in changing
         }
@@ -75,6 +82,51 @@ def test_what_cannot_be_timed_is_left_and_named(results: Path) -> None:
     assert "left as it was: its model is not stored" in done.output
     assert done.output.count("dense / pruned") == 1
     assert [r for r in Store(results).records()[0] if r.cost and not r.cost.timed_on]
+
+
+def test_what_was_disturbed_is_said_and_timed_again(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(results)
+    for record in store.records()[0]:
+        spread = 2.5 if record.spec["method"] == "magnitude" else 1.0
+        times = Percentiles(1.0, 1.0, 1.0)
+        cost = replace(record.cost, latency_dense_ms=times, latency_pruned_ms=times, latency_again_ms=times)  # type: ignore[type-var]
+        store.write(replace(record, cost=replace(cost, latency_wall_spread=spread)))
+    monkeypatch.setattr(busy, "MachineLoad", lambda *_: MachineLoad(9.0, 2))
+    done = CliRunner().invoke(app, ["retime", "--results", str(results), "--device", "cpu", "--disturbed"])
+    assert done.exit_code == 0
+    assert "busy machine: load average 9 on 2 cores" in done.output
+    assert done.output.index("busy machine") < done.output.index("[1/1]"), "before anything is timed"
+    assert re.search(
+        r"\[1/1\] .*magnitude.* / .* ms, \d\.\d\dx \(dense against itself \d\.\d\dx\)", done.output
+    )
+    untouched = [r.spec["method"] for r in store.records()[0] if r.cost and not r.cost.timed_on]
+    assert untouched == ["dense"]
+
+
+def test_nothing_disturbed_is_nothing_to_time(results: Path) -> None:
+    store, times = Store(results), Percentiles(1.0, 1.0, 1.0)
+    for record in store.records()[0]:
+        assert record.cost is not None
+        cost = replace(record.cost, latency_dense_ms=times, latency_pruned_ms=times, latency_again_ms=times)
+        store.write(replace(record, cost=replace(cost, latency_wall_spread=1.0)))
+    assert list(retime(results, None, "cpu", disturbed=True)) == []
+    done = CliRunner().invoke(app, ["retime", "--results", str(results), "--disturbed"])
+    assert (done.exit_code, "nothing to time again" in done.output) == (0, True)
+
+
+def test_disturbed_speeds_come_with_the_command_that_mends_them(
+    make_record: Callable[..., RunRecord], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = make_record()
+    assert record.cost is not None
+    even = Percentiles(1.0, 1.0, 1.0)
+    quiet = replace(record, cost=replace(record.cost, latency_dense_ms=even, latency_pruned_ms=even))
+    print_disturbed([quiet], Path("results/here"))
+    assert capsys.readouterr().err == ""
+    print_disturbed([quiet, record], Path("results/here"))
+    said = capsys.readouterr().err
+    assert "1 of 2 speeds were disturbed" in said
+    assert "prunebench retime --results results/here --disturbed" in said
 
 
 def test_metrics_scored_meanwhile_are_kept(results: Path) -> None:

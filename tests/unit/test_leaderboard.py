@@ -40,7 +40,7 @@ from prunebench.report.plotly import plotly_figure
 from prunebench.report.svg import svg
 from prunebench.report.table import Table
 from prunebench.results.frame import results_frame
-from prunebench.results.record import Mining, RunRecord
+from prunebench.results.record import Mining, Percentiles, RunRecord
 
 NASTY = '</script><script>alert("x")</script><img src=x onerror=y()> | `code` **bold** [a](javascript:b)\n# c'
 
@@ -258,20 +258,58 @@ def test_differing_splits_and_precisions_are_told() -> None:
 # Cost
 
 
-def test_latency_is_a_median_and_speed_up_a_mean_of_ratios() -> None:
-    """Dense 1, 2, 9 ms and pruned 1, 1, 3 ms: medians 2 and 1, ratios 1, 2, 3 with mean 2 ± 2.48."""
+def test_latency_is_a_median_and_speed_up_a_geometric_mean_of_ratios() -> None:
+    """Dense 1, 2, 9 ms and pruned 1, 1, 3 ms: medians 2 and 1, ratios 1, 2, 3 with geometric mean 1.82."""
     times = [(1.0, 1.0), (2.0, 1.0), (9.0, 3.0)]
     track = only_track([run("alpha", 0.9, s, cost=cost(0.9, *pair)) for s, pair in enumerate(times)])
     cells = texts(track, cost_table, "alpha", "0.9")
     assert (cells["dense_ms"], cells["pruned_ms"]) == ("2.00", "1.00")
-    assert cells["speed_up"] == "2.00 ± 2.48\u00d7"
+    ratio = track.rows[0].cost.speeds[0].ratio  # type: ignore[union-attr]
+    assert ratio.mean == pytest.approx(6 ** (1 / 3))
+    assert ratio.low < 1 < ratio.high, "three runs as far apart as these show no difference"
+    assert cells["speed_up"] == f"1.82 ± {ratio.high - ratio.mean:.2f}\u00d7 n.s."
     assert cells["theoretical_speed_up"] == "10.00\u00d7"
     assert (cells["nonzero_parameters"], cells["nonzero_share"]) == ("100", "10.0")
     assert (cells["macs"], cells["nonzero_macs"]) == ("4.00", "0.400")
     assert cells["training"] == "1.50\u00d7"
     summary = speed_summary(track)
     assert summary is not None
-    assert "10.0\u00d7 as fast; measured, it is 2.00\u00d7 as fast" in summary
+    assert summary.endswith(
+        "10.0\u00d7 as fast; measured, none of them is faster than dense and 1 without a measurable difference."
+    )
+
+
+def test_a_disturbed_run_is_marked_and_in_no_headline() -> None:
+    """Two rows 3x as fast, one of them with a run whose times spread."""
+    quiet = cost(0.9, 3.0, 1.0)
+    noisy = replace(quiet, latency_wall_spread=2.5)
+    records = [run("alpha", 0.9, seed, cost=quiet) for seed in range(3)]
+    records += [run("beta", 0.9, seed, cost=noisy if seed == 1 else quiet) for seed in range(3)]
+    track = only_track(records)
+    cells = {name: texts(track, cost_table, name, "0.9")["speed_up"] for name in ("alpha", "beta")}
+    assert cells == {"alpha": "3.00 ± 0.00\u00d7", "beta": "3.00 ± 0.00\u00d7 busy"}
+    said = speed_summary(track)
+    assert said is not None
+    assert "1 of them is faster than dense (3.00\u00d7) and 1 measured on a busy machine" in said
+
+
+def test_the_headline_counts_what_differs_measurably() -> None:
+    pairs = {"alpha": (2.0, 1.0), "beta": (1.0, 1.0), "gamma": (1.0, 2.0)}
+    track = only_track(
+        [run(name, 0.9, seed, cost=cost(0.9, *pair)) for name, pair in pairs.items() for seed in range(3)]
+    )
+    assert str(speed_summary(track)).endswith(
+        "measured, 1 of them is faster than dense (2.00\u00d7), 1 slower and 1 without a measurable difference."
+    )
+
+
+def test_the_dense_network_against_itself_is_the_noise_floor() -> None:
+    again = replace(cost(0.9, 2.0, 1.0), latency_again_ms=Percentiles(1.6, 1.6, 1.6))
+    track = only_track([run("alpha", 0.9, seed, cost=again) for seed in range(2)])
+    speed = track.rows[0].cost.speeds[0]  # type: ignore[union-attr]
+    assert speed.noise is not None
+    assert speed.noise.mean == pytest.approx(1.25)
+    assert speed.disturbed == 2
 
 
 def test_machines_are_never_mixed() -> None:
@@ -285,7 +323,7 @@ def test_machines_are_never_mixed() -> None:
     assert rows == [
         [
             "Processor One, 2 threads, batch of 64, dense kernels with zeros (2)",
-            "1.00 ± 0.00\u00d7",
+            "1.00 ± 0.00\u00d7 n.s.",
             "1.00",
             "1.00",
         ],
@@ -298,7 +336,7 @@ def test_machines_are_never_mixed() -> None:
     ]
     # Where all setups of a row stand in one line, each has its own number there.
     both = texts(track, board_table, "alpha", "0.9")
-    assert both["speed_up"] == "1.00 ± 0.00\u00d7, 4.00 ± \u2013\u00d7"
+    assert both["speed_up"] == "1.00 ± 0.00\u00d7 n.s., 4.00 ± \u2013\u00d7"
     assert any("different machines" in note for note in track.notes)
     assert row_of(track, "alpha", 0.9).metric("conflicting").n == 3
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +30,8 @@ from prunebench.inference.latency import (
 )
 from prunebench.models import build_model
 from prunebench.pruning.masks import apply_masks, make_masks, prunable
+from prunebench.results.record import CostReport, Percentiles
+from prunebench.results.speed import disturbance, noise_floor, speed_up
 
 CPU = torch.device("cpu")
 
@@ -154,7 +158,12 @@ def test_latency_percentiles_by_a_fake_clock(monkeypatch: pytest.MonkeyPatch) ->
     """The slow model is ten times slower; the warm-up, slower still, does not count."""
     now = [0.0]
     durations = {"fast": iter([9.0, 5e-3, 1e-3, 4e-3, 2e-3, 3e-3]), "slow": iter([9.0, *[2e-2] * 5])}
-    monkeypatch.setattr(measured, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    clock = SimpleNamespace(
+        perf_counter=lambda: now[0],
+        thread_time=lambda: now[0],
+        get_clock_info=lambda _: SimpleNamespace(resolution=1e-9),
+    )
+    monkeypatch.setattr(speed, "time", clock)
 
     class Sleeper(nn.Module):
         def __init__(self, name: str) -> None:
@@ -186,6 +195,102 @@ def test_latency_on_a_gpu_is_of_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     models = {name: Spy(name, seen).train() for name in ("dense", "pruned")}
     latency = interleaved_latency(models, x, repeats=4, warmup=2)  # type: ignore[arg-type]
     assert [marks.p50 for marks in latency.values()] == [5, 6]
+
+
+class Clock:
+    """A wall clock and a thread's clock that a test sets forward."""
+
+    def __init__(self) -> None:
+        self.wall = self.busy = 0.0
+
+    def perf_counter(self) -> float:
+        return self.wall
+
+    def thread_time(self) -> float:
+        return self.busy
+
+    def get_clock_info(self, _: str) -> SimpleNamespace:
+        return SimpleNamespace(resolution=1e-9)
+
+
+class Worker(nn.Module):
+    """Works for so many milliseconds a call, and waits for the core for those in `waits`, one a call."""
+
+    def __init__(self, clock: Clock, work: float, waits: Iterator[float]) -> None:
+        super().__init__()
+        self.clock, self.work, self.waits = clock, work, waits
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.clock.busy += self.work / 1e3
+        self.clock.wall += (self.work + next(self.waits)) / 1e3
+        return x
+
+
+def timed_beside(monkeypatch: pytest.MonkeyPatch, *waits: Iterator[float]) -> speed.Latencies:
+    """A network of 4 ms and one of 2 ms, timed while others take the core for so long."""
+    clock = Clock()
+    monkeypatch.setattr(speed, "time", clock)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    dense, pruned = (Worker(clock, work, wait) for work, wait in zip((4.0, 2.0), waits))
+    return speed.quietest_latency(dense, pruned, torch.zeros(1))
+
+
+def test_another_process_on_the_core_does_not_count_but_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = (itertools.cycle([0.0, 0.0, 9.0]) for _ in range(2))
+    latency = timed_beside(monkeypatch, *waits)
+    assert latency.clock == "thread CPU time"
+    assert [times.p50 for times in latency.times.values()] == pytest.approx([4, 2, 4])
+    assert latency.wall_spread > 2
+    assert latency.disturbance > 1
+
+
+def test_a_quiet_machine_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = itertools.count()
+    latency = timed_beside(monkeypatch, itertools.repeat(0.0), (0.0 * next(calls) for _ in itertools.count()))
+    assert latency.disturbance == pytest.approx(0)
+    assert next(calls) == 3 + 15, "three to warm up, then every turn once"
+
+
+def test_of_disturbed_tries_the_quietest_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second try has the larger waits, the third none."""
+    noisy = [0.0, 3.0] * 18 + [0.0, 30.0] * 18
+    latency = timed_beside(monkeypatch, itertools.chain(noisy, itertools.repeat(0.0)), itertools.repeat(0.0))
+    assert latency.wall_spread == pytest.approx(1)
+
+
+def test_with_more_threads_the_clock_is_on_the_wall(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    net = tiny_net()
+    assert speed.time_models({"a": net}, torch.zeros(2, 3, 5, 5)).clock == "wall clock"
+
+
+FLAT = Percentiles(1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"latency_again_ms": Percentiles(0.96, 0.96, 0.96)}, None),
+        ({"latency_again_ms": Percentiles(0.5, 0.5, 0.5)}, "the dense network measured 2.00x as fast as itself"),
+        ({"latency_pruned_ms": Percentiles(1.0, 1.1, 1.29)}, None),
+        ({"latency_pruned_ms": Percentiles(1.0, 1.1, 1.5)}, "times spread 1.50-fold (p80 / p20)"),
+        ({"latency_wall_spread": 3.456}, "times spread 3.46-fold (p80 / p20)"),
+        ({"latency_wall_spread": 1.01}, None),
+    ],
+)  # fmt: skip
+def test_a_disturbed_measurement_is_told_from_a_quiet_one(
+    changes: dict[str, Percentiles | float], words: str | None
+) -> None:
+    quiet = CostReport(100, 10, 1000, 100, 64, FLAT, FLAT, 12.5, 30, 20)
+    said = disturbance(replace(quiet, **changes))  # type: ignore[arg-type]
+    assert said == words or (words is not None and str(said).startswith(words))
+
+
+def test_the_noise_floor_is_of_the_dense_network() -> None:
+    cost = CostReport(100, 10, 1000, 100, 64, FLAT, Percentiles(0.4, 0.5, 0.6), 12.5, 30, 20)
+    assert (noise_floor(cost), speed_up(cost)) == (None, 2)
+    assert noise_floor(replace(cost, latency_again_ms=Percentiles(0.7, 0.8, 0.9))) == pytest.approx(1.25)
 
 
 def emptied_net() -> nn.Module:
