@@ -20,10 +20,10 @@ from prunebench.analysis.preregistered import (
     prediction_card,
 )
 from prunebench.analysis.seed_numbers import SeedNumbers
-from prunebench.leaderboard.aggregate import split_tracks, variant_labels, variant_of
 from prunebench.report import format as fmt
 from prunebench.report.table import Column, Table, simple_table, text_column
 from prunebench.results.record import RunRecord
+from prunebench.results.tracks import split_tracks, variant_labels, variant_of
 
 Floats = NDArray[np.float64]
 ANOTHER_SEED = "another seed"

@@ -11,7 +11,6 @@ from torch import Tensor
 from prunebench.analysis.values import Measure
 from prunebench.errors import PruneBenchError, StoreError
 from prunebench.inference.cascade import TEST_NOTE
-from prunebench.leaderboard.aggregate import is_dense, variant_labels, variant_of
 from prunebench.metrics.arrays import as_finite
 from prunebench.metrics.bias import bias_amplification
 from prunebench.metrics.calibration import expected_calibration_error, rare_value_underprediction
@@ -20,6 +19,7 @@ from prunebench.metrics.registry import metric_or_plain, metrics
 from prunebench.metrics.uncertainty import uncertain_share
 from prunebench.results.record import RunRecord
 from prunebench.results.store import Store
+from prunebench.results.tracks import is_dense, variant_labels, variant_of
 from prunebench.runner.ground_truth import GroundTruth
 from prunebench.runner.rescore import NOT_STORED, has_logits, read_logits
 from prunebench.tasks import Task, resolve_task

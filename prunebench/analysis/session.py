@@ -18,8 +18,8 @@ from prunebench.analysis.predictability import predict_attributes, predict_sampl
 from prunebench.analysis.seed_numbers import seed_numbers, write_seed_numbers
 from prunebench.analysis.values import FOLDER, SCHEMA_VERSION, TaskAnalysis, write_analysis
 from prunebench.errors import PruneBenchError, StoreError, UsageError, unknown
-from prunebench.leaderboard.aggregate import split_tracks
 from prunebench.results.store import open_results, write_atomically
+from prunebench.results.tracks import split_tracks
 from prunebench.runner.environment import describe_code
 from prunebench.runner.execute import one_thread
 from prunebench.runner.rescore import find_runs

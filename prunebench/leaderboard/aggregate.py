@@ -2,44 +2,77 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-from prunebench.leaderboard.values import Leaderboard, MeasuredSpeed, MethodRow, RowCost, TimingSetup, Track
+from prunebench.leaderboard.controls import mask_values
+from prunebench.leaderboard.values import (
+    Difference,
+    Leaderboard,
+    MeasuredSpeed,
+    MethodRow,
+    RowCost,
+    TimingSetup,
+    Track,
+)
 from prunebench.report.format import at_sparsity, listed, sparsity
-from prunebench.results.record import PLAIN_PATH, PREDICTIONS_NOTE, CostReport, RunRecord, to_json
+from prunebench.results.ranking import (
+    TrackRanking,
+    collapse_reason,
+    failed_seeds,
+    has_collapsed,
+    paired_differences,
+    rank_track,
+    unranked_reason,
+)
+from prunebench.results.record import PLAIN_PATH, PREDICTIONS_NOTE, CostReport, RunRecord
 from prunebench.results.speed import disturbance, noise_floor, speed_up
 from prunebench.results.standing import NOTHING, Standing
+from prunebench.results.tracks import (
+    REFERENCE,
+    Place,
+    SeedPlan,
+    finished_runs,
+    is_dense,
+    is_unpruned,
+    split_tracks,
+    track_identity,
+    variant_labels,
+    variant_of,
+)
 from prunebench.stats.intervals import UNDEFINED, Interval, mean_interval
+from prunebench.stats.multiplicity import Verdicts
 from prunebench.stats.ratios import ratio_interval
-from prunebench.stats.tests import Rank, rank_by_paired_tests
+from prunebench.suites import board_plans
 
-RANKED = ("unbiased", "conflicting")
-"""The metrics by which methods are ranked; rows stand in the order of the first."""
+RANKED = ("conflicting", "unbiased")
+"""The metrics by which methods are ranked; rows stand in the order of the first that is defined."""
 LONGEST_REASON = 300
 LATENCIES = ("latency_dense_ms", "latency_pruned_ms")
+CEILING = 0.95
+"""Where every row's aligned accuracy is above this, gap, unbiased and conflicting accuracy are one number."""
+FLOOR, MANY_GROUPS = 0.01, 20
+"""Where no row's worst of so many groups is above this, the column says nothing."""
 
-Variant = tuple[str, str, str]
-"""Name, version and settings (JSON) of a method."""
-Place = tuple[float | None, str]
-"""Sparsity asked for (None: the method chose it), and the label of a variant."""
 
+def build_board(
+    records: Iterable[RunRecord], standing: Standing = NOTHING, plans: Sequence[SeedPlan] | None = None
+) -> Leaderboard:
+    """The leaderboard of these records, whatever their order, without versions that were retired.
 
-def build_board(records: Iterable[RunRecord], standing: Standing = NOTHING) -> Leaderboard:
-    """The leaderboard of these records, whatever their order, without versions that were retired."""
+    plans: the seeds that rows are to have, by default those of the packaged suites of the board.
+    """
+    plans = board_plans() if plans is None else plans
     given = standing.listed(records)
     by_track = split_tracks(given)
     groups = list(by_track.values())
     kept = sorted((run for runs in groups for run in runs), key=lambda run: run.run_id)
     finished = [record for record in kept if record.status == "ok"]
     return Leaderboard(
-        tracks=tuple(_track(runs, slug, groups, standing) for slug, runs in by_track.items()),
+        tracks=tuple(_track(runs, slug, groups, standing, plans) for slug, runs in by_track.items()),
         runs=len(kept),
         ok=len(finished),
         duplicates=len(given) - len(kept),
@@ -54,60 +87,18 @@ def build_board(records: Iterable[RunRecord], standing: Standing = NOTHING) -> L
 # Tracks
 
 
-def split_tracks(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Records that may be compared, by the track's slug: one task version, data, model and recipe; none twice."""
-    by_track: dict[str, list[RunRecord]] = {}
-    for record in _without_duplicates(records):
-        by_track.setdefault(json.dumps(track_identity(record), sort_keys=True), []).append(record)
-    groups = sorted(by_track.values(), key=lambda runs: _track_order(runs[0]))
-    return dict(zip(_unique_slugs([runs[0].spec["task"] for runs in groups]), groups, strict=True))
-
-
-def _without_duplicates(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """One record a run: an ok one before others, then the latest. Sorted by run."""
-    best: dict[str, tuple[tuple[bool, str, str], RunRecord]] = {}
-    for record in records:
-        merit = (record.status == "ok", record.started_utc, to_json(record))
-        if record.run_id not in best or merit > best[record.run_id][0]:
-            best[record.run_id] = merit, record
-    return [best[run_id][1] for run_id in sorted(best)]
-
-
-def track_identity(record: RunRecord) -> dict[str, Any]:
-    """What must agree for two runs to be compared, flat; what says most to a reader first."""
-    spec = record.spec
-    recipe = sorted(
-        spec["recipe"].items(), key=lambda item: (item[0] != "steps", item[0] != "finetune_steps", item)
-    )
-    values = {name: spec[name] for name in ("task", "task_version", "model")}
-    return values | {f"recipe.{name}": value for name, value in recipe} | {"data": spec["data_fingerprint"]}
-
-
-def _track_order(record: RunRecord) -> tuple[str, int, str, str, str]:
-    spec = record.spec
-    recipe = json.dumps(spec["recipe"], sort_keys=True)
-    return spec["task"], spec["task_version"], spec["data_fingerprint"], spec["model"], recipe
-
-
-def _unique_slugs(names: Sequence[str]) -> list[str]:
-    slugs: list[str] = []
-    for name in names:
-        base = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "task"
-        slug, count = base, 1
-        while slug in slugs:
-            count += 1
-            slug = f"{base}-{count}"
-        slugs.append(slug)
-    return slugs
-
-
 def _track(
-    runs: Sequence[RunRecord], slug: str, groups: Sequence[Sequence[RunRecord]], standing: Standing
+    runs: Sequence[RunRecord],
+    slug: str,
+    groups: Sequence[Sequence[RunRecord]],
+    standing: Standing,
+    plans: Sequence[SeedPlan],
 ) -> Track:
-    spec = runs[0].spec
-    every, seeds = runs, planned_seeds(runs)
+    spec, every = runs[0].spec, runs
+    ranking = rank_track(every, plans)
+    seeds = ranking.planned
     runs = [run for run in every if run.spec["seed"] in seeds]
-    rows = tuple(build_rows(runs, seeds, standing))
+    rows = tuple(build_rows(ranking, standing))
     siblings = [group[0] for group in groups if group[0].spec["task"] == spec["task"]]
     differs = _difference(every[0], siblings)
     return Track(
@@ -124,23 +115,10 @@ def _track(
         rows=rows,
         aligned=_aligned(runs),
         problems=tuple(_problems(runs, rows)),
-        notes=(*_notes(runs), *_mixed_rows(rows), *_extra_seeds(every, seeds)),
+        notes=(*_notes(runs), *_reference_notes(ranking), *_mixed_rows(rows), *_extra_seeds(every, seeds)),
+        reference=None if ranking.reference is None else ranking.reference[1],
+        remarks=(*_folded_words(rows), *_collapse_words(ranking), *_mask_words(rows)),
     )
-
-
-def planned_seeds(runs: Sequence[RunRecord]) -> tuple[int, ...]:
-    """The seeds of a track: those that at least half of its rows have a record of, finished or not.
-
-    One method run with a seed more must not leave every other row without all its seeds.
-    """
-    rows: dict[str, set[int]] = {}
-    for run in runs:
-        if not is_dense(run):
-            key = json.dumps([variant_of(run), run.spec["sparsity"]])
-            rows.setdefault(key, set()).add(run.spec["seed"])
-    every = {run.spec["seed"] for run in runs}
-    planned = {seed for seed in every if 2 * sum(seed in seeds for seeds in rows.values()) >= len(rows)}
-    return tuple(sorted(planned or every))
 
 
 def _difference(record: RunRecord, siblings: Sequence[RunRecord]) -> tuple[str, ...]:
@@ -170,112 +148,106 @@ def _aligned(runs: Sequence[RunRecord]) -> tuple[tuple[bool, ...], ...]:
 # Rows
 
 
-def build_rows(
-    records: Sequence[RunRecord], planned: tuple[int, ...], standing: Standing = NOTHING
-) -> list[MethodRow]:
-    """Rows of one track, the best unbiased accuracy first within a sparsity, rows without a mean last."""
-    labels = variant_labels(records)
-    places: dict[Place, list[RunRecord]] = {}
-    for record in records:
-        places.setdefault((record.spec["sparsity"], labels[variant_of(record)]), []).append(record)
-    ranks = _rank(places, planned)
-    rows = [
-        replace(_row(place, runs, planned, ranks.get(place, {})), verified=standing.badge(runs[0]))
-        for place, runs in places.items()
+def build_rows(ranking: TrackRanking, standing: Standing = NOTHING) -> list[MethodRow]:
+    """Rows of one track, the best bias-conflicting accuracy first within a sparsity, rows without a mean last."""
+    asked = {place[0] for place in ranking.rows}
+    verdicts = {(level, metric): ranking.verdicts(level, metric) for level in asked for metric in RANKED}
+    rows = {place: _row(place, ranking, verdicts) for place in ranking.rows}
+    masks = mask_values(ranking, RANKED[0])
+    folded = {level: _folded([row for place, row in rows.items() if place[0] == level]) for level in asked}
+    found = [
+        replace(
+            row,
+            mask=masks.get(place),
+            folded=folded[place[0]],
+            verified=standing.badge(ranking.rows[place][0]),
+        )
+        for place, row in rows.items()
     ]
-    return sorted(rows, key=_row_order)
+    return sorted(found, key=_row_order)
 
 
 def _row_order(row: MethodRow) -> tuple[bool, bool, float, bool, float, str]:
-    mean = row.metric(RANKED[0]).mean
+    means = [row.metric(metric).mean for metric in RANKED]
+    mean = next((value for value in means if not math.isnan(value)), math.nan)
     missing = math.isnan(mean)
     rank = (row.sparsity is None, row.sparsity or 0.0, missing, 0.0 if missing else -mean, row.method)
     return (not row.dense, *rank)
 
 
-def is_dense(record: RunRecord) -> bool:
-    """Whether a run is the unpruned baseline."""
-    return record.spec["method"] == "dense"
-
-
-def is_ranked(record: RunRecord) -> bool:
-    """Whether a run's method is to be ranked: not the dense model, and none that says otherwise of itself."""
-    return not is_dense(record) and record.method.get("ranked") != "no"
-
-
-def variant_of(record: RunRecord) -> Variant:
-    """What makes two runs the same method: name, version and settings."""
-    spec = record.spec
-    return spec["method"], spec["method_version"], json.dumps(spec["params"], sort_keys=True)
-
-
-def variant_labels(records: Iterable[RunRecord]) -> dict[Variant, str]:
-    """A name for each variant: the method's own, with what differs in brackets where there are several."""
-    variants = sorted({variant_of(record) for record in records})
-    labels, absent = {}, object()
-    for name, version, params in variants:
-        siblings = [{"version": other[1], **json.loads(other[2])} for other in variants if other[0] == name]
-        differing = [
-            f"{key}={value}"
-            for key, value in sorted({"version": version, **json.loads(params)}.items())
-            if any(other.get(key, absent) != value for other in siblings)
-        ]
-        labels[name, version, params] = f"{name} ({', '.join(differing)})" if differing else name
-    return labels
-
-
-def _ok(runs: Iterable[RunRecord]) -> dict[int, RunRecord]:
-    """The finished runs by seed, in order."""
-    ordered = sorted(runs, key=lambda run: run.spec["seed"])
-    return {run.spec["seed"]: run for run in ordered if run.status == "ok"}
-
-
-def _rank(
-    places: Mapping[Place, Sequence[RunRecord]], planned: tuple[int, ...]
-) -> dict[Place, dict[str, Rank | None]]:
-    """Ranks of the complete rows within each sparsity. References and native sparsity are not ranked."""
-    ranks: dict[Place, dict[str, Rank | None]] = {}
-    for asked in {place[0] for place in places if place[0] is not None}:
-        complete = {
-            label: _ok(runs)
-            for (other, label), runs in places.items()
-            if other == asked and is_ranked(runs[0]) and tuple(_ok(runs)) == planned
-        }
-        for metric in RANKED:
-            values = {
-                label: {
-                    seed: math.nan if (value := run.metrics.get(metric)) is None else value
-                    for seed, run in by_seed.items()
-                }
-                for label, by_seed in complete.items()
-            }
-            for label, rank in rank_by_paired_tests(values).items():
-                ranks.setdefault((asked, label), {})[metric] = rank
-    return ranks
-
-
 def _row(
-    place: Place, runs: Sequence[RunRecord], planned: tuple[int, ...], ranks: Mapping[str, Rank | None]
+    place: Place, ranking: TrackRanking, verdicts: Mapping[tuple[float | None, str], Verdicts]
 ) -> MethodRow:
-    by_seed = _ok(runs)
+    runs, planned = ranking.rows[place], ranking.planned
+    by_seed = finished_runs(runs)
     supervision = " / ".join(sorted({run.method.get("supervision", "") for run in runs}))
-    row = MethodRow(place[1], supervision, place[0], is_dense(runs[0]), tuple(by_seed), planned)
-    if not row.complete:
+    row = MethodRow(
+        place[1],
+        supervision,
+        place[0],
+        is_unpruned(runs[0]),
+        tuple(by_seed),
+        planned,
+        unranked=unranked_reason(runs, planned),
+    )
+    if failed_seeds(runs, planned) or not by_seed:
         return row
     done = list(by_seed.values())
     names = sorted({name for run in done for name in run.metrics})
     mining = [run.mining for run in done if run.mining is not None]
+    cell = {metric: verdicts[place[0], metric] for metric in RANKED}
     return replace(
         row,
         achieved=UNDEFINED if predictions_only(done) else _achieved(done),
         metrics={name: mean_interval([run.metrics.get(name) for run in done]) for name in names},
-        ranks=ranks,
-        cost=None if predictions_only(done) else _row_cost(done),
+        ranks={metric: found.ranks.get(place[1]) for metric, found in cell.items()},
+        changes=_changes(place, ranking, cell),
+        cost=None if predictions_only(done) else _row_cost(done, _reference_steps(ranking)),
         mining_precision=mean_interval([found.precision for found in mining]) if mining else None,
         mining_recall=mean_interval([found.recall for found in mining]) if mining else None,
         groups=_group_means(done),
         mixed=_mixed(done),
+        collapsed=collapse_reason(runs),
     )
+
+
+def _changes(place: Place, ranking: TrackRanking, cell: Mapping[str, Verdicts]) -> dict[str, Difference]:
+    """What a row is above the reference, by metric, over the seeds that both have."""
+    reference = ranking.reference
+    if reference is None or place == reference:
+        return {}
+    return {
+        metric: Difference(
+            reference[1],
+            mean_interval(
+                paired_differences(ranking.values(place, metric), ranking.values(reference, metric))
+            ),
+            found.q(place[1], reference[1]),
+            found.decided(place[1], reference[1]),
+        )
+        for metric, found in cell.items()
+    }
+
+
+def _reference_steps(ranking: TrackRanking) -> float:
+    """The mean training steps of the reference; nan without one."""
+    done = finished_runs(ranking.rows[ranking.reference]).values() if ranking.reference is not None else ()
+    steps = [run.cost.training_steps for run in done if run.cost is not None]
+    return math.fsum(steps) / len(steps) if steps and any(steps) else math.nan
+
+
+def _folded(rows: Sequence[MethodRow]) -> frozenset[str]:
+    """The metrics that say nothing of their own in the rows of one sparsity."""
+    done = [row for row in rows if row.has_means and not row.collapsed]
+    found: set[str] = set()
+    if done and all(
+        row.metric("aligned").mean > CEILING and math.isfinite(row.metric("conflicting").mean) for row in done
+    ):
+        found |= {"unbiased", "bias_gap"}
+    groups = {sum(value is not None for line in row.groups for value in line) for row in done}
+    if groups and min(groups) >= MANY_GROUPS and all(row.metric("worst_group").mean <= FLOOR for row in done):
+        found.add("worst_group")
+    return frozenset(found)
 
 
 def predictions_only(runs: Sequence[RunRecord]) -> bool:
@@ -298,12 +270,15 @@ def _mixed(runs: Sequence[RunRecord]) -> tuple[str, ...]:
         values = sorted({str(run.environment.get(name)) for run in runs})
         if len(values) > 1:
             found.append(words.format(" and ".join(values)))
-    if len({bool(run.code.get("dirty")) for run in runs}) > 1:
-        found.append("code with and without uncommitted changes")
+    changed = sum(bool(run.code.get("dirty")) for run in runs)
+    if changed:
+        found.append(
+            "uncommitted code" if changed == len(runs) else "code with and without uncommitted changes"
+        )
     return tuple(found)
 
 
-def _row_cost(runs: Sequence[RunRecord]) -> RowCost:
+def _row_cost(runs: Sequence[RunRecord], reference_steps: float) -> RowCost:
     costs = [run.cost for run in runs if run.cost is not None]
     by_machine: dict[TimingSetup, list[CostReport]] = {}
     for run, cost in zip(runs, costs, strict=True):
@@ -317,7 +292,7 @@ def _row_cost(runs: Sequence[RunRecord]) -> RowCost:
         nonzero_parameters=mean(lambda cost: cost.nonzero_parameters),
         macs=mean(lambda cost: cost.macs),
         nonzero_macs=mean(lambda cost: cost.nonzero_macs),
-        training=mean(lambda cost: cost.training_steps / (cost.dense_training_steps or math.nan)),
+        training=mean(lambda cost: cost.training_steps) / reference_steps,
         speeds=tuple(_speed(machine, by_machine[machine]) for machine in sorted(by_machine)),
     )
 
@@ -418,9 +393,71 @@ def _notes(runs: Sequence[RunRecord]) -> list[str]:
 def _mixed_rows(rows: Sequence[MethodRow]) -> list[str]:
     """Which means join runs that were made differently, and in what."""
     return [
-        f"† {at_sparsity(row.method, row.sparsity, dense=row.dense)} joins runs of {'; '.join(row.mixed)} in one mean."
+        f"† {at_sparsity(row.method, row.sparsity, dense=row.dense)}: its mean rests on {'; '.join(row.mixed)}."
         for row in rows
         if row.mixed
+    ]
+
+
+def _reference_notes(ranking: TrackRanking) -> list[str]:
+    """What is left out where the reference is missing."""
+    if ranking.reference is not None:
+        return []
+    several = [place[1] for place, runs in ranking.rows.items() if runs[0].spec["method"] == REFERENCE]
+    why = (
+        f"there are several rows of {REFERENCE}: {', '.join(several)}"
+        if len(several) > 1
+        else f"there is no finished run of {REFERENCE} (the dense network with the steps of a pruned one)"
+    )
+    return [
+        f"No row is compared with an unpruned one here, and no training cost is given: {why}. No other row "
+        "stands in for it."
+    ]
+
+
+FOLDED_WORDS = {
+    "unbiased": (
+        "Unbiased accuracy and bias gap are not shown (·) at {places}: there every row's bias-aligned accuracy is "
+        f"above {CEILING:.0%}, so that both follow from bias-conflicting accuracy. That one is shown, for it alone was "
+        "measured on the minorities."
+    ),
+    "worst_group": (
+        "Worst-group accuracy is not shown (·) at {places}: the least of so many small groups is at its floor, at most "
+        f"{FLOOR:.0%} in every row. The mean of the worst tenth of groups is shown."
+    ),
+}
+
+
+def _folded_words(rows: Sequence[MethodRow]) -> list[str]:
+    """Where columns say nothing of their own, and which one does."""
+    found = []
+    for metric, words in FOLDED_WORDS.items():
+        places = list(dict.fromkeys(row.tag for row in rows if metric in row.folded))
+        if places:
+            found.append(words.format(places=", ".join(places)))
+    return found
+
+
+def _collapse_words(ranking: TrackRanking) -> list[str]:
+    """Which rows have collapsed networks, most of them or some."""
+    found = []
+    for place, runs in sorted(ranking.rows.items(), key=lambda item: (str(item[0][0]), item[0][1])):
+        where, reason = at_sparsity(place[1], place[0], dense=is_unpruned(runs[0])), collapse_reason(runs)
+        fallen = [run.spec["seed"] for run in runs if run.status == "ok" and has_collapsed(run)]
+        if reason:
+            found.append(f"‡ {where} {reason}. It has no rank.")
+        elif fallen:
+            found.append(f"{where}: the network of {listed('seed', fallen)} collapsed, and is in its mean.")
+    return found
+
+
+def _mask_words(rows: Sequence[MethodRow]) -> list[str]:
+    """Which masks are not shown to be better than a shuffled one."""
+    return [
+        f"{at_sparsity(row.method, row.sparsity, dense=row.dense)}: its mask is not shown to be better than the same "
+        "mask shuffled within layers."
+        for row in rows
+        if row.mask is not None and row.mask.beats_shuffled is False
     ]
 
 
@@ -432,7 +469,7 @@ def _extra_seeds(runs: Sequence[RunRecord], planned: Sequence[int]) -> list[str]
         if run.spec["seed"] not in planned and not is_dense(run):
             extra.setdefault(labels[variant_of(run)], set()).add(run.spec["seed"])
     return [
-        f"{method} was also run with {listed('seed', sorted(seeds))}, which most rows lack: in no mean here."
+        f"{method} was also run with {listed('seed', sorted(seeds))}, beyond the planned ones: in no mean here."
         for method, seeds in sorted(extra.items())
     ]
 

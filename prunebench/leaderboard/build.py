@@ -19,9 +19,11 @@ from prunebench.report.markdown import bullets, escape, link, markdown_table, pa
 from prunebench.report.plot import Style
 from prunebench.report.svg import svg
 from prunebench.report.table import Table
+from prunebench.results.ranking import FEWEST_SEEDS
 from prunebench.results.record import RunRecord
 from prunebench.results.standing import NOTHING, Standing
 from prunebench.results.store import write_atomically
+from prunebench.results.tracks import REFERENCE
 
 TEMPLATES = Path(__file__).parent / "templates"
 MANIFEST = "MANIFEST.sha256"
@@ -33,9 +35,16 @@ INTRODUCTION = (
     "here is computed from the stored records of runs."
 )
 ACCURACY_WORDS = (
-    "Accuracy in %, mean over seeds ± half-width of its 95 % t-interval. Rank: 1 + the number of methods "
-    "that beat this one at the same sparsity (two-sided paired t-test over the shared seeds, p < 0.05, "
-    "uncorrected for the number of comparisons); = marks a rank that several methods share."
+    "Accuracy in %, mean over seeds ± half-width of its 95 % t-interval, or [its ends] where it is cut at 0 or 100. "
+    "Rank: the places within the sparsity that paired t-tests over the shared seeds allow, with the false discovery "
+    f"rate held at 5 % (Benjamini and Hochberg). Change: the mean difference from {REFERENCE}, paired by seed; * where "
+    f"the same tests tell them apart. Training: steps as a multiple of those of {REFERENCE}."
+)
+MASK_WORDS = (
+    "What a mask adds to bias-conflicting accuracy: the method minus the same method with its masks shuffled within "
+    "each layer, and minus its unpruned form (the debiased net where it debiases, else the reference), percentage "
+    "points, paired by seed ± half-width of the 95 % t-interval; * where the difference holds at a false discovery "
+    "rate of 5 % within the sparsity."
 )
 ATTRIBUTE_WORDS = (
     "The task predicts several attributes of an image; the groups above are of its target attribute. Here are "
@@ -47,7 +56,7 @@ COST_WORDS = (
     "every zero were skipped. Latency is the median over runs of each run's median; measured speed-up is "
     "dense / pruned latency, the geometric mean over runs of the ratio within one run ± the longer side of its 95 % "
     "bootstrap interval; n.s.: the interval holds 1, no measurable difference; busy: other work disturbed a run, "
-    "and the speed says little. Training is a multiple of the steps that train the dense model."
+    f"and the speed says little. Training is a multiple of the training steps of {REFERENCE}."
 )
 MINING_WORDS = (
     "Methods that look for bias-conflicting training images without being told: the share of mined images "
@@ -76,15 +85,27 @@ HOW_TO_READ = {
     "Mean ± half-width": (
         "The mean over seeds and the half-width of its 95 % Student t-interval (n - 1 degrees of "
         "freedom). It speaks of other seeds of the same experiment, not of other data; with few seeds it "
-        "is wide, and it is not clipped to 0-100 %. One seed gives no half-width (en dash)."
+        "is wide. Where it would reach below 0 or above 100 % it is cut there and written with its ends. One seed "
+        "gives no half-width (en dash)."
     ),
-    "Ranks and ties": (
-        "A method's rank is 1 + the number of methods that beat it at the same sparsity, in a two-sided "
-        "paired t-test over the shared seeds at p < 0.05, not corrected for the number of comparisons. "
-        "Methods that share a rank are ties, shown as 1=. A rank says what the data can separate, so a "
-        "method that varies much between seeds can hold a better rank than its mean suggests; rows are in "
-        "order of the mean. With fewer than two paired seeds there is no rank. Dense models and methods "
-        "that choose their own sparsity are not ranked."
+    "Reference": (
+        f"{REFERENCE} is the unpruned network with the training steps of a pruned one. Changes, and training as a "
+        "multiple, refer to it alone: more steps change the minorities by themselves. Where a task has no run of it, "
+        "there is a dash, and a sentence says so."
+    ),
+    "Ranks": (
+        "Within a sparsity every pair of ranked rows, and every row with the reference, is tested by a two-sided "
+        f"paired t-test over the shared seeds, {FEWEST_SEEDS} at least. Benjamini and Hochberg's correction over all "
+        "these tests holds the expected share of false differences at 5 %. A rank is the range of places that agrees "
+        "with the decided pairs: 1 + how many beat the row, to the number of rows minus how many it beats. Ranges "
+        "overlap where the data decide nothing; rows are in order of the mean. `prunebench compare` gives the same "
+        f"verdict on the same pair. No rank: fewer than {FEWEST_SEEDS} seeds, a failed run, collapsed networks, "
+        "references, methods that need the dense network to answer or choose their sparsity; each row says why. A "
+        "difference that is the same on every seed has no spread and is not tested."
+    ),
+    "Collapsed": (
+        "A row (‡) whose networks, at least half of them, are near chance on validation images, biased like those of "
+        "training: mean accuracy over classes below 1/C + 0.1 (1 - 1/C) of C classes (19 % of ten, 55 % of two)."
     ),
     "Sparsity": (
         "The share of zeros among the weights that may be pruned: asked for, and achieved, counted after "
@@ -100,8 +121,9 @@ HOW_TO_READ = {
         "never mixed."
     ),
     "Coverage": (
-        "Seeds 3/3 means that all three planned seeds finished. With any of them missing or failed the "
-        "row has no mean (em dash), and the reason stands below the table."
+        "Seeds 5/10 means that five of ten planned seeds finished; the mean is over these, and the missing ones are "
+        "named below the table. With a failed run the row has no mean (em dash), for the failure may come of what is "
+        "measured. Seeds beyond the planned ones are named and stand in no mean."
     ),
 }
 """Terms and what they mean; of the metrics, what the registry says."""
@@ -223,6 +245,8 @@ def parts_of(track: Track) -> list[BoardPart]:
     cost_words = f"{COST_WORDS}{machines}"
     found = [BoardPart("Accuracy", ACCURACY_WORDS, columns.accuracy_table(track))]
     found += [BoardPart("Attributes", attribute_words, attributes)] if attributes is not None else []
+    masks = columns.masks_table(track)
+    found += [BoardPart("What the mask adds", MASK_WORDS, masks)] if masks is not None else []
     found.append(BoardPart("Cost", cost_words, columns.cost_table(track), columns.speed_summary(track)))
     return found + ([BoardPart("Mining", MINING_WORDS, mining)] if mining is not None else [])
 
@@ -258,6 +282,8 @@ def _track_markdown(track: Track, analysis: AnalysisLink | None) -> list[str]:
     for part in parts_of(track):
         lead = f"**{part.lead}**" if part.lead else ""
         parts += [f"### {part.title}", escape(part.words), lead, markdown_table(part.table)]
+        if part.title == "Accuracy":
+            parts += [bullets(map(escape, track.remarks))] if track.remarks else []
         if part.title == "Accuracy" and track.problems:
             parts += ["Missing or failed runs:", bullets(map(escape, track.problems))]
     return parts

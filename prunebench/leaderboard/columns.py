@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from prunebench.leaderboard.aggregate import RANKED
-from prunebench.leaderboard.values import Leaderboard, MeasuredSpeed, MethodRow, RowCost, Track
+from prunebench.leaderboard.values import Difference, Leaderboard, MeasuredSpeed, MethodRow, RowCost, Track
 from prunebench.metrics.registry import Metric, metrics
 from prunebench.report import format as fmt
 from prunebench.report.table import (
@@ -23,24 +23,30 @@ from prunebench.report.table import (
     terminal_table,
     text_column,
 )
-from prunebench.stats.intervals import Interval
+from prunebench.results.ranking import FEWEST_SEEDS
+from prunebench.results.tracks import REFERENCE
+from prunebench.stats.intervals import Interval, share_bounds
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+CUT = 1e-12
+"""By how much an interval must be cut at what is possible to be written with its ends."""
 VERIFIED_HELP = (
     "Of submitted rows: consistent, re-evaluated (zeros counted and logits computed here from the stored weights), "
     "re-trained (some runs, drawn by a public seed, trained here), or unverified weights (predictions alone)"
 )
+MASK_WORDS = {True: "beats its shuffled mask", False: "not shown to beat its shuffled mask"}
 NATIVE = "Native sparsity: chosen by the method"
 TERMINAL = (
-    "sparsity", "method", "unbiased", "conflicting", "worst_group", "bias_gap",
-    "nonzero_macs_share", "speed_up", "seeds",
+    "sparsity", "method", "conflicting", "conflicting_rank", "conflicting_change", "worst_tenth",
+    "training", "nonzero_macs_share", "speed_up", "seeds",
 )  # fmt: skip
 TERMINAL_CAPTION = (
-    "Zeros: sparsity asked for. Accuracy in %, mean over seeds ± half-width of its 95 % t-interval; worst group and "
-    "bias gap: means. MACs: non-zero share, %. Speed: dense / pruned latency; n.s.: no measurable difference. "
-    f"{fmt.MISSING}: a seed is missing."
+    "Zeros: sparsity asked for. Bias-conflicting accuracy in %, mean over seeds ± half-width of its 95 % t-interval. "
+    f"Rank: places that the data allow, from {FEWEST_SEEDS} seeds. Change: from {REFERENCE}, paired; *: different at a "
+    "false discovery rate of 5 %. Worst tenth of groups: mean. Training: of the steps of the reference. MACs: non-zero "
+    f"share, %. Speed: dense / pruned latency; n.s.: no measurable difference. {fmt.MISSING}: no such number."
 )
 
 
@@ -73,28 +79,57 @@ def joined(write: Callable[[Any], str]) -> Callable[[Sequence[Any]], str]:
 
 
 def metric_column(metric: Metric) -> Column[BoardLine]:
-    """The column of a metric: its mean with the half-width over seeds, in its unit."""
+    """The column of a metric: its mean with the half-width over seeds, in its unit, within what is possible."""
     words = {"points": "percentage points"}.get(metric.unit, metric.unit)
     bar = metric.unit == "%" and metric.better == "higher"
+
+    def written(interval: Interval | str) -> str:
+        if isinstance(interval, str):
+            return interval
+        low, high = share_bounds(interval, *metric.range)
+        if high - low >= 2 * interval.half_width - CUT or not math.isfinite(high - low):
+            return fmt.with_half_width(interval, metric.decimals, metric.scale)
+        return fmt.with_ends(interval.mean, low, high, metric.decimals, metric.scale)
+
     return Column(
         metric.name,
         metric.short,
         f"{metric.title}{words and f', {words}'}: {lowered(metric.help)}",
-        value=lambda line: line.row.metric(metric.name),
-        format=lambda interval: fmt.with_half_width(interval, metric.decimals, metric.scale),
-        share=bar_share if bar else None,
+        value=lambda line: fmt.FOLDED if metric.name in line.row.folded else line.row.metric(metric.name),
+        format=written,
+        order=lambda value: None if isinstance(value, str) else natural_order(value),
+        share=(lambda value: None if isinstance(value, str) else bar_share(value)) if bar else None,
     )
 
 
 def rank_column(metric: Metric) -> Column[BoardLine]:
-    """The rank of a method by a metric."""
+    """The rank interval of a method by a metric."""
     return Column(
         f"{metric.name}_rank",
         f"Rank ({metric.short.lower()})",
-        "Within this sparsity; = marks a tie",
-        value=lambda line: line.row.ranks.get(metric.name),
-        order=lambda rank: rank.place,
+        "Places within this sparsity that the tests allow: 2-4 is second to fourth",
+        value=lambda line: fmt.FOLDED if metric.name in line.row.folded else line.row.ranks.get(metric.name),
+        order=lambda rank: None if isinstance(rank, str) else rank.best,
+        short="Rank",
     )
+
+
+def change_column(metric: Metric) -> Column[BoardLine]:
+    """How far a row is above the reference by a metric, paired by seed; a star where the tests tell them apart."""
+    return Column(
+        f"{metric.name}_change",
+        f"Change from {REFERENCE}",
+        f"{metric.title}, percentage points, paired by seed; *: apart at a false discovery rate of 5 %",
+        value=lambda line: line.row.changes.get(metric.name),
+        format=difference_text,
+        order=lambda difference: natural_order(difference.interval),
+        short="Change",
+    )
+
+
+def difference_text(difference: Difference) -> str:
+    """`+3.2 ± 1.1 *` in percentage points, the star where it is decided."""
+    return f"{fmt.signed(difference.interval)}{' *' * difference.decided}"
 
 
 def board_metrics() -> list[Metric]:
@@ -161,8 +196,8 @@ COSTS = (
            value=of_speeds(attrgetter("dense_ms")), format=milliseconds, order=first),
     Column("pruned_ms", "Latency pruned, ms", "Median over runs of the median",
            value=of_speeds(attrgetter("pruned_ms")), format=milliseconds, order=first),
-    Column("training", "Training", "Steps as a multiple of those of the dense model",
-           value=of_cost(attrgetter("training")), format=fmt.times),
+    Column("training", "Training", f"Training steps in all, as a multiple of those of {REFERENCE}",
+           value=of_cost(attrgetter("training")), format=fmt.times, short="Train"),
     text_column("machine", "Machine (runs)", "Where these latencies were taken, in how many runs",
                 value=of_speeds(lambda speed: f"{speed.machine.label} ({speed.runs})"), format=", ".join,
                 order=lambda names: names[0].lower()),
@@ -173,6 +208,24 @@ MINING = (
     Column("mining_recall", "Recall", "Of the conflicting images, those that were mined, %",
            value=attrgetter("row.mining_recall"), format=fmt.with_half_width),
 )  # fmt: skip
+MASKS: tuple[Column[BoardLine], ...] = (
+    Column("over_shuffled", "Over its shuffled mask",
+           "Bias-conflicting accuracy minus that with the mask shuffled within layers, percentage points",
+           value=lambda line: line.row.mask and line.row.mask.shuffled, format=difference_text,
+           order=lambda difference: natural_order(difference.interval)),
+    Column("over_unpruned", "Over itself unpruned",
+           "Bias-conflicting accuracy minus that of the method without pruning, percentage points",
+           value=lambda line: line.row.mask and line.row.mask.unpruned, format=difference_text,
+           order=lambda difference: natural_order(difference.interval)),
+    text_column("unpruned_form", "Unpruned form", "The row that stands for the method without pruning",
+                value=lambda line: line.row.mask and line.row.mask.unpruned and line.row.mask.unpruned.against),
+    text_column("mask_verdict", "The mask",
+                "Whether it is better than a shuffled one, at a false discovery rate of 5 % within the sparsity",
+                value=lambda line: line.row.mask and MASK_WORDS.get(line.row.mask.beats_shuffled)),
+)  # fmt: skip
+UNRANKED = text_column(
+    "unranked", "No rank because", "Why a row has no rank", value=lambda line: line.row.unranked or None
+)
 SEEDS = Column(
     "seeds", "Seeds", "Finished / planned", value=attrgetter("row"),
     format=lambda row: f"{len(row.seeds)}/{len(row.planned)}", order=lambda row: float(len(row.seeds)),
@@ -184,7 +237,8 @@ def board_table(track: Track, *, by_setup: bool = False) -> Table[BoardLine]:
     """All columns of a track, and a line a row; `by_setup`: a line for each setup that a row was timed in."""
     found = []
     for metric in board_metrics():
-        found += [metric_column(metric), *([rank_column(metric)] if metric.name in RANKED else [])]
+        more = (rank_column(metric), change_column(metric)) if metric.name in RANKED else ()
+        found += [metric_column(metric), *more]
 
     def lines(rows: Sequence[MethodRow]) -> list[BoardLine]:
         speeds = [(row, row.cost.speeds if row.cost is not None else ()) for row in rows]
@@ -193,23 +247,51 @@ def board_table(track: Track, *, by_setup: bool = False) -> Table[BoardLine]:
         return [BoardLine(row, own[i : i + 1]) for row, own in speeds for i in range(max(len(own), 1))]
 
     groups = ((None, lines(track.dense)), (None, lines(track.pruned)), (NATIVE, lines(track.native)))
-    columns = (*LEADING, *found, *COSTS, *MINING, VERIFIED, SEEDS)
+    columns = (*LEADING, *found, *COSTS, *MINING, *MASKS, VERIFIED, UNRANKED, SEEDS)
     return Table(columns, grouped_rows(groups), track.title, tag=lambda line: line.row.tag)
 
 
 def shown_metrics(track: Track, *, attributes: bool) -> list[str]:
-    """The keys of a track's metrics with their ranks: those of its groups, or those over several attributes."""
-    keys = []
-    for metric in board_metrics():
-        if of_attributes(metric) == attributes and (metric.name in track.metrics or not track.finished):
-            keys += [metric.name, *([f"{metric.name}_rank"] if metric.name in RANKED else [])]
-    return keys
+    """The keys of a track's metrics: those of its groups, or those over several attributes.
+
+    Metrics that no row has are left out, and those that no row's sparsity leaves anything to say.
+    """
+    done = [row for row in track.rows if row.has_means]
+    return [
+        metric.name
+        for metric in board_metrics()
+        if of_attributes(metric) == attributes
+        and (metric.name in track.metrics or not track.finished)
+        and not (done and all(metric.name in row.folded for row in done))
+    ]
+
+
+def with_ranks(keys: Sequence[str], *, head_alone: bool = False) -> list[str]:
+    """Keys of metrics, each with its rank (or the head's alone), and the head with its change.
+
+    The head is the first of the ranked metrics that is among them.
+    """
+    head = next((key for key in RANKED if key in keys), None)
+    found = []
+    for key in keys:
+        rank = [f"{key}_rank"] if key == head or (key in RANKED and not head_alone) else []
+        found += [key, *rank, *([f"{key}_change"] if key == head else [])]
+    return found
 
 
 def accuracy_table(track: Track) -> Table[BoardLine]:
-    """Accuracies and ranks of a track, by sparsity and method; how far rows were verified, where any was."""
-    keys = [*shown_metrics(track, attributes=False), *(["verified"] if track.verified else [])]
+    """Accuracies, ranks, changes and training costs of a track; how far rows were verified, where any was."""
+    keys = [*with_ranks(shown_metrics(track, attributes=False)), "training"]
+    keys += [*(["verified"] if track.verified else []), "unranked"]
     return board_table(track).choose(*(column.key for column in LEADING), *keys, "seeds")
+
+
+def masks_table(track: Track) -> Table[BoardLine] | None:
+    """What masks add: over shuffled ones, and over the method without pruning; None without any control."""
+    keys = [column.key for column in MASKS]
+    table = board_table(track).choose("sparsity", "method", "conflicting", *keys)
+    table = table.where(lambda line: line.row.mask is not None)
+    return table if table.rows else None
 
 
 def attributes_table(track: Track) -> Table[BoardLine] | None:
@@ -237,9 +319,11 @@ def mining_table(track: Track) -> Table[BoardLine] | None:
 def summary_table(track: Track, rows: Sequence[MethodRow]) -> Table[BoardLine]:
     """What stands in the project's README: some rows with the registry's metrics for it, speed-ups and training."""
     shown = shown_metrics(track, attributes=False)
-    keys = [metric.name for metric in board_metrics() if metric.readme and metric.name in shown]
+    names = [metric.name for metric in board_metrics() if metric.readme and metric.name in shown]
+    names = [name for name in names if any(row.has_means and name not in row.folded for row in rows)]
+    keys = with_ranks(names, head_alone=True)
     table = board_table(track).choose(
-        "method", "sparsity", "supervision", *keys, "theoretical_speed_up", "speed_up", "training"
+        "method", "sparsity", "supervision", *keys, "training", "theoretical_speed_up", "speed_up", "seeds"
     )
     lines = [line for line in table.rows if line.row in rows]
     return replace(table, groups=grouped_rows([(None, lines)]))
@@ -310,6 +394,6 @@ def board_terminal(board: Leaderboard) -> list[RichTable]:
 
 
 def _narrow(column: Column[BoardLine]) -> Column[BoardLine]:
-    if column.key in ("worst_group", "bias_gap"):
-        return replace(column, format=lambda interval: fmt.percent(interval.mean))
+    if column.key == "worst_tenth":
+        return replace(column, title="Worst tenth", format=lambda interval: fmt.percent(interval.mean))
     return column

@@ -53,7 +53,7 @@ def track_grid(track: Track, styles: Mapping[str, Style]) -> PlotGrid:
         for name in STILL
     ]
     words = f"Mean over {fmt.plural(len(track.seeds), 'seed')}; bars: 95 % t-interval. Dashed grey: the dense model."
-    stars = ", ".join(row.method for row in track.native if row.complete)
+    stars = ", ".join(row.method for row in track.native if row.has_means)
     foot = (words, f"Stars: {stars}, at the sparsity that the method chose.") if stars else (words,)
     return PlotGrid(
         track.task,
@@ -87,7 +87,7 @@ def curve_plot(track: Track, styles: Mapping[str, Style], shown: Metric) -> Plot
         rows = {row.sparsity: row for row in track.pruned if row.method == method}
         marks = (mark(fmt.sparsity_place(asked), rows.get(asked)) for asked in track.sparsities)
         lines.append(Series(method, tuple(marks), styles[method]))
-    native = [row for row in track.native if row.complete]
+    native = [row for row in track.native if row.has_means]
     stars = (
         Series(row.method, (mark(fmt.sparsity_place(row.achieved.mean), row),),
                replace(styles[row.method], symbol="star"), line=False, size=4.0, end_label=False)

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from prunebench.errors import UsageError
 from prunebench.leaderboard.columns import summary_table
+from prunebench.leaderboard.controls import SHUFFLED
 from prunebench.leaderboard.values import Leaderboard, MethodRow, Track
 from prunebench.report.format import plural
 from prunebench.report.markdown import escape, markdown_table, picture
+from prunebench.results.ranking import DEFERRED
 from prunebench.results.store import write_atomically
+from prunebench.results.tracks import REFERENCE
 
 SPARSITY = 0.9
 MOST_ROWS = 8
@@ -56,10 +59,12 @@ def board_excerpt(board: Leaderboard, figures: str) -> str:
         return ""
     track = max(finished, key=lambda track: len({row.method for row in track.rows}))
     rows, left = shown_rows(track)
-    more = f"; the best by unbiased accuracy and the baseline, {left} more on the board" if left else ""
+    more = (
+        f"; the best by bias-conflicting accuracy and the baseline, {left} more on the board" if left else ""
+    )
     parts = [
         f"**{escape(track.title)}**, sparsity {SPARSITY:g}: accuracy in % over {plural(len(track.seeds), 'seed')} ± "
-        f"the half-width of its 95 % interval{more}.",
+        f"the half-width of its 95 % interval{more}. {_reference_words(track)}",
         markdown_table(summary_table(track, rows)),
         picture(f"Accuracy over sparsity, {track.title}", f"{figures}/{track.slug}.svg"),
     ]
@@ -69,11 +74,23 @@ def board_excerpt(board: Leaderboard, figures: str) -> str:
     return "".join(f"{part}\n\n" for part in parts)
 
 
+def _reference_words(track: Track) -> str:
+    if track.reference is None:
+        return " ".join(note for note in track.notes if REFERENCE in note)
+    return (
+        f"Changes, and training as a multiple, are from {track.reference}: the dense network with the steps of a "
+        "pruned one; * where paired tests tell them apart at a false discovery rate of 5 %."
+    )
+
+
 def shown_rows(track: Track) -> tuple[list[MethodRow], int]:
-    """The dense row, the best ones at a sparsity and the baseline, in their order; and how many more there are."""
+    """The reference, the dense row, the best at a sparsity and the baseline, in order; and how many more there are."""
     rows = [row for row in track.rows if row.dense or row.sparsity in (SPARSITY, None)]
-    first = sorted(rows, key=lambda row: (not row.dense, row.method != BASELINE))
-    kept = first[:MOST_ROWS] if len(rows) > MOST_ROWS else rows
+    kept = [row for row in rows if row.dense and row.method in (track.reference, "dense")]
+    kept += [row for row in rows if row.method == BASELINE and not row.dense]
+    others = (row for row in rows if not row.dense and row not in kept)
+    best = [row for row in others if not row.method.startswith(SHUFFLED) and DEFERRED not in row.unranked]
+    kept += best[: MOST_ROWS - len(kept)]
     return [row for row in rows if row in kept], len(rows) - len(kept)
 
 

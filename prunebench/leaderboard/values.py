@@ -9,8 +9,8 @@ from typing import Any
 
 from prunebench.report.format import plural, sparsity
 from prunebench.stats.intervals import UNDEFINED, Interval
+from prunebench.stats.multiplicity import RankInterval
 from prunebench.stats.ratios import RatioInterval
-from prunebench.stats.tests import Rank
 
 
 @dataclass(frozen=True, order=True)
@@ -69,8 +69,37 @@ class MeasuredSpeed:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """The row's mean minus that of another row, paired by seed, with the half-width of its 95 % t-interval.
+
+    `q_value` is corrected over the tests of the table; nan where the pair could not be tested.
+    """
+
+    against: str
+    interval: Interval
+    q_value: float
+    decided: bool
+
+
+@dataclass(frozen=True)
+class MaskValue:
+    """What a method's mask adds to its bias-conflicting accuracy: over its shuffled masks, and over no pruning."""
+
+    shuffled: Difference | None
+    unpruned: Difference | None
+
+    @property
+    def beats_shuffled(self) -> bool | None:
+        """Whether the data show that the mask is better than a shuffled one; None without a test."""
+        found = self.shuffled
+        if found is None or math.isnan(found.q_value):
+            return None
+        return found.decided and found.interval.mean > 0
+
+
+@dataclass(frozen=True)
 class RowCost:
-    """Means over seeds; `training` is a multiple of the dense model's training steps."""
+    """Means over seeds; `training` is a multiple of the reference's training steps, nan without a reference."""
 
     parameters: float
     nonzero_parameters: float
@@ -87,7 +116,11 @@ class RowCost:
 
 @dataclass(frozen=True)
 class MethodRow:
-    """A method at a sparsity (None: the method chose it). Without all planned seeds there are no means."""
+    """A method at a sparsity (None: the method chose it).
+
+    Means are over the planned seeds that are at hand, and there are none where a run failed: a failure may come of the
+    very thing that is measured, a run that was not yet made does not.
+    """
 
     method: str
     supervision: str
@@ -97,7 +130,16 @@ class MethodRow:
     planned: tuple[int, ...]
     achieved: Interval = UNDEFINED
     metrics: Mapping[str, Interval] = field(default_factory=dict)
-    ranks: Mapping[str, Rank | None] = field(default_factory=dict)
+    ranks: Mapping[str, RankInterval | None] = field(default_factory=dict)
+    changes: Mapping[str, Difference] = field(default_factory=dict)
+    """By metric, from the reference at the same seeds; empty without a reference."""
+    mask: MaskValue | None = None
+    unranked: str = ""
+    """Why the row has no rank, in words."""
+    collapsed: str = ""
+    """Set where most of its networks are near chance even on data like those of training."""
+    folded: frozenset[str] = frozenset()
+    """Metrics that at this sparsity say in no row what another column does not."""
     cost: RowCost | None = None
     mining_precision: Interval | None = None
     mining_recall: Interval | None = None
@@ -109,8 +151,9 @@ class MethodRow:
 
     @property
     def label(self) -> str:
-        """The method, marked where its means join runs that were made differently."""
-        return f"{self.method} †" if self.mixed else self.method
+        """The method, marked where its means join runs that were made differently (†) or its networks collapsed (‡)."""
+        marks = "†" * bool(self.mixed) + "‡" * bool(self.collapsed)
+        return f"{self.method} {marks}".rstrip()
 
     @property
     def complete(self) -> bool:
@@ -118,12 +161,17 @@ class MethodRow:
         return self.seeds == self.planned
 
     @property
+    def has_means(self) -> bool:
+        """Whether any planned seed finished and none failed."""
+        return bool(self.metrics)
+
+    @property
     def tag(self) -> str:
         """`dense`, `0.9` or `native`."""
         return sparsity(self.sparsity, dense=self.dense)
 
     def metric(self, name: str) -> Interval:
-        """Mean and interval of a metric; undefined where the row is not complete."""
+        """Mean and interval of a metric; undefined where the row has no means."""
         return self.metrics.get(name, UNDEFINED)
 
 
@@ -146,6 +194,10 @@ class Track:
     """Whether a group is bias-aligned, by label and bias."""
     problems: tuple[str, ...]
     notes: tuple[str, ...]
+    reference: str | None = None
+    """The method that changes and training costs refer to; None where it has no finished run here."""
+    remarks: tuple[str, ...] = ()
+    """What stands under the table of accuracies: folded columns, collapsed networks, masks that add nothing."""
 
     @property
     def dense(self) -> tuple[MethodRow, ...]:
@@ -165,7 +217,7 @@ class Track:
     @property
     def finished(self) -> bool:
         """Whether any row has means."""
-        return any(row.complete for row in self.rows)
+        return any(row.has_means for row in self.rows)
 
     @property
     def verified(self) -> bool:

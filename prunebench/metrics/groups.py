@@ -82,6 +82,24 @@ class GroupTable:
         return float(present.min()) if len(present) else math.nan
 
     @property
+    def worst_tenth(self) -> float:
+        """Mean over the worst tenth of the groups that have samples, rounded down, one at least."""
+        present = self._accuracy[torch.as_tensor(self.count) > 0].sort().values
+        return float(present[: max(1, len(present) // 10)].mean()) if len(present) else math.nan
+
+    @property
+    def worst_class_conflicting(self) -> float:
+        """The lowest accuracy of a label on its bias-conflicting samples, all of them together."""
+        recall = self._recall(~torch.as_tensor(self.aligned_pair))
+        return float(recall.min()) if len(recall) else math.nan
+
+    @property
+    def class_recall(self) -> float:
+        """Mean over labels of the accuracy on all samples of a label."""
+        recall = self._recall(torch.ones(self.aligned_pair.shape, dtype=torch.bool))
+        return float(recall.mean()) if len(recall) else math.nan
+
+    @property
     def bias_gap(self) -> float:
         """Aligned minus conflicting accuracy: 0 for a model that does not use the bias."""
         return self.aligned - self.conflicting
@@ -101,6 +119,13 @@ class GroupTable:
         if (weight < 0).any():
             raise MetricError("train_count: want counts of samples, found a negative one")
         return float((weight * self._accuracy)[weight > 0].sum() / weight.sum())
+
+    def _recall(self, chosen: Tensor) -> Tensor:
+        """Accuracy of each label over the samples of its chosen groups `[C, B]`, without labels that have none."""
+        count, correct = (
+            torch.where(chosen, torch.as_tensor(x), 0).sum(1) for x in (self.count, self.correct)
+        )
+        return correct[count > 0].double() / count[count > 0]
 
     def _mean(self, chosen: Tensor) -> float:
         present = self._accuracy[chosen & (torch.as_tensor(self.count) > 0)]

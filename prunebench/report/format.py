@@ -10,6 +10,8 @@ MISSING = "\u2014"
 """Em dash: no value, because a run is missing or the value is undefined."""
 UNKNOWN = "\u2013"
 """En dash: a half-width or an end of an interval that is not known."""
+FOLDED = "\u00b7"
+"""Middle dot: a number that another column says already, as is told under the table."""
 MINUS, TIMES, ELLIPSIS = "\u2212", "\u00d7", "\u2026"
 LEAST_DENSITY = 1e-4
 """Where a sparsity of 1 would stand on the axis."""
@@ -60,6 +62,12 @@ def with_ends(
         return MISSING
     ends = (number(end, decimals, scale) if known(end) else UNKNOWN for end in (low, high))
     return f"{number(value, decimals, scale)} [{', '.join(ends)}]"
+
+
+def signed(interval: Spread, decimals: int = 1, scale: float = 100) -> str:
+    """`+3.2 ± 1.1`: a difference, by default in percentage points."""
+    text = with_half_width(interval, decimals, scale)
+    return f"+{text}" if known(interval.mean) and text[0] != MINUS and float(text.split()[0]) > 0 else text
 
 
 def times(text: str | float | None, decimals: int = 2) -> str:

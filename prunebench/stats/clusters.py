@@ -55,8 +55,9 @@ def clustered_t(differences: Numbers, clusters: Sequence[int] | NDArray[Any]) ->
     """Mean of the differences over samples, the half-width of its 95 % interval, and the two-sided p of 0.
 
     The standard error is that of a ratio, sum over samples by their number: sqrt(G / (G - 1) sum (S_g - n_g m)^2) / N,
-    with G - 1 degrees of freedom. Half-width and p are nan with one cluster; p is 0 or 1 where all clusters agree.
-    Of equal clusters it is the t-test of their means. Source: Liang & Zeger, 1986, with the correction for G.
+    with G - 1 degrees of freedom. Half-width and p are nan with one cluster. Where all clusters agree p is 1 for a mean
+    of 0, and else nan: without a spread there is nothing to weigh it by. Of equal clusters it is the t-test of their
+    means. Source: Liang & Zeger, 1986, with the correction for G.
     """
     from scipy.special import stdtr, stdtrit
 
@@ -70,5 +71,5 @@ def clustered_t(differences: Numbers, clusters: Sequence[int] | NDArray[Any]) ->
     error = math.sqrt(spread) / samples
     half = float(stdtrit(groups - 1, 0.975)) * error
     if error == 0:
-        return mean, half, 1.0 if mean == 0 else 0.0
+        return mean, half, 1.0 if mean == 0 else math.nan
     return mean, half, 2 * float(stdtr(groups - 1, -abs(mean) / error))

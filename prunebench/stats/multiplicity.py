@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from prunebench.stats.tests import SIGNIFICANCE, paired_p_value
@@ -58,57 +58,80 @@ class RankInterval:
         return str(self.best) if self.best == self.worst else f"{self.best}-{self.worst}"
 
 
-def rank_intervals(
-    values: Mapping[str, Mapping[int, float]], false_discovery_rate: float = SIGNIFICANCE
-) -> dict[str, RankInterval | None]:
-    """Rank intervals of methods by paired t-tests of all pairs, with the false discovery rate controlled over them.
+@dataclass(frozen=True)
+class Verdicts:
+    """What paired tests of one family say: q by pair, who beats whom, and the rank interval of each name.
 
-    A method beats another where its mean over the shared seeds is higher and q is at most the rate. The family is all
-    pairs that are given: call it for one track, sparsity and metric. Intervals may overlap without a tie being meant.
+    A pair that could not be tested (too few shared seeds, an undefined value, no spread) is in no family and has no q.
+    """
+
+    q_values: Mapping[tuple[str, str], float]
+    beats: frozenset[tuple[str, str]]
+    """Pairs (better, worse)."""
+    ranks: Mapping[str, RankInterval | None]
+
+    def q(self, one: str, other: str) -> float:
+        """Benjamini and Hochberg's q of a pair, in either order; nan where it was not tested."""
+        return self.q_values.get((one, other), self.q_values.get((other, one), math.nan))
+
+    def decided(self, one: str, other: str) -> bool:
+        """Whether the data tell two apart, in either direction."""
+        return (one, other) in self.beats or (other, one) in self.beats
+
+
+def paired_verdicts(
+    values: Mapping[str, Mapping[int, float]],
+    *,
+    ranked: Collection[str] | None = None,
+    reference: str | None = None,
+    fewest: int = 2,
+    false_discovery_rate: float = SIGNIFICANCE,
+) -> Verdicts:
+    """Paired t-tests of all pairs of ranked names, and of every name with the reference, as one family.
+
+    One beats another where its mean over the shared seeds is higher and q is at most the rate. Call it for one track,
+    sparsity and metric: the board and `prunebench compare` both do. Rank intervals may overlap without a tie being
+    meant.
 
     Args:
-        values: by method, by seed; higher is better. Undefined ones are left out.
-        false_discovery_rate: over the pairs.
+        values: by name, by seed; higher is better. Undefined ones are left out.
+        ranked: who gets a rank; all but the reference where None.
+        reference: whom all are compared with; it has a rank only if it is among the ranked.
+        fewest: shared seeds that a pair needs to be tested.
+        false_discovery_rate: over the family.
 
     Returns:
-        By method, in the given order; None with fewer than two values, or fewer than two seeds in common with some
-        other ranked method.
+        q by pair; ranks in the given order, None for who is not ranked or has too few values.
     """
     finite = {
         name: {seed: value for seed, value in by_seed.items() if math.isfinite(value)}
         for name, by_seed in values.items()
     }
-    several = [name for name, by_seed in finite.items() if len(by_seed) > 1]
-    apart = {
-        name
-        for pair in itertools.combinations(several, 2)
-        if len(finite[pair[0]].keys() & finite[pair[1]].keys()) < 2
-        for name in pair
+    competing = [name for name in finite if name != reference] if ranked is None else [*ranked]
+    ranks = [name for name in finite if name in competing and len(finite[name]) >= fewest]
+    pairs = [*itertools.combinations(ranks, 2)]
+    if reference in finite:
+        known = set(map(frozenset, pairs))
+        others = (name for name in finite if name != reference)
+        pairs += [(name, reference) for name in others if frozenset((name, reference)) not in known]
+    shared = [pair for pair in pairs if len(finite[pair[0]].keys() & finite[pair[1]].keys()) >= fewest]
+    p_values = [paired_p_value(finite[one], finite[other]) for one, other in shared]
+    q_values = {
+        pair: q for pair, q in zip(shared, benjamini_hochberg(p_values), strict=True) if not math.isnan(q)
     }
-    ranked = [name for name in several if name not in apart]
-    beats = decided_pairs({name: finite[name] for name in ranked}, false_discovery_rate)
-    return {
-        name: RankInterval(
-            1 + sum(loser == name for _, loser in beats),
-            len(ranked) - sum(winner == name for winner, _ in beats),
-        )
-        if name in ranked
-        else None
-        for name in values
-    }
-
-
-def decided_pairs(
-    values: Mapping[str, Mapping[int, float]], false_discovery_rate: float = SIGNIFICANCE
-) -> set[tuple[str, str]]:
-    """The pairs (better, worse) that paired t-tests tell apart at this false discovery rate over all pairs."""
-    pairs = list(itertools.combinations(values, 2))
-    q_values = benjamini_hochberg([paired_p_value(values[one], values[other]) for one, other in pairs])
-    return {
-        (one, other) if _total_difference(values[one], values[other]) > 0 else (other, one)
-        for (one, other), q in zip(pairs, q_values)
+    beats = {
+        (one, other) if _total_difference(finite[one], finite[other]) > 0 else (other, one)
+        for (one, other), q in q_values.items()
         if q <= false_discovery_rate
     }
+    found = {name: _rank(name, ranks, beats) if name in ranks else None for name in values}
+    return Verdicts(q_values, frozenset(beats), found)
+
+
+def _rank(name: str, ranked: Sequence[str], beats: Collection[tuple[str, str]]) -> RankInterval:
+    beaten = sum(loser == name and winner in ranked for winner, loser in beats)
+    beating = sum(winner == name and loser in ranked for winner, loser in beats)
+    return RankInterval(1 + beaten, len(ranked) - beating)
 
 
 def _total_difference(first: Mapping[int, float], second: Mapping[int, float]) -> float:

@@ -1,35 +1,26 @@
-"""Paired tests between methods, and ranks that admit ties."""
+"""Paired tests between methods, over seeds and over samples."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from prunebench.errors import MetricError
 from prunebench.stats.intervals import sample_deviation
 
 SIGNIFICANCE = 0.05
+ROUNDING = 1e-12
+"""A spread of differences below so small a part of their mean is rounding."""
 MOST_FLIPPED = 40
 """Differences whose signs are flipped in all ways, as two halves of 2^20 sums."""
-
-
-@dataclass(frozen=True)
-class Rank:
-    """A place, 1 for the best; `tied` if another method holds it too. Reads as `1` or `1=`."""
-
-    place: int
-    tied: bool
-
-    def __str__(self) -> str:
-        return f"{self.place}=" if self.tied else str(self.place)
 
 
 def paired_p_value(first: Mapping[int, float], second: Mapping[int, float]) -> float:
     """Two-sided p of the paired t-test over the seeds that both have; nan with fewer than two.
 
-    Where all differences are equal the statistic is infinite: p is 0, or 1 if the differences are 0.
+    Differences that are all 0 give 1. Where they are equal and not 0 the seeds show no spread to weigh them by: nan,
+    for p = 0 would claim a certainty that no data give.
     """
     from scipy.special import stdtr
 
@@ -39,8 +30,8 @@ def paired_p_value(first: Mapping[int, float], second: Mapping[int, float]) -> f
         return math.nan
     mean = math.fsum(differences) / n
     deviation = sample_deviation(differences, mean)
-    if deviation == 0:
-        return 1.0 if mean == 0 else 0.0
+    if deviation <= ROUNDING * abs(mean):
+        return 1.0 if mean == 0 else math.nan
     statistic = mean * math.sqrt(n) / deviation
     return 2 * float(stdtr(n - 1, -abs(statistic)))
 
@@ -139,41 +130,3 @@ def _coin_flips(count: int) -> Any:
     heads = np.arange(count + 1)
     ways = gammaln(count + 1) - gammaln(heads + 1) - gammaln(count - heads + 1)
     return np.exp(ways - count * math.log(2))
-
-
-def rank_by_paired_tests(
-    values: Mapping[str, Mapping[int, float]], significance: float = SIGNIFICANCE
-) -> dict[str, Rank | None]:
-    """Rank methods by value, higher is better: 1 + the number of methods that beat it.
-
-    values: by method, by seed. One method beats another if its mean over the shared seeds is higher and the
-    two-sided paired t-test gives p < significance (uncorrected for the number of comparisons). Methods with
-    fewer than two defined values, or that share fewer than two seeds with another ranked method, get None.
-    """
-    finite = {name: _defined(by_seed) for name, by_seed in values.items()}
-    beaten: dict[str, int | None] = {name: 0 if len(runs) > 1 else None for name, runs in finite.items()}
-    competing = [name for name, count in beaten.items() if count is not None]
-    for name in competing:
-        for rival in competing:
-            if rival == name:
-                continue
-            p = paired_p_value(finite[name], finite[rival])
-            count = beaten[name]
-            if math.isnan(p):
-                beaten[name] = None
-            elif count is not None and p < significance and _better(finite[rival], finite[name]):
-                beaten[name] = count + 1
-    counts = list(beaten.values())
-    return {
-        name: None if count is None else Rank(1 + count, counts.count(count) > 1)
-        for name, count in beaten.items()
-    }
-
-
-def _better(first: Mapping[int, float], second: Mapping[int, float]) -> bool:
-    shared = first.keys() & second.keys()
-    return math.fsum(first[seed] for seed in shared) > math.fsum(second[seed] for seed in shared)
-
-
-def _defined(by_seed: Mapping[int, float]) -> dict[int, float]:
-    return {seed: value for seed, value in by_seed.items() if math.isfinite(value)}

@@ -12,13 +12,13 @@ from pathlib import Path
 from statistics import fmean, variance
 
 from prunebench.errors import PruneBenchError, StoreError
-from prunebench.leaderboard.aggregate import is_dense, planned_seeds, track_identity
 from prunebench.methods.discovery import builtin_names, digest_of, resolve_method
 from prunebench.results.artifacts import KINDS, Manifest, parse_manifest
 from prunebench.results.committed import is_committed
 from prunebench.results.convert import form_problems
 from prunebench.results.record import PREDICTIONS_NOTE, RunRecord
 from prunebench.results.store import CommittedStore, open_results
+from prunebench.results.tracks import is_dense, planned_seeds, track_identity
 from prunebench.submission.facts import RecordFacts
 from prunebench.submission.folder import ARTIFACTS, Submission
 from prunebench.submission.records import Finding, record_problems

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from prunebench.errors import StoreError, UsageError
-from prunebench.leaderboard.aggregate import is_dense
 from prunebench.results.convert import export_results
 from prunebench.results.record import json_text
 from prunebench.results.standing import STAGES, Badge, Retired, Standing, read_standing, retire, write_badges
 from prunebench.results.store import Document, open_results
+from prunebench.results.tracks import is_dense
 from prunebench.submission.folder import Submission
 from prunebench.submission.reevaluation import RECOMPUTED
 from prunebench.submission.report import VerificationReport, read_verdict

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prunebench.errors import StoreError, UsageError, unknown
-from prunebench.leaderboard.aggregate import is_dense
 from prunebench.methods.discovery import builtin_names, digest_of, is_package, resolve_method, source_files
 from prunebench.results.artifacts import Manifest as Objects
 from prunebench.results.artifacts import Stored, manifest_text
@@ -18,6 +17,7 @@ from prunebench.results.committed import encode_task, safe_name
 from prunebench.results.objects import sha256_of
 from prunebench.results.record import PREDICTIONS_NOTE, RunRecord
 from prunebench.results.store import Document, Store, open_results, write_atomically, writing
+from prunebench.results.tracks import is_dense
 from prunebench.runner.environment import describe_environment
 from prunebench.submission.card import CARD, read_card, write_template
 from prunebench.submission.folder import (

@@ -19,10 +19,10 @@ from statistics import fmean
 from typing import Any
 
 from prunebench.errors import MaskError, PruneBenchError, StoreError
-from prunebench.leaderboard.aggregate import is_dense
 from prunebench.results.artifacts import open_remote, pull, push, read_manifest
 from prunebench.results.record import REMOVED_NOTE, RunRecord
 from prunebench.results.store import open_results
+from prunebench.results.tracks import is_dense
 from prunebench.runner.environment import describe_environment
 from prunebench.submission.consistency import SAME, object_list, row_key, rows_of
 from prunebench.submission.facts import RecordFacts

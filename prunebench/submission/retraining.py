@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prunebench.errors import PruneBenchError, StoreError
-from prunebench.leaderboard.aggregate import is_dense
 from prunebench.results.record import RunRecord
 from prunebench.results.store import Store
+from prunebench.results.tracks import is_dense
 from prunebench.runner.local import LocalLauncher
 from prunebench.runner.plan import PlannedRun, RunContext, expand, plan
 from prunebench.submission.consistency import row_key, rows_disagree, same_machine

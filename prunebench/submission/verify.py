@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunebench.errors import PruneBenchError, UsageError
-from prunebench.leaderboard.aggregate import is_dense
 from prunebench.results.record import RunRecord
 from prunebench.results.store import open_results
+from prunebench.results.tracks import is_dense
 from prunebench.submission.consistency import BoardResults, check_consistency, claims_of
 from prunebench.submission.folder import Submission, read_submission
 from prunebench.submission.records import Finding, data_root

@@ -10,6 +10,7 @@ from typing import Any
 
 from prunebench.errors import UsageError, unknown
 from prunebench.results.spec import number_text
+from prunebench.results.tracks import SeedPlan
 
 SEEDS = 2**63
 """Seeds are below this, as the generators of every library take them."""
@@ -29,6 +30,8 @@ class Suite:
     model: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    board: bool = False
+    """Whether its seeds are those that rows of its tasks are to have on the board."""
 
     def __post_init__(self) -> None:
         for name in ("tasks", "methods", "sparsities", "seeds"):
@@ -80,6 +83,16 @@ def load_suite(name: str) -> Suite:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
     return _validate(values, str(path), path.stem)
+
+
+def board_plans() -> tuple[SeedPlan, ...]:
+    """The seeds that the packaged suites of the board plan, by task."""
+    suites = [suite for suite in map(load_suite, suite_names()) if suite.board]
+    return tuple(
+        SeedPlan(task, suite.seeds, suite.model, tuple(sorted(suite.recipe.items())))
+        for suite in suites
+        for task in suite.tasks
+    )
 
 
 def _validate(values: dict[str, Any], source: str, stem: str) -> Suite:

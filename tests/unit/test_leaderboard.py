@@ -8,7 +8,7 @@ import math
 import random
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 from board_records import CELL, MACHINE, RECIPE, cost, failed, full_records, metrics, run
 
 from prunebench.errors import StoreError
+from prunebench.inference import cascade
 from prunebench.leaderboard import build_board, columns, write_board
 from prunebench.leaderboard.build import MANIFEST, board_markdown, page_html
 from prunebench.leaderboard.columns import (
@@ -25,6 +26,7 @@ from prunebench.leaderboard.columns import (
     board_table,
     board_terminal,
     cost_table,
+    masks_table,
     mining_table,
     speed_summary,
 )
@@ -33,14 +35,19 @@ from prunebench.leaderboard.readme import board_excerpt, shown_rows, update_read
 from prunebench.leaderboard.values import MethodRow, Track
 from prunebench.metrics.registry import metric_named
 from prunebench.metrics.registry import metrics as metrics_of_registry
-from prunebench.report.format import MISSING, sparsity_place
+from prunebench.report.format import FOLDED, MINUS, MISSING, TIMES, sparsity_place
 from prunebench.report.markdown import escape
-from prunebench.report.plot import REFERENCE, limits
+from prunebench.report.plot import REFERENCE as DASHED
+from prunebench.report.plot import limits
 from prunebench.report.plotly import plotly_figure
 from prunebench.report.svg import svg
 from prunebench.report.table import Table
 from prunebench.results.frame import results_frame
-from prunebench.results.record import Mining, Percentiles, RunRecord
+from prunebench.results.ranking import DEFERRAL_NOTE
+from prunebench.results.record import GroupRow, Mining, Percentiles, RunRecord
+from prunebench.results.tracks import REFERENCE, SeedPlan, planned_seeds
+from prunebench.stats.intervals import mean_interval
+from prunebench.suites import board_plans
 
 NASTY = '</script><script>alert("x")</script><img src=x onerror=y()> | `code` **bold** [a](javascript:b)\n# c'
 
@@ -134,21 +141,26 @@ def test_one_seed_has_a_mean_without_half_width_and_no_rank() -> None:
 
 
 @pytest.mark.parametrize("table", [accuracy_table, cost_table])
-@pytest.mark.parametrize(("method", "seeds"), [("gamma", "2/3"), ("delta", "2/3")])
-def test_a_missing_or_failed_seed_leaves_no_mean(
-    table: Callable[[Track], Table[BoardLine]], method: str, seeds: str
-) -> None:
-    cells = texts(only_track(full_records()), table, method, "0.9")
-    known = {"sparsity", "method", "supervision", "seeds"}
-    assert cells["seeds"] == seeds
+def test_a_failed_seed_leaves_no_mean(table: Callable[[Track], Table[BoardLine]]) -> None:
+    """A failure may come of what is measured: the mean over the survivors would say too much."""
+    cells = texts(only_track(full_records()), table, "delta", "0.9")
+    known = {"sparsity", "method", "supervision", "seeds", "unranked"}
+    assert cells["seeds"] == "2/3"
     assert {text for title, text in cells.items() if title not in known} == {MISSING}
 
 
-def test_reasons_stand_below_the_table() -> None:
+def test_a_seed_that_was_not_run_leaves_the_mean_of_the_others_and_is_named() -> None:
     track = only_track(full_records())
-    assert track.problems == (
-        "delta at sparsity 0.9, seed 1: failed: MaskError: layer head.weight is empty",
+    cells = texts(track, accuracy_table, "gamma", "0.9")
+    assert (cells["seeds"], cells["conflicting"]) == ("2/3", "29.5 ± 1.9")
+    assert cells["unranked"] == "2 seeds of at least 5, seed 2 missing"
+    assert "gamma at sparsity 0.9, seed 2: no record" in track.problems
+
+
+def test_reasons_stand_below_the_table() -> None:
+    assert only_track(full_records()).problems == (
         "gamma at sparsity 0.9, seed 2: no record",
+        "delta at sparsity 0.9, seed 1: failed: MaskError: layer head.weight is empty",
     )
 
 
@@ -184,25 +196,224 @@ def test_an_ok_record_counts_before_a_failed_one_of_the_same_run() -> None:
 # Ranks
 
 
-def test_ties_share_a_rank_within_a_sparsity() -> None:
-    track = only_track(full_records())
-    ranks = {row.method: str(row.ranks["unbiased"]) for row in track.pruned if row.sparsity == 0.5}
-    assert ranks == {"alpha": "1=", "beta": "1=", "gamma": "3=", "delta": "3="}
-    assert texts(track, accuracy_table, "alpha", "0.5")["conflicting_rank"] == "1="
+def test_ranks_are_the_places_that_the_tests_allow() -> None:
+    track = only_track(full_records(seeds=5))
+    ranks = {row.method: str(row.ranks["conflicting"]) for row in track.pruned if row.sparsity == 0.5}
+    assert ranks == {"alpha": "1-2", "beta": "1-2", "gamma": "3-4", "delta": "3-4"}
+    assert texts(track, accuracy_table, "alpha", "0.5")["conflicting_rank"] == "1-2"
+    assert not any(row.ranks["conflicting"] for row in only_track(full_records(seeds=4)).rows if row.metrics)
 
 
-def test_incomplete_dense_and_native_rows_are_not_ranked() -> None:
-    track = only_track(full_records())
-    ranked = {(row.method, row.sparsity) for row in track.rows if row.ranks.get("unbiased")}
-    assert {(method, 0.9) for method in ("alpha", "beta")} < ranked
-    assert not {("gamma", 0.9), ("delta", 0.9), ("dense", 0.0), ("native", None)} & ranked
+def test_rows_without_a_rank_say_why() -> None:
+    """And no mean is lost by that, but where a run failed."""
+    at_half = {"notes": {DEFERRAL_NOTE: 0.2}}
+    unranked = {
+        "method": {"name": "small", "supervision": "none", "cite": "reference: narrow", "ranked": "no"}
+    }
+    records = full_records(seeds=5)
+    for seed in range(5):
+        records += [run("deferring", 0.9, seed, **at_half), run("small", 0.9, seed, **unranked)]
+        records.append(run("fallen", 0.9, seed, 0.1, validation={"plain": 0.52, "class_recall": 0.51}))
+    track = only_track(records)
+    assert {(row.method, row.tag): row.unranked for row in track.rows if row.unranked} == {
+        ("dense", "dense"): "nothing is pruned",
+        ("native", "native"): "chooses its sparsity itself",
+        ("gamma", "0.9"): "4 seeds of at least 5, seed 2 missing",
+        ("delta", "0.9"): "seed 1 failed",
+        ("deferring", "0.9"): "needs the dense network to answer",
+        ("small", "0.9"): "a reference",
+        ("fallen", "0.9"): "collapsed: 5 of 5 networks near chance on the validation split",
+    }
+    assert {row.method for row in track.rows if row.ranks.get("conflicting")} == {
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+    }
+    assert not any(row.ranks.get("conflicting") for row in track.rows if row.unranked)
+    assert {row.method for row in track.rows if not row.metrics} == {"delta"}
+    assert DEFERRAL_NOTE == cascade.THRESHOLD_NOTE
+
+
+def test_collapse_is_told_from_bias() -> None:
+    """A biased network is right on validation data; a collapsed one is not, and some fallen seeds are only named."""
+    biased = {"plain": 0.95, "class_recall": 0.95}
+    fallen = {"plain": 0.97, "class_recall": 0.54}  # of two classes, 97 % of one kind
+    records = [run("alpha", 0.9, seed, 0.0, validation=biased) for seed in range(5)]
+    records += [run("beta", 0.9, seed, 0.1, validation=fallen if seed < 2 else biased) for seed in range(5)]
+    records += [run("gamma", 0.9, seed, 0.1, validation=fallen if seed < 3 else biased) for seed in range(5)]
+    track = only_track(records)
+    assert {row.method: bool(row.collapsed) for row in track.rows} == {
+        "alpha": False,
+        "beta": False,
+        "gamma": True,
+    }
+    assert row_of(track, "gamma", 0.9).label == "gamma ‡"
+    assert [line for line in track.remarks if "collapsed" in line] == [
+        "beta at sparsity 0.9: the network of seeds 0, 1 collapsed, and is in its mean.",
+        "‡ gamma at sparsity 0.9 collapsed: 3 of 5 networks near chance on the validation split. It has no rank.",
+    ]
 
 
 def test_rows_are_in_order_of_sparsity_then_accuracy_with_dense_first() -> None:
     rows = [(row.method, row.sparsity) for row in only_track(full_records()).rows]
     assert rows[0] == ("dense", 0.0)
     assert rows[-1] == ("native", None)
-    assert [method for method, sparsity in rows if sparsity == 0.9] == ["alpha", "beta", "delta", "gamma"]
+    assert [method for method, sparsity in rows if sparsity == 0.9] == ["alpha", "beta", "gamma", "delta"]
+
+
+# Seeds
+
+
+def test_seeds_are_those_of_the_plan_and_others_stand_apart() -> None:
+    plans = (SeedPlan(CELL.task, (0, 1, 2, 3, 4)), SeedPlan(CELL.task, (55, 66), model="resnet"))
+    records = [run("alpha", 0.9, seed, 0.1 * seed) for seed in (0, 1, 7)] + [run("beta", 0.9, 0, 0.4)]
+    (track,) = build_board(records, plans=plans).tracks
+    row = row_of(track, "alpha", 0.9)
+    assert track.seeds == row.planned == (0, 1, 2, 3, 4)
+    assert row.metric("conflicting").mean == pytest.approx(0.05)
+    assert "alpha was also run with seed 7, beyond the planned ones: in no mean here." in track.notes
+    assert "beta at sparsity 0.9, seeds 1, 2, 3, 4: no record" in track.problems
+
+
+def test_the_more_special_plan_counts() -> None:
+    plans = [
+        SeedPlan(CELL.task, (0, 1)),
+        SeedPlan(CELL.task, (0,), model=CELL.model),
+        SeedPlan(CELL.task, (9,), model=CELL.model, recipe=(("steps", 7),)),
+        SeedPlan("other", (3,)),
+    ]
+    records = [run("alpha", 0.9, seed) for seed in range(3)]
+    assert planned_seeds(records, plans) == (0,)
+    assert planned_seeds(records, plans[:1]) == (0, 1)
+    assert planned_seeds(records, plans[3:]) == (0, 1, 2)
+
+
+def test_the_suites_of_the_board_plan_enough_seeds_for_a_rank() -> None:
+    found = board_plans()
+    assert "colored-digits@2pct" in {plan.task for plan in found}
+    assert all(seed < 100 for plan in found for seed in plan.seeds)
+
+
+# The reference
+
+
+def referenced(values: dict[str, list[float]], sparsity: float = 0.9) -> list[RunRecord]:
+    """Runs of named rows by seed; those that end in `dense` or are the reference at sparsity 0, of 500 steps."""
+    found = []
+    for name, by_seed in values.items():
+        asked = 0.0 if name.endswith("-dense") or name == REFERENCE else sparsity
+        for seed, value in enumerate(by_seed):
+            price = replace(cost(asked, 1.0, 1.0), training_steps=500 if name == REFERENCE else 600)
+            found.append(run(name, asked, seed, value, cost=price))
+    return found
+
+
+NOISE = [0.00, 0.02, -0.01, 0.01, -0.02]
+OTHER_NOISE = [0.01, 0.00, 0.01, -0.01, 0.00]
+
+
+def around(value: float, noise: Sequence[float] = NOISE) -> list[float]:
+    return [value + part for part in noise]
+
+
+def test_changes_and_training_are_those_from_dense_finetuned() -> None:
+    """`dense` is better by far, and is compared with nothing."""
+    values = {REFERENCE: around(0.5), "alpha": around(0.4, OTHER_NOISE), "beta": around(0.5, OTHER_NOISE)}
+    dense = [run("dense", 0.0, seed, 0.9) for seed in range(5)]
+    track = only_track([*dense, *referenced(values)])
+    assert track.reference == REFERENCE
+    change = row_of(track, "alpha", 0.9).changes["conflicting"]
+    differences = [a - b for a, b in zip(values["alpha"], values[REFERENCE], strict=True)]
+    assert change.interval.mean == pytest.approx(sum(differences) / 5)
+    assert change.interval.half_width == pytest.approx(mean_interval(differences).half_width, abs=1e-3)
+    cells = texts(track, accuracy_table, "alpha", "0.9")
+    assert re.fullmatch(f"{MINUS}9[.]8 ± [0-9.]+ [*]", cells["conflicting_change"])
+    assert not row_of(track, "beta", 0.9).changes["conflicting"].decided
+    assert texts(track, accuracy_table, REFERENCE, "dense")["conflicting_change"] == MISSING
+    assert cells["training"] == f"1.20{TIMES}"
+
+
+def test_without_the_reference_nothing_stands_in_for_it() -> None:
+    records = [run(name, 0.0, seed, 0.5) for name in ("dense", "dense-long") for seed in range(5)]
+    records += [run("alpha", 0.9, seed, 0.4) for seed in range(5)]
+    records += [failed(REFERENCE, 0.0, seed, "no memory") for seed in range(5)]
+    track = only_track(records)
+    cells = texts(track, accuracy_table, "alpha", "0.9")
+    assert (track.reference, cells["conflicting_change"], cells["training"]) == (None, MISSING, MISSING)
+    assert any("there is no finished run of dense-finetuned" in note for note in track.notes)
+    two = referenced({REFERENCE: around(0.5)}) + [
+        run(REFERENCE, 0.0, seed, 0.6, cell={"method_version": "2"}) for seed in range(5)
+    ]
+    assert any("several rows of dense-finetuned" in note for note in only_track(two).notes)
+
+
+# What the mask adds
+
+
+def test_masks_beside_their_shuffled_ones_and_the_method_unpruned() -> None:
+    values = {
+        REFERENCE: around(0.6), "lff-dense": around(0.7), "lff": around(0.65, OTHER_NOISE),
+        "shuffled:lff": around(0.5), "mrm": around(0.4, OTHER_NOISE), "shuffled:mrm": around(0.4),
+        "snip": around(0.45),
+    }  # fmt: skip
+    track = only_track(referenced(values))
+    lff, mrm = (row_of(track, name, 0.9).mask for name in ("lff", "mrm"))
+    assert lff is not None
+    assert mrm is not None
+    assert (lff.beats_shuffled, mrm.beats_shuffled) == (True, False)
+    assert lff.unpruned is not None
+    assert lff.unpruned.against == "lff-dense"
+    assert lff.unpruned.interval.mean == pytest.approx(-0.048)
+    assert mrm.unpruned is not None
+    assert mrm.unpruned.against == REFERENCE
+    assert row_of(track, "snip", 0.9).mask is None
+    assert row_of(track, "shuffled:mrm", 0.9).mask is None
+    table = masks_table(track)
+    assert table is not None
+    assert table.choose("method", "mask_verdict").texts() == [
+        ["lff", "beats its shuffled mask"], ["mrm", "not shown to beat its shuffled mask"],
+    ]  # fmt: skip
+    assert [line for line in track.remarks if "shuffled" in line] == [
+        "mrm at sparsity 0.9: its mask is not shown to be better than the same mask shuffled within layers."
+    ]
+    assert masks_table(only_track(full_records())) is None
+
+
+# Columns that say the same
+
+
+def many_groups(aligned: float, worst: float) -> dict[str, Any]:
+    """A run of ten labels and ten biases, with these accuracies of aligned groups and of the worst one."""
+    groups = [
+        GroupRow(y, b, y == b, 100, round(100 * (aligned if y == b else worst if (y, b) == (0, 1) else 0.4)))
+        for y in range(10)
+        for b in range(10)
+    ]
+    values = metrics(0.4) | {"aligned": aligned, "worst_group": worst, "worst_tenth": 0.3}
+    return {"groups": groups, "metrics": values}
+
+
+def test_columns_that_say_the_same_are_folded_and_told() -> None:
+    records = [run("alpha", 0.5, seed, **many_groups(0.97, 0.0)) for seed in range(2)]
+    track = only_track(records)
+    keys = accuracy_table(track).keys
+    assert not {"unbiased", "bias_gap", "worst_group"} & set(keys)
+    assert {"conflicting", "aligned", "worst_tenth"} <= set(keys)
+    assert any(
+        line.startswith("Unbiased accuracy and bias gap are not shown (·) at 0.5") for line in track.remarks
+    )
+    assert any(line.startswith("Worst-group accuracy is not shown (·) at 0.5") for line in track.remarks)
+    both = only_track([*records, *(run("alpha", 0.9, seed, **many_groups(0.9, 0.2)) for seed in range(2))])
+    assert texts(both, accuracy_table, "alpha", "0.5")["unbiased"] == FOLDED
+    assert texts(both, accuracy_table, "alpha", "0.9")["unbiased"] == "65.0 ± 0.0"
+    assert texts(both, accuracy_table, "alpha", "0.5")["worst_group"] == FOLDED
+
+
+def test_intervals_stay_within_what_a_share_can_be() -> None:
+    """0.0, 0.02, 0.04: mean 2 and half-width 4.97, which would reach below 0."""
+    track = only_track([run("alpha", 0.5, seed, 0.02 * seed) for seed in range(3)])
+    assert texts(track, accuracy_table, "alpha", "0.5")["conflicting"] == "2.0 [0.0, 7.0]"
 
 
 # What must not be averaged
@@ -271,7 +482,7 @@ def test_latency_is_a_median_and_speed_up_a_geometric_mean_of_ratios() -> None:
     assert cells["theoretical_speed_up"] == "10.00\u00d7"
     assert (cells["nonzero_parameters"], cells["nonzero_share"]) == ("100", "10.0")
     assert (cells["macs"], cells["nonzero_macs"]) == ("4.00", "0.400")
-    assert cells["training"] == "1.50\u00d7"
+    assert cells["training"] == MISSING
     summary = speed_summary(track)
     assert summary is not None
     assert summary.endswith(
@@ -402,7 +613,7 @@ def test_a_metric_of_the_registry_is_a_column_everywhere(
 ) -> None:
     """One definition: it heads a column of the tables, of the README's excerpt and of the page, with its words."""
     toy = replace(
-        metric_named("bias_gap"),
+        metric_named("conflicting"),
         name="toy",
         title="Toy metric",
         short="Toy",
@@ -428,17 +639,20 @@ def test_a_metric_of_the_registry_is_a_column_everywhere(
     assert "toy" not in accuracy_table(only_track(full_records())).keys
 
 
-def test_the_readmes_table_is_short_and_holds_the_baseline() -> None:
-    values = {f"method-{i}": 0.1 + i / 20 for i in range(12)} | {"magnitude": 0.05, "dense": 0.3}
-    records = [
-        run(name, 0.0 if name == "dense" else 0.9, s, v) for name, v in values.items() for s in range(2)
-    ]
+def test_the_readmes_table_is_short_and_holds_reference_and_baseline() -> None:
+    values = {f"method-{i}": 0.1 + i / 20 for i in range(12)} | {"magnitude": 0.05, "shuffled:best": 0.9}
+    unpruned = {"dense": 0.3, REFERENCE: 0.35, "lff-dense": 0.9}
+    records = [run(name, 0.9, s, v) for name, v in values.items() for s in range(2)]
+    records += [run(name, 0.0, s, v) for name, v in unpruned.items() for s in range(2)]
     rows, left = shown_rows(only_track(records))
-    assert [row.method for row in rows] == ["dense", *(f"method-{i}" for i in range(11, 5, -1)), "magnitude"]
-    assert left == 6
-    assert "the best by unbiased accuracy and the baseline, 6 more on the board" in board_excerpt(
-        build_board(records), "f"
-    )
+    best = [f"method-{i}" for i in range(11, 6, -1)]
+    assert [row.method for row in rows] == [REFERENCE, "dense", *best, "magnitude"]
+    assert left == 9
+    text = board_excerpt(build_board(records), "f")
+    assert "the best by bias-conflicting accuracy and the baseline, 9 more on the board" in text
+    assert "Changes, and training as a multiple, are from dense-finetuned" in text
+    text = board_excerpt(build_board([r for r in records if r.spec["method"] != REFERENCE]), "f")
+    assert "there is no finished run of dense-finetuned" in text
 
 
 # Files
@@ -473,9 +687,9 @@ def test_files_are_text_that_ends_with_a_newline_and_knows_no_place(tmp_path: Pa
             assert b"https://" not in data, f"{name} points to the network"
 
 
-def test_a_dense_model_that_took_no_training_steps_leaves_training_undefined(tmp_path: Path) -> None:
-    records = [run("dense", 0.0, 0), run("alpha", 0.5, 0)]
-    free = [replace(r, cost=replace(r.cost, dense_training_steps=0)) for r in records if r.cost is not None]
+def test_a_reference_that_took_no_training_steps_leaves_training_undefined(tmp_path: Path) -> None:
+    records = [run(REFERENCE, 0.0, 0), run("alpha", 0.5, 0)]
+    free = [replace(r, cost=replace(r.cost, training_steps=0)) for r in records if r.cost is not None]
     board = write_board(free, tmp_path)
     costs = [row.cost for row in board.tracks[0].rows]
     assert all(cost is not None and math.isnan(cost.training) for cost in costs)
@@ -536,7 +750,7 @@ def test_markdown_tables_have_as_many_cells_as_columns() -> None:
 def test_markdown_says_what_its_numbers_mean() -> None:
     text = board_markdown(build_board(full_records()))
     assert "95 % t-interval" in text
-    assert "two-sided paired t-test over the shared seeds at p < 0.05, not corrected" in text
+    assert "Benjamini and Hochberg's correction over all these tests" in text
     assert "delta at sparsity 0.9, seed 1: failed" in text
     assert re.search(
         r"!\[Unbiased accuracy and .* over sparsity, digits@2pct\]\(figures/digits-2pct.svg\)", text
@@ -583,7 +797,7 @@ def test_a_line_breaks_where_a_mean_is_missing() -> None:
     board = build_board(full_records())
     figure = plotly_figure(curve_plot(board.tracks[0], method_styles(board), metric_named("unbiased")))
     by_name = {trace["meta"]: trace for trace in figure["data"]}
-    assert by_name["gamma"]["y"][1] is None
+    assert by_name["delta"]["y"][1] is None
     assert None not in by_name["alpha"]["y"]
     assert by_name["native"]["x"] == [pytest.approx(sparsity_place(0.25), abs=1e-4)]
     assert by_name["native"]["marker"]["symbol"] == "star"
@@ -613,10 +827,10 @@ def test_the_svg_is_well_formed_and_on_white() -> None:
 
 def test_axes_stay_within_what_an_accuracy_can_be() -> None:
     track = only_track([run("alpha", 0.5, seed, value) for seed, value in enumerate((0.0, 1.0))])
-    plot = curve_plot(track, {"alpha": REFERENCE}, metric_named("conflicting"))
+    plot = curve_plot(track, {"alpha": DASHED}, metric_named("conflicting"))
     assert limits([plot], "y") == (0, 100)
     narrow = only_track([run("alpha", 0.5, seed, 0.4 + seed / 1000) for seed in range(2)])
-    low, high = limits([curve_plot(narrow, {"alpha": REFERENCE}, metric_named("conflicting"))], "y")
+    low, high = limits([curve_plot(narrow, {"alpha": DASHED}, metric_named("conflicting"))], "y")
     assert high - low >= 10, "small differences look small"
 
 
@@ -655,4 +869,6 @@ def test_a_mean_of_runs_that_were_made_differently_is_marked() -> None:
     text = board_markdown(build_board([*alike, *mixed]))
     assert "| n † " in text
     assert "| m " in text
-    assert "† n at sparsity 0.9 joins runs of torch 2.11.0 and 2.15.0; Processor One" in text
+    assert "† n at sparsity 0.9: its mean rests on torch 2.11.0 and 2.15.0; Processor One" in text
+    changed = [run("n", 0.9, seed, code={"dirty": True}) for seed in range(2)]
+    assert only_track(changed).rows[0].mixed == ("uncommitted code",)

@@ -19,9 +19,8 @@ from prunebench.stats.intervals import Interval, mean_interval, share_bounds
 from prunebench.stats.multiplicity import (
     RankInterval,
     benjamini_hochberg,
-    decided_pairs,
     holm_adjusted,
-    rank_intervals,
+    paired_verdicts,
 )
 from prunebench.stats.tests import mcnemar_p_value, paired_p_value
 
@@ -112,13 +111,38 @@ def test_rank_intervals_by_hand() -> None:
         "odd": seeds(0.61, 0.59, 0.62),
         "even": seeds(0.60, 0.61, 0.61),
         "single": {0: 1.0},
+        "undefined": seeds(0.9, math.nan, math.nan),
     }
-    assert rank_intervals(values) == {
+    found = paired_verdicts(values)
+    assert found.ranks == {
         "good": RankInterval(1, 1), "odd": RankInterval(2, 3), "even": RankInterval(2, 3), "single": None,
+        "undefined": None,
     }  # fmt: skip
+    assert found.decided("odd", "good")
+    assert not found.decided("odd", "even")
+    assert math.isnan(found.q("good", "single"))
     assert [str(RankInterval(1, 1)), str(RankInterval(2, 3))] == ["1", "2-3"]
-    values["elsewhere"] = {7: 0.1, 8: 0.2}
-    assert set(rank_intervals(values).values()) == {None}
+    assert paired_verdicts({}).ranks == {}
+
+
+def test_a_row_with_other_seeds_takes_no_rank_from_others() -> None:
+    values = {
+        "a": seeds(0.90, 0.91, 0.92),
+        "b": seeds(0.61, 0.59, 0.62),
+        "elsewhere": {7: 0.1, 8: 0.2, 9: 0.1},
+    }
+    ranks = paired_verdicts(values).ranks
+    assert ranks == {"a": RankInterval(1, 2), "b": RankInterval(2, 3), "elsewhere": RankInterval(1, 3)}
+    assert paired_verdicts(values, fewest=4).ranks == dict.fromkeys(values)
+
+
+def test_the_reference_is_in_the_family_and_has_no_rank() -> None:
+    values = {"ref": seeds(0.90, 0.91, 0.92), "a": seeds(0.61, 0.59, 0.62), "control": seeds(0.3, 0.32, 0.31)}
+    found = paired_verdicts(values, ranked=["a"], reference="ref")
+    assert found.ranks == {"ref": None, "a": RankInterval(1, 1), "control": None}
+    assert found.beats == {("ref", "a"), ("ref", "control")}
+    assert found.q_values.keys() == {("a", "ref"), ("control", "ref")}
+    assert "ref" not in paired_verdicts(values, ranked=["a"]).q_values
 
 
 def test_ranks_are_corrected_for_the_number_of_pairs() -> None:
@@ -127,21 +151,31 @@ def test_ranks_are_corrected_for_the_number_of_pairs() -> None:
     noise = generator.normal(0, 0.01, 5)
     first, second = seeds(*(0.5 + noise)), seeds(*(0.5 + noise + [0.002, 0.011, 0.002, 0.009, 0.003]))
     assert 0.02 < paired_p_value(second, first) < 0.05
-    assert decided_pairs({"first": first, "second": second}) == {("second", "first")}
+    assert paired_verdicts({"first": first, "second": second}).beats == {("second", "first")}
     rest = {f"m{k}": seeds(*(0.5 + generator.normal(0, 0.01, 5))) for k in range(5)}
-    assert ("second", "first") not in decided_pairs({"first": first, "second": second, **rest})
+    assert not paired_verdicts({"first": first, "second": second, **rest}).decided("first", "second")
+
+
+def test_equal_differences_are_no_evidence() -> None:
+    """The same difference on every seed has no spread: it is neither certain nor tested."""
+    found = paired_verdicts(
+        {"a": seeds(0.5, 0.6, 0.7), "b": seeds(0.4, 0.5, 0.6), "same": seeds(0.4, 0.5, 0.6)}
+    )
+    assert math.isnan(found.q("a", "b"))
+    assert found.q("b", "same") == 1
+    assert found.beats == set()
 
 
 @given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=1, max_size=6))
 def test_rank_intervals_agree_with_the_decisions(table: list[list[float]]) -> None:
     values = {f"m{k}": seeds(*row) for k, row in enumerate(table)}
-    ranks, beats = rank_intervals(values), decided_pairs(values)
-    for name, rank in ranks.items():
+    found = paired_verdicts(values)
+    for name, rank in found.ranks.items():
         assert rank is not None
-        assert rank.best == 1 + sum(loser == name for _, loser in beats)
+        assert rank.best == 1 + sum(loser == name for _, loser in found.beats)
         assert 1 <= rank.best <= rank.worst <= len(values)
-    if not beats:
-        assert all(rank == RankInterval(1, len(values)) for rank in ranks.values())
+    if not found.beats:
+        assert all(rank == RankInterval(1, len(values)) for rank in found.ranks.values())
 
 
 # Rank correlation
@@ -264,7 +298,7 @@ def test_clustered_t_of_unequal_clusters_by_hand() -> None:
 
 
 def test_clusters_at_their_edges() -> None:
-    assert clustered_t([0.5, 0.5], [0, 1])[2] == 0
+    assert math.isnan(clustered_t([0.5, 0.5], [0, 1])[2])
     assert clustered_t([0, 0], [0, 1])[2] == 1
     assert math.isnan(clustered_t([1, 1], [0, 0])[2])
     with pytest.raises(MetricError, match="clusters"):

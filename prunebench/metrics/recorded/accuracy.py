@@ -90,11 +90,57 @@ def conflicting(groups: GroupTable) -> float:
     cite="Sagawa et al., ICLR 2020",
     range=SHARE,
     board=True,
-    readme=True,
     compared=True,
 )
 def worst_group(groups: GroupTable) -> float:
     return groups.worst_group
+
+
+@metric(
+    "worst_tenth",
+    title="Accuracy on the worst tenth of groups",
+    short="Worst tenth",
+    unit="%",
+    better="higher",
+    help="Mean over the tenth of a run's groups with the lowest accuracy, one group at least (CVaR at 10 %)",
+    cite="Rockafellar & Uryasev, 2000 (CVaR); Williamson & Menon, ICML 2019, over groups",
+    range=SHARE,
+    board=True,
+    readme=True,
+    compared=True,
+)
+def worst_tenth(groups: GroupTable) -> float:
+    return groups.worst_tenth
+
+
+@metric(
+    "worst_class_conflicting",
+    title="Worst class on bias-conflicting samples",
+    short="Worst class, conflicting",
+    unit="%",
+    better="higher",
+    help="Lowest accuracy of a class on its bias-conflicting samples",
+    cite="PruneBench, after worst-group accuracy",
+    range=SHARE,
+    board=True,
+    compared=True,
+)
+def worst_class_conflicting(groups: GroupTable) -> float:
+    return groups.worst_class_conflicting
+
+
+@metric(
+    "class_recall",
+    title="Mean class recall",
+    short="Class recall",
+    unit="%",
+    better="higher",
+    help="Mean over classes of the share of a class's samples that are right",
+    cite="Brodersen et al., ICPR 2010 (balanced accuracy)",
+    range=SHARE,
+)
+def class_recall(groups: GroupTable) -> float:
+    return groups.class_recall
 
 
 @metric(
@@ -106,7 +152,6 @@ def worst_group(groups: GroupTable) -> float:
     cite="PruneBench",
     range=(-1.0, 1.0),
     board=True,
-    readme=True,
     compared=True,
 )
 def bias_gap(groups: GroupTable) -> float:

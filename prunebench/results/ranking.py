@@ -1,0 +1,145 @@
+"""Ranking: which rows of a track have a rank, and the one test by which board and `compare` tell rows apart.
+
+Within a track and a sparsity, two-sided paired t-tests over the shared seeds: of all pairs of ranked rows, and of every
+row with the reference. Benjamini and Hochberg's correction at 5 % over all of them, for each metric by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from prunebench.report.format import listed, plural
+from prunebench.results.record import RunRecord
+from prunebench.results.tracks import (
+    REFERENCE,
+    Place,
+    Rows,
+    SeedPlan,
+    finished_runs,
+    is_ranked,
+    is_unpruned,
+    planned_seeds,
+    rows_of_track,
+)
+from prunebench.stats.multiplicity import Verdicts, paired_verdicts
+
+FEWEST_SEEDS = 5
+"""A rank, and a verdict on a difference, needs at least so many seeds."""
+ABOVE_CHANCE = 0.1
+"""A network has collapsed where its accuracy is less than this share of the way from chance to 1."""
+DEFERRAL_NOTE = "deferral_threshold"
+"""The note of a run whose answers are in part the dense network's."""
+DEFERRED = "needs the dense network to answer"
+
+
+def has_collapsed(run: RunRecord) -> bool:
+    """Whether a finished run's network does hardly better than chance on data like those that it was trained on.
+
+    Its accuracy on the biased validation split, the mean over classes where it is known, is below 1/C + 0.1 (1 - 1/C)
+    for C classes: 19 % of ten, 55 % of two. Bias-conflicting accuracy alone could not tell collapse from bias.
+    """
+    classes = len({group.label for group in run.groups if group.count})
+    found = run.validation.get("class_recall")
+    found = run.validation.get("plain") if found is None else found
+    if classes < 2 or found is None:
+        return False
+    return found < 1 / classes + ABOVE_CHANCE * (1 - 1 / classes)
+
+
+def collapse_reason(runs: Sequence[RunRecord]) -> str:
+    """In words, where at least half of a row's finished runs have collapsed; empty otherwise."""
+    done = [run for run in runs if run.status == "ok"]
+    fallen = sum(map(has_collapsed, done))
+    if not fallen or 2 * fallen < len(done):
+        return ""
+    return f"collapsed: {fallen} of {plural(len(done), 'network')} near chance on the validation split"
+
+
+def missing_seeds(runs: Sequence[RunRecord], planned: Sequence[int]) -> list[int]:
+    """The planned seeds that a row has no record of."""
+    return sorted(set(planned) - {run.spec["seed"] for run in runs})
+
+
+def failed_seeds(runs: Sequence[RunRecord], planned: Sequence[int]) -> list[int]:
+    """The planned seeds whose run did not finish."""
+    return [run.spec["seed"] for run in runs if run.status != "ok" and run.spec["seed"] in planned]
+
+
+def unranked_reason(runs: Sequence[RunRecord], planned: Sequence[int]) -> str:
+    """Why a row has no rank, in words; empty where it has one."""
+    done = finished_runs(runs)
+    failed, missing = failed_seeds(runs, planned), missing_seeds(runs, planned)
+    if any(DEFERRAL_NOTE in run.notes for run in done.values()):
+        return DEFERRED
+    if is_unpruned(runs[0]):
+        return "nothing is pruned"
+    if not is_ranked(runs[0]):
+        return "a reference" if runs[0].method.get("cite", "").startswith("reference") else "not to be ranked"
+    if runs[0].spec["sparsity"] is None:
+        return "chooses its sparsity itself"
+    if failed:
+        return f"{listed('seed', failed)} failed"
+    if len(done) < FEWEST_SEEDS:
+        absent = f", {listed('seed', missing)} missing" if missing else ""
+        return f"{plural(len(done), 'seed')} of at least {FEWEST_SEEDS}{absent}"
+    return collapse_reason(runs)
+
+
+@dataclass(frozen=True)
+class TrackRanking:
+    """The rows of one track at its planned seeds, and what the tests say of them."""
+
+    rows: Rows
+    planned: tuple[int, ...]
+
+    @property
+    def reference(self) -> Place | None:
+        """The row of the reference; None where the track has no finished run of it, or several versions of it."""
+        found = [
+            place
+            for place, runs in self.rows.items()
+            if runs[0].spec["method"] == REFERENCE and place[0] == 0
+        ]
+        done = [place for place in found if finished_runs(self.rows[place])]
+        return done[0] if len(done) == 1 else None
+
+    def values(self, place: Place, metric: str) -> dict[int, float]:
+        """A metric of the finished runs of a row, by seed; nan where it is undefined."""
+        done = finished_runs(self.rows[place])
+        found = {seed: run.metrics.get(metric) for seed, run in done.items()}
+        return {seed: math.nan if value is None else value for seed, value in found.items()}
+
+    def verdicts(self, asked: float | None, metric: str) -> Verdicts:
+        """The tests of one sparsity and metric: ranked rows with each other, and all sound ones with the reference.
+
+        Rows with a failed run or of collapsed networks are in no test. Names are the rows' labels.
+        """
+        cell = {place[1]: runs for place, runs in self.rows.items() if place[0] == asked}
+        sound = [
+            label
+            for label, runs in cell.items()
+            if not failed_seeds(runs, self.planned) and not collapse_reason(runs)
+        ]
+        values = {label: self.values((asked, label), metric) for label in sound}
+        reference = self.reference
+        if reference is not None:
+            values[reference[1]] = self.values(reference, metric)
+        return paired_verdicts(
+            values,
+            ranked=[label for label in sound if not unranked_reason(cell[label], self.planned)],
+            reference=None if reference is None else reference[1],
+            fewest=FEWEST_SEEDS,
+        )
+
+
+def rank_track(runs: Sequence[RunRecord], plans: Sequence[SeedPlan] = ()) -> TrackRanking:
+    """The ranking of one track's records (`tracks.split_tracks`), with its planned seeds alone."""
+    planned = planned_seeds(runs, plans)
+    return TrackRanking(rows_of_track([run for run in runs if run.spec["seed"] in planned]), planned)
+
+
+def paired_differences(values: Mapping[int, float], others: Mapping[int, float]) -> list[float]:
+    """Differences, first minus second, over the shared seeds, in order."""
+    return [values[seed] - others[seed] for seed in sorted(values.keys() & others.keys())]
