@@ -620,6 +620,7 @@ def test_a_metric_of_the_registry_is_a_column_everywhere(
         help="Of no use",
         unit="",
         decimals=2,
+        range=(-math.inf, math.inf),
     )
     monkeypatch.setattr(columns, "metrics", lambda: (*metrics_of_registry(), toy))
     records = [run("magnitude", 0.9, seed, metrics=metrics(0.4) | {"toy": 0.25 * seed}) for seed in range(3)]
