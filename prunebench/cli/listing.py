@@ -151,8 +151,27 @@ def print_groups(
     task = resolve_task(task_name, data_root)
     for remark in task.remarks(data_root):
         errors.print(f"{task.name}: {remark}", style="yellow", soft_wrap=True)
-    for table in task_tables(task, task.splits(data_root, seed), every_attribute=every_attribute):
+    splits = task.splits(data_root, seed)
+    for remark in balance_remarks(task, splits):
+        errors.print(f"{task.name}: {remark}", style="yellow", soft_wrap=True)
+    for table in task_tables(task, splits, every_attribute=every_attribute):
         console.print(table)
+
+
+def balance_remarks(task: Task, splits: Splits) -> tuple[str, ...]:
+    """Which groups no method that is given validation's bias labels can know: a sentence, or none."""
+    import torch
+
+    from prunebench.tasks.balanced import groups_of, missing_groups
+
+    train, val, test = (groups_of(task, split) for split in (splits.train, splits.val, splits.test))
+    missing = () if splits.val_balanced else missing_groups(task, torch.cat([train, test]), val)
+    if not missing:
+        return ()
+    named = ", ".join(map(str, missing[:10])) + (" and more" if len(missing) > 10 else "")
+    return (
+        f"validation has no image of {len(missing)} groups (label, bias): {named}; balanced validation lacks them",
+    )
 
 
 def task_tables(task: Task, splits: Splits, *, every_attribute: bool = False) -> list[Table]:

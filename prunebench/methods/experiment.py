@@ -46,10 +46,22 @@ class Pruned:
 
 
 class VisibleSplit:
-    """A split as a method sees it: images on the device, labels `[N]`, and `bias` only if declared."""
+    """A split as a method sees it: images on the device, labels `[N]`, and `bias` only if declared.
 
-    def __init__(self, images: Images, y: Tensor, bias: Tensor | None, *, name: str, needs: str) -> None:
-        self.images = images
+    `missing_groups`: of balanced validation, the (label, bias) groups that the data have and it has no image of.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        y: Tensor,
+        bias: Tensor | None,
+        *,
+        name: str,
+        needs: str,
+        missing_groups: tuple[tuple[int, int], ...] = (),
+    ) -> None:
+        self.images, self.missing_groups = images, missing_groups
         self.y = y.to(images.device)
         self._bias = bias
         self._name, self._needs = name, needs
@@ -105,11 +117,11 @@ class ExperimentContext:
 class Experiment:
     """One fit. `seed`, `recipe`, `num_classes`, `conflicting_share` (if declared) and `device` are public.
 
-    In a multi-label task `num_classes` is the number of attributes, and labels are `[N, K]`. `train_split` and
-    `val_split` are `VisibleSplit`s; there is no test split here.
+    In a multi-label task `num_classes` is the number of attributes, and labels are `[N, K]`. `train_split`,
+    `val_split` and (if declared) `val_balanced` are `VisibleSplit`s; there is no test split here.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         spec: RunSpec,
         num_classes: int,
@@ -119,13 +131,14 @@ class Experiment:
         *,
         conflicting_share: float | None = None,
         supervision: str = "none",
+        val_balanced: VisibleSplit | None = None,
     ) -> None:
         self.spec = spec
         self.seed: int = spec.seed
         self.recipe: Recipe = spec.recipe
         self.num_classes = num_classes
         self._conflicting_share, self._supervision = conflicting_share, supervision
-        self.train_split, self.val_split = train_split, val_split
+        self.train_split, self.val_split, self._val_balanced = train_split, val_split, val_balanced
         self.device = train_split.images.device
         self.cost = TrainingCost()
         self.notes: dict[str, float] = {}
@@ -146,6 +159,19 @@ class Experiment:
                 "supervision='bias-rate'. Declare it in @method(...); the board shows that column"
             )
         return self._conflicting_share
+
+    @property
+    def val_balanced(self) -> VisibleSplit:
+        """Validation's own images with every (label, bias) group as frequent, and their bias labels.
+
+        Raises SupervisionError unless the method declared `supervision="val-groups"` or more.
+        """
+        if self._val_balanced is None:
+            raise SupervisionError(
+                "group-balanced validation is withheld: this method did not declare supervision='val-groups'. "
+                "Declare it in @method(...); the board shows that column"
+            )
+        return self._val_balanced
 
     def rng(self, purpose: str) -> torch.Generator:
         """A CPU generator that depends on the run's seed and the purpose alone."""
@@ -275,13 +301,19 @@ class Experiment:
 
     def predict(self, model: Classifier) -> Tensor:
         """Logits `[N, C]` of the training images, in evaluation mode, on the device."""
-        with channels_last(model):
-            return evaluate(model, self.train_split.images).to(self.device)
+        return self._answers(model, self.train_split)
 
     def predict_validation(self, model: Classifier) -> Tensor:
         """Logits `[N, C]` of the validation images, in evaluation mode, on the device."""
+        return self._answers(model, self.val_split)
+
+    def predict_balanced(self, model: Classifier) -> Tensor:
+        """Logits `[N, C]` of the images of `val_balanced`, as `predict_validation`."""
+        return self._answers(model, self.val_balanced)
+
+    def _answers(self, model: Classifier, split: VisibleSplit) -> Tensor:
         with channels_last(model):
-            return evaluate(model, self.val_split.images).to(self.device)
+            return evaluate(model, split.images).to(self.device)
 
     def scores(self, criterion: Criterion, model: Classifier) -> dict[str, Tensor]:
         """Scores of every prunable weight of `model`."""

@@ -40,7 +40,7 @@ class JustTrainTwice:
 
 @dataclass(frozen=True)
 class TunedJustTrainTwice:
-    """Both settings from a grid, by the worst group of validation and then by the mean of its groups."""
+    """Both settings from a grid, by the worst group of balanced validation and then by the mean of its groups."""
 
     identify: Sequence[float] = (0.125, 0.25, 0.5)
     upweight: Sequence[float] = (5.0, 20.0, 50.0)
@@ -95,9 +95,9 @@ def _prune(
 
 
 def _worst_and_mean_group(experiment: Experiment, model: Classifier) -> tuple[float, float]:
-    """Accuracy of the worst (label, bias) group of validation, and the mean over its groups."""
-    split = experiment.val_split
-    right = (experiment.predict_validation(model).argmax(1) == split.y).double()
+    """Accuracy of the worst (label, bias) group of balanced validation, and the mean over its groups."""
+    split = experiment.val_balanced
+    right = (experiment.predict_balanced(model).argmax(1) == split.y).double()
     _, group = torch.unique(torch.stack([split.y, split.bias], dim=1), dim=0, return_inverse=True)
     accuracy = torch.zeros(int(group.max()) + 1, dtype=torch.float64, device=group.device)
     accuracy = accuracy.index_add(0, group, right) / torch.bincount(group)
@@ -110,5 +110,6 @@ jtt_dense = method("jtt-dense", cite=f"{UNTUNED}; not pruned", version=2, unprun
 jtt_tuned = method(
     "jtt-tuned",
     cite=f"{LIU}, T and lambda tuned on validation images of known groups; pruned by magnitude",
+    version=2,
     supervision="val-groups",
 )(TunedJustTrainTwice)

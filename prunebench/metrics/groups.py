@@ -75,6 +75,14 @@ class GroupTable:
         """Mean over bias-conflicting groups."""
         return self._mean(~torch.as_tensor(self.aligned_pair))
 
+    def conflicting_where(self, train_count: Array, *, seen: bool) -> float:
+        """Mean over the bias-conflicting groups that training has images of, or over those it has none of.
+
+        train_count: `[C, B]`. nan where there is no such group. Raises MetricError on another shape.
+        """
+        count = self._by_group(train_count)
+        return self._mean(~torch.as_tensor(self.aligned_pair) & ((count > 0) == seen))
+
     @property
     def worst_group(self) -> float:
         """The lowest accuracy of a group that has samples."""
@@ -112,12 +120,7 @@ class GroupTable:
         none has training samples. Raises MetricError on another shape and negative or infinite counts.
         Source: Sagawa et al., ICLR 2020 ("adjusted" average accuracy).
         """
-        weight = as_finite("train_count", train_count, ndim=2)
-        wanted = tuple(self.count.shape)
-        if tuple(weight.shape) != wanted:
-            raise MetricError(f"train_count: want shape {wanted}, got {tuple(weight.shape)}")
-        if (weight < 0).any():
-            raise MetricError("train_count: want counts of samples, found a negative one")
+        weight = self._by_group(train_count)
         return float((weight * self._accuracy)[weight > 0].sum() / weight.sum())
 
     def _recall(self, chosen: Tensor) -> Tensor:
@@ -126,6 +129,16 @@ class GroupTable:
             torch.where(chosen, torch.as_tensor(x), 0).sum(1) for x in (self.count, self.correct)
         )
         return correct[count > 0].double() / count[count > 0]
+
+    def _by_group(self, train_count: Array) -> Tensor:
+        """Training samples by group, `[C, B]`. Raises MetricError on another shape and negative or infinite counts."""
+        count = as_finite("train_count", train_count, ndim=2)
+        wanted = tuple(self.count.shape)
+        if tuple(count.shape) != wanted:
+            raise MetricError(f"train_count: want shape {wanted}, got {tuple(count.shape)}")
+        if (count < 0).any():
+            raise MetricError("train_count: want counts of samples, found a negative one")
+        return count
 
     def _mean(self, chosen: Tensor) -> float:
         present = self._accuracy[chosen & (torch.as_tensor(self.count) > 0)]

@@ -25,10 +25,13 @@ from prunebench.metrics.groups import GroupTable
 from prunebench.pruning.masks import MaskReport, prunable
 from prunebench.results.record import PLAIN_PATH, REMOVED_NOTE, CostReport, GroupRow, Mining, removal_problem
 from prunebench.runner.ground_truth import SPLITS, STORED, GroundTruth
-from prunebench.tasks import Task
+from prunebench.tasks import Split, Task
+from prunebench.tasks.balanced import balanced_validation, groups_of, missing_groups
 from prunebench.training.loop import evaluate
 
 LATENCY_BATCH = 64
+GRANTED = {"val-groups": ("val",), "train-groups": ("train", "val")}
+"""By supervision, the splits whose bias labels a method sees."""
 
 
 class TaskData:
@@ -40,18 +43,22 @@ class TaskData:
         self.task, self.seed, self.device = task, seed, device
         self.labels = GroundTruth.of(task, splits)
         self.images: dict[str, Images] = {}
+        self._written: dict[str, int] = {}
         for name in SPLITS:
-            split = getattr(splits, name)
-            kind = Images if split.digest is None else StreamedImages
-            self.images[name] = kind(
-                split.x, mean=task.mean, std=task.std, device=device, view=task.view, overlay=split.overlay
-            )
+            self._hold(name, getattr(splits, name))
+        self._make_balanced = balanced_validation(task, splits, seed)
         self.seconds = round(time.perf_counter() - start, 3)
-        self._written = self._writes()
 
-    def _writes(self) -> list[int]:
+    def _hold(self, name: str, split: Split) -> None:
+        kind, task = Images if split.digest is None else StreamedImages, self.task
+        self.images[name] = kind(
+            split.x, mean=task.mean, std=task.std, device=self.device, view=task.view, overlay=split.overlay
+        )
+        self._written[name] = self.images[name]._bytes._version
+
+    def _writes(self) -> dict[str, int]:
         """How often torch has written into the images of each split."""
-        return [images._bytes._version for images in self.images.values()]
+        return {name: images._bytes._version for name, images in self.images.items()}
 
     @property
     def intact(self) -> bool:
@@ -60,10 +67,25 @@ class TaskData:
 
     def visible(self, name: str, supervision: str) -> VisibleSplit:
         """The split as a method with this supervision sees it."""
-        granted = {"val-groups": ("val",), "train-groups": ("train", "val")}.get(supervision, ())
-        bias = self.labels.bias[name].clone() if name in granted else None
+        bias = self.labels.bias[name].clone() if name in GRANTED.get(supervision, ()) else None
         needs = "train-groups" if name == "train" else "val-groups"
         return VisibleSplit(self.images[name], self.labels.y[name].clone(), bias, name=name, needs=needs)
+
+    def visible_balanced(self, supervision: str) -> VisibleSplit | None:
+        """Group-balanced validation with its bias labels, for a method that may know them; None for others."""
+        if "val" not in GRANTED.get(supervision, ()):
+            return None
+        name = "val_balanced"
+        if name not in self.images:
+            part = self._make_balanced()
+            elsewhere = torch.cat([self.labels.group("train"), self.labels.group("test")])
+            missing = missing_groups(self.task, elsewhere, groups_of(self.task, part))
+            self._hold(name, part)
+            self._balanced = part.y, part.bias, missing
+        y, bias, missing = self._balanced
+        return VisibleSplit(
+            self.images[name], y.clone(), bias.clone(), name=name, needs="val-groups", missing_groups=missing
+        )
 
     def conflicting_share(self, supervision: str) -> float | None:
         """The nominal share of conflicting training images, if this supervision may know it."""

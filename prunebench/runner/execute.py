@@ -21,7 +21,7 @@ from prunebench.inference.cascade import TEST_NOTE, Cascade, Deferral
 from prunebench.inference.latency import reset_peak_memory
 from prunebench.methods.api import Method
 from prunebench.methods.discovery import resolve_method
-from prunebench.methods.experiment import Experiment, ExperimentContext, Pruned
+from prunebench.methods.experiment import Experiment, ExperimentContext, Pruned, VisibleSplit
 from prunebench.methods.isolation import kept
 from prunebench.models import Classifier, narrowed
 from prunebench.models.checkpoints import checkpoint_digest, load_checkpoint
@@ -47,6 +47,8 @@ Progress = Callable[[str, int, int, float], None]
 
 OUTSIDE_NOTE = "trained_outside"
 """The note of a dense run whose weights come from a checkpoint."""
+MISSING_NOTE = "val_groups_missing"
+"""The note of how many (label, bias) groups a method that was given balanced validation could not see in it."""
 LONGEST_REASON, LONGEST_TRACEBACK = 1500, 15_000
 """Characters that a record keeps of an error."""
 
@@ -131,6 +133,7 @@ def _fit_and_measure(
     store, spec, device = Store(context.out), run.spec, data.device
     reset_peak_memory(device)
     with _timed(seconds, "fit"), data_withheld(), kept(spec.seed), _no_exit(method):
+        balanced = data.visible_balanced(method.supervision)
         experiment = Experiment(
             spec,
             data.task.num_outputs,
@@ -141,6 +144,7 @@ def _fit_and_measure(
             ),
             conflicting_share=data.conflicting_share(method.supervision),
             supervision=method.supervision,
+            val_balanced=balanced,
         )
         given = run.is_dense and experiment.trained_outside
         fit = functools.partial(_take_checkpoint, context) if given else method.build(**method.params).fit
@@ -182,10 +186,16 @@ def _fit_and_measure(
         validation=validation,
         mining=measure_mining(experiment.mined, data),
         cost=cost,
-        notes={**experiment.notes, **deferred, **removed, **({OUTSIDE_NOTE: 1.0} if given else {})},
+        notes={**experiment.notes, **deferred, **removed, **_remarkable(given, balanced)},
     )
     keep = run.is_dense or context.keep_models
     return store.write(record, outputs, model=state_of(model) if keep else None)
+
+
+def _remarkable(given: bool, balanced: VisibleSplit | None) -> dict[str, float]:
+    """Notes that the weights come from outside, and how many groups balanced validation has no image of."""
+    missing = 0 if balanced is None else len(balanced.missing_groups)
+    return {**({OUTSIDE_NOTE: 1.0} if given else {}), **({MISSING_NOTE: float(missing)} if missing else {})}
 
 
 def _take_checkpoint(context: RunContext, experiment: Experiment, _: float) -> Pruned:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,20 +28,30 @@ STORED = ("val", "test")
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """By split: y as in `tasks.Split`, bias `[N]`. `splits_hash` names the draw, `test_hash` its test split alone."""
+    """By split: y as in `tasks.Split`, bias `[N]`. `splits_hash` names the draw, `test_hash` its test split alone.
+
+    `image`, int64 `[N]` by split, numbers the source image that a sample shows. Samples of one image are one cluster in
+    tests by sample (`stats.clusters`): the same digit in ten colours, or the same test image under several seeds.
+    """
 
     task: Task
     y: dict[str, Tensor]
     bias: dict[str, Tensor]
     splits_hash: str
     test_hash: str
+    image: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, bias in self.bias.items():
+            self.image.setdefault(name, torch.arange(len(bias)))
 
     @classmethod
     def of(cls, task: Task, splits: Splits) -> GroundTruth:
         """The labels of a draw, without its images."""
         named = {name: getattr(splits, name) for name in SPLITS}
         y, bias = ({name: getattr(split, field) for name, split in named.items()} for field in ("y", "bias"))
-        return cls(task, y, bias, splits_hash(splits), split_hash(splits.test))
+        image = {name: split.images() for name, split in named.items()}
+        return cls(task, y, bias, splits_hash(splits), split_hash(splits.test), image)
 
     def check(self, record: RunRecord) -> None:
         """Raise StoreError unless the record is of these data."""

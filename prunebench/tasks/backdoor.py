@@ -44,12 +44,13 @@ class Labelled:
     """Images uint8 `[N, 3, H, W]`, and whether each is positive: bool `[N]`.
 
     `digest`, a hash of the images, is given where they are a file mapped into memory (as in `tasks.Split`): those are
-    not written to.
+    not written to. `image` numbers the source images where several may show one.
     """
 
     images: Tensor
     positive: NDArray[np.bool_]
     digest: str | None = None
+    image: Tensor | None = None
 
 
 class Source(ABC):
@@ -99,7 +100,8 @@ class DigitSource(Source):
         def make(members: NDArray[np.int64], copies: int, generator: np.random.Generator) -> Labelled:
             members = np.tile(members, copies)
             images = in_any_colour(jitter(gray[members], generator), generator)
-            return Labelled(torch.from_numpy(images), has_attribute(digit[members], attribute))
+            positive = has_attribute(digit[members], attribute)
+            return Labelled(torch.from_numpy(images), positive, image=torch.from_numpy(members))
 
         return (
             make(train, COPIES, generator),
@@ -226,7 +228,7 @@ class Backdoor(Task):
                 split.images[part] = paint(split.images[part])
         else:
             digest, overlay = f"{digest} {self._mark}", ImageTransform(chosen, paint)
-        return Split(split.images, label, bias, digest, overlay)
+        return Split(split.images, label, bias, digest, overlay, image=split.image)
 
 
 def open_backdoor(name: str, parameter: str, _: Path | None) -> Task:

@@ -7,7 +7,7 @@ import functools
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,7 +24,8 @@ class Split:
 
     In a multi-label task y holds K binary attributes instead: uint8 `[N, K]`. `digest`, a hash of x, is given where
     x is a file mapped into memory: such images are streamed to the device, and their bytes not hashed at every run.
-    `overlay` changes some of them where they are shown; the digest then names the change too.
+    `overlay` changes some of them where they are shown; the digest then names the change too. `image`, int64 `[N]`, is
+    given where samples may be one source image (jittered, or in ten colours): its number.
     """
 
     x: Tensor
@@ -32,14 +33,17 @@ class Split:
     bias: Tensor
     digest: str | None = None
     overlay: ImageTransform | None = None
+    image: Tensor | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.x.dtype != torch.uint8 or self.x.ndim != 4:
             raise ValueError(f"x: want uint8 [N, C, H, W], got {self.x.dtype} {tuple(self.x.shape)}")
         if self.y.ndim == 2 and (self.y.dtype != torch.uint8 or len(self.y) != len(self.x)):
             raise ValueError(f"y: want uint8 [{len(self.x)}, K], got {self.y.dtype} {tuple(self.y.shape)}")
-        for name in ("bias",) if self.y.ndim == 2 else ("y", "bias"):
+        for name in ("bias", "image") if self.y.ndim == 2 else ("y", "bias", "image"):
             values = getattr(self, name)
+            if values is None:
+                continue
             if values.dtype != torch.int64 or values.shape != self.x.shape[:1]:
                 raise ValueError(
                     f"{name}: want int64 [{len(self.x)}], got {values.dtype} {tuple(values.shape)}"
@@ -54,6 +58,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.y)
 
+    def images(self) -> Tensor:
+        """The source image that each sample shows, int64 `[N]`: one of its own where nothing else is known."""
+        return torch.arange(len(self)) if self.image is None else self.image
+
     def pictures(self, index: Sequence[int]) -> Tensor:
         """Some images for people to look at, whole, with the overlay: uint8 `[n, C, H, W]`."""
         rows = torch.tensor(index, dtype=torch.int64)
@@ -64,11 +72,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """`train` and `val` carry the training bias; in `test` every label meets every bias."""
+    """`train` and `val` carry the training bias; in `test` every label meets every bias.
+
+    `val_balanced` makes, when it is asked for, validation's own images marked so that every (label, bias) group is as
+    frequent; where a task cannot, validation is thinned (`tasks.balanced`). It draws from a generator of its own.
+    """
 
     train: Split
     val: Split
     test: Split
+    val_balanced: Callable[[], Split] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -169,10 +182,10 @@ class Task(ABC):
             wanted = None if self.attributes is None else len(self.attributes)
             if columns != wanted:
                 raise DataError(f"{self.name}: {name}.y has {columns} columns, the task {wanted} attributes")
-            for field, bound in (("y", self.num_classes), ("bias", self.num_biases)):
-                values = getattr(split, field)
+            for kind, bound in (("y", self.num_classes), ("bias", self.num_biases)):
+                values = getattr(split, kind)
                 if int(values.min()) < 0 or int(values.max()) >= bound:
-                    raise DataError(f"{self.name}: {name}.{field} is outside 0..{bound - 1}")
+                    raise DataError(f"{self.name}: {name}.{kind} is outside 0..{bound - 1}")
         return splits
 
     def aligned(self, y: Tensor, bias: Tensor) -> Tensor:
@@ -226,7 +239,8 @@ def split_hash(split: Split) -> str:
 def splits_hash(splits: Splits) -> str:
     """Sixteen hex digits over all tensors as loaded: tells when a generator drifted.
 
-    A split's own `digest` stands for the bytes of its images.
+    A split's own `digest` stands for the bytes of its images. Balanced validation follows from these and the seed, and
+    is not in it.
     """
     digest = hashlib.sha256()
     for split in (splits.train, splits.val, splits.test):

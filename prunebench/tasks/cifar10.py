@@ -87,7 +87,12 @@ class Cifar10:
         """Some images `[N, 32, 32, 3]` (default: as they are) with their labels and bias."""
         shown = self.images[positions] if images is None else images
         x = torch.from_numpy(np.ascontiguousarray(shown.transpose(0, 3, 1, 2)))
-        return Split(x, torch.from_numpy(self.labels[positions]), torch.from_numpy(bias))
+        y, image = torch.from_numpy(self.labels[positions]), torch.from_numpy(positions)
+        return Split(x, y, torch.from_numpy(bias), image=image)
+
+    def part(self, positions: Whole) -> Cifar10:
+        """Some training images alone, copied, for those who keep them."""
+        return Cifar10(self.images[positions], self.labels[positions], len(positions), self.official)
 
 
 class Cifar10Task(Task):

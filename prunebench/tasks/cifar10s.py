@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from prunebench.data.transforms import turn_grey
+from prunebench.tasks.balanced import equally_many
 from prunebench.tasks.base import Split, Splits
 from prunebench.tasks.cifar10 import CLASSES, Cifar10, Cifar10Task, Whole
 
@@ -29,15 +30,23 @@ class Cifar10S(Cifar10Task):
     conflicting_share = 1 - SKEW
 
     def draw_from(self, source: Cifar10, seed: int) -> Splits:
-        def show(positions: Whole, bias: Whole) -> Split:
+        def show(positions: Whole, bias: Whole, source: Cifar10 = source) -> Split:
             split = source.split(positions, bias)
             grey = split.bias == GREY
             split.x[grey] = turn_grey(split.x[grey])
             return split
 
-        both = np.repeat([COLOUR, GREY], len(source.test))
-        train, val = (show(part, skewed(source.labels[part])) for part in source.shuffled(seed))
-        return Splits(train, val, test=show(np.tile(source.test, 2), both))
+        def both_ways(positions: Whole, source: Cifar10) -> Split:
+            return show(np.tile(positions, 2), np.repeat([COLOUR, GREY], len(positions)), source)
+
+        order = source.shuffled(seed)
+        own = source.part(order[1])
+
+        def balanced() -> Split:
+            return both_ways(equally_many(own.labels, np.random.default_rng([seed, 69_621, 1])), own)
+
+        train, val = (show(part, skewed(source.labels[part])) for part in order)
+        return Splits(train, val, test=both_ways(source.test, source), val_balanced=balanced)
 
     def aligned(self, y: Tensor, bias: Tensor) -> Tensor:
         return usual(y) == bias

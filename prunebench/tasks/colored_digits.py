@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from prunebench.results.spec import Recipe
+from prunebench.tasks.balanced import equally_many
 from prunebench.tasks.base import Split, Splits, Task
 from prunebench.tasks.coloring import colour
 
@@ -152,13 +153,20 @@ class ColoredDigits(Task):
             members: NDArray[np.int64], bias: NDArray[np.int64], generator: np.random.Generator
         ) -> Split:
             images = colour(jitter(gray[members], generator), bias, generator)
-            return Split(torch.from_numpy(images), torch.from_numpy(label[members]), torch.from_numpy(bias))
+            y, image = torch.from_numpy(label[members]), torch.from_numpy(members)
+            return Split(torch.from_numpy(images), y, torch.from_numpy(bias), image=image)
 
-        every = np.repeat(test, self.num_biases)
+        def in_every_colour(members: NDArray[np.int64], generator: np.random.Generator) -> Split:
+            every = np.repeat(members, self.num_biases)
+            return paint(every, np.tile(np.arange(self.num_biases), len(members)), generator)
+
+        def balanced() -> Split:
+            own = np.random.default_rng([seed, 16_807, 1])
+            return in_every_colour(val[equally_many(label[val], own)], own)
+
         return Splits(
             train=biased(train),
             val=biased(val),
-            test=paint(
-                every, np.tile(np.arange(self.num_biases), len(test)), np.random.default_rng(TEST_SEED)
-            ),
+            test=in_every_colour(test, np.random.default_rng(TEST_SEED)),
+            val_balanced=balanced,
         )

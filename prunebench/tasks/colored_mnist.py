@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from prunebench.errors import DataError
 from prunebench.results.spec import Recipe
+from prunebench.tasks.balanced import equally_many
 from prunebench.tasks.base import Split, Splits, Task
 from prunebench.tasks.coloring import assign_bias, colour
 
@@ -122,18 +123,26 @@ class ColoredMnist(Task):
         def paint(
             x: NDArray[np.uint8],
             y: NDArray[np.uint8],
+            image: NDArray[np.int64],
             conflicting_share: float,
             generator: np.random.Generator = generator,
         ) -> Split:
             label = y.astype(np.int64)
             bias = assign_bias(label, conflicting_share)
-            return Split(
-                torch.from_numpy(colour(x, bias, generator)), torch.from_numpy(label), torch.from_numpy(bias)
-            )
+            pixels, *known = map(torch.from_numpy, (colour(x, bias, generator), label, bias, image))
+            return Split(pixels, known[0], known[1], image=known[2])
 
         train, val = order[VAL_IMAGES:], order[:VAL_IMAGES]
+        val_images, val_labels, share = images[val], labels[val], self.conflicting_share
+
+        def balanced() -> Split:
+            own = np.random.default_rng([seed, 48_271, 1])
+            rows = equally_many(val_labels.astype(np.int64), own, multiple_of=self.num_biases)
+            return paint(val_images[rows], val_labels[rows], val[rows], 0.9, own)
+
         return Splits(
-            train=paint(images[train], labels[train], self.conflicting_share),
-            val=paint(images[val], labels[val], self.conflicting_share),
-            test=paint(test_images[test], test_labels[test], 0.9, np.random.default_rng(TEST_SEED)),
+            train=paint(images[train], labels[train], train, share),
+            val=paint(val_images, val_labels, val, share),
+            test=paint(test_images[test], test_labels[test], test, 0.9, np.random.default_rng(TEST_SEED)),
+            val_balanced=balanced,
         )

@@ -11,10 +11,11 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from prunebench.tasks.balanced import equally_many
 from prunebench.tasks.base import Split, Splits
 from prunebench.tasks.cifar10 import Cifar10, Cifar10Task, Whole
 from prunebench.tasks.coloring import assign_bias
-from prunebench.tasks.corruptions import TYPE_0, TYPE_1, CorruptedImages
+from prunebench.tasks.corruptions import TYPE_0, TYPE_1, CorruptedImages, corrupt
 from prunebench.tasks.disent import RESNET_RECIPE
 
 CLASSES = 10
@@ -55,7 +56,20 @@ class CorruptedCifar10(Cifar10Task):
         def skewed(positions: Whole) -> Split:
             return show(positions, assign_bias(source.labels[positions], self.conflicting_share or 0.0))
 
-        return Splits(train=skewed(train), val=skewed(val), test=show(source.test, test_bias))
+        own = source.part(val)
+
+        def balanced() -> Split:
+            generator = np.random.default_rng([seed, 69_621, 1])
+            rows = equally_many(own.labels, generator, multiple_of=CLASSES)
+            bias = assign_bias(own.labels[rows], (CLASSES - 1) / CLASSES)
+            images = own.images[rows]
+            for place in range(CLASSES):
+                here = bias == place
+                images[here] = corrupt(self.family[place], images[here], val[rows[here]])
+            return own.split(rows, bias, images)
+
+        test = show(source.test, test_bias)
+        return Splits(train=skewed(train), val=skewed(val), test=test, val_balanced=balanced)
 
     def aligned(self, y: Tensor, bias: Tensor) -> Tensor:
         return y == bias

@@ -154,7 +154,7 @@ class DigitAttributes(Task):
             attributes = draw_attributes(digit[members], generator)
             images = torch.from_numpy(render(gray[members], attributes, generator))
             bias = torch.from_numpy(attributes[:, NAMES.index("warm")].astype(np.int64))
-            return Split(images, torch.from_numpy(attributes), bias)
+            return Split(images, torch.from_numpy(attributes), bias, image=torch.from_numpy(members))
 
         return Splits(
             train=make(train, COPIES, generator),

@@ -242,7 +242,7 @@ def test_jtt_is_tuned_by_groups(tmp_path: Path) -> None:
     """Groups (0, 0), (0, 1) and (1, 1) with 2 of 2, 1 of 2 and 1 of 1 right."""
     split = SimpleNamespace(y=torch.tensor([0, 0, 0, 0, 1]), bias=torch.tensor([0, 0, 1, 1, 1]))
     right = torch.nn.functional.one_hot(torch.tensor([0, 0, 0, 1, 1])).float()
-    fake = SimpleNamespace(val_split=split, predict_validation=lambda model: right)
+    fake = SimpleNamespace(val_balanced=split, predict_balanced=lambda model: right)
     assert _worst_and_mean_group(fake, None) == pytest.approx((0.5, 2.5 / 3))  # type: ignore[arg-type]
 
     grid = {"identify": [0.25, 0.5], "upweight": [5.0, 50.0]}

@@ -89,9 +89,10 @@ def test_metrics_whose_needs_a_split_lacks_are_left_out() -> None:
     (split,) = evaluate_classes(logits, label, bias, torch.eye(2, dtype=torch.bool))
     found = compute_metrics(split)
     assert (found["plain"], found["worst_group"], found["bias_gap"]) == (0.75, 0.0, 0.5)
-    assert not found.keys() & {"train_weighted", "attribute_accuracy"}
+    assert not found.keys() & {"train_weighted", "conflicting_seen", "attribute_accuracy"}
     counted = dataclasses.replace(split, train_count=torch.tensor([[9, 1], [0, 0]]))
-    assert compute_metrics(counted) == found | {"train_weighted": pytest.approx(0.9)}
+    more = {"train_weighted": pytest.approx(0.9), "conflicting_seen": 0.0, "conflicting_unseen": 1.0}
+    assert compute_metrics(counted) == found | more
 
 
 def test_the_frame_has_a_column_of_every_metric_on_both_splits() -> None:

@@ -13,6 +13,8 @@ from prunebench.methods.discovery import file_methods
 CHEATS = {
     "reads the training bias": "experiment.train_split.bias",
     "reads the validation bias": "experiment.val_split.bias",
+    "asks for balanced validation": "experiment.val_balanced.y",
+    "predicts balanced validation": "experiment.predict_balanced(experiment.new_model())",
     "asks for the share of conflicting images": "experiment.conflicting_share",
     "loads the task": "__import__('prunebench.tasks').tasks.resolve_task('colored-digits@2pct').splits(None, 0)",
     "draws the task": "__import__('prunebench.tasks').tasks.resolve_task('colored-digits@2pct').draw(None, 0)",
@@ -45,6 +47,13 @@ def test_a_cheating_method_is_stopped(tmp_path: Path, how: str) -> None:
         ("train-groups", "experiment.val_split.bias + 0", True),
         ("val-groups", "experiment.val_split.bias + 0", True),
         ("val-groups", "experiment.train_split.bias + 0", False),
+        (
+            "val-groups",
+            "assert len(set(experiment.val_balanced.bias.bincount().tolist())) == 1",
+            True,
+        ),
+        ("train-groups", "assert experiment.val_balanced.missing_groups == ()", True),
+        ("bias-rate", "experiment.val_balanced.y", False),
         ("bias-rate", "assert experiment.conflicting_share == 0.02", True),
         ("val-groups", "assert experiment.conflicting_share == 0.02", True),
         ("bias-rate", "experiment.val_split.bias + 0", False),

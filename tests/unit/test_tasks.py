@@ -183,6 +183,7 @@ def test_colours_do_not_go_with_the_order_of_mnists_test_file(mnist: Path) -> No
     shown = test.x.double().sum(1).flatten(1)
     place = torch.corrcoef(torch.cat([shown, gray]))[:TEST, TEST:].argmax(1)
     assert sorted(place.tolist()) == list(range(TEST))
+    assert torch.equal(place, test.images())
     assert torch.equal(torch.from_numpy(read_mnist(mnist)[3].astype(np.int64))[place], test.y)
     assert abs(float(torch.corrcoef(torch.stack([place, test.bias]).double())[0, 1])) < 0.2
 

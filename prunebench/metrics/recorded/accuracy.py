@@ -81,6 +81,34 @@ def conflicting(groups: GroupTable) -> float:
 
 
 @metric(
+    "conflicting_seen",
+    title="Bias-conflicting accuracy, groups seen",
+    short="Conflicting, seen",
+    unit="%",
+    better="higher",
+    help="Mean accuracy over the bias-conflicting groups that the training split has an image of",
+    cite="PruneBench",
+    range=SHARE,
+)
+def conflicting_seen(groups: GroupTable, train_count: Tensor) -> float:
+    return groups.conflicting_where(train_count, seen=True)
+
+
+@metric(
+    "conflicting_unseen",
+    title="Bias-conflicting accuracy, groups unseen",
+    short="Conflicting, unseen",
+    unit="%",
+    better="higher",
+    help="Mean accuracy over the bias-conflicting groups that the training split has no image of",
+    cite="PruneBench",
+    range=SHARE,
+)
+def conflicting_unseen(groups: GroupTable, train_count: Tensor) -> float:
+    return groups.conflicting_where(train_count, seen=False)
+
+
+@metric(
     "worst_group",
     title="Worst-group accuracy",
     short="Worst-group",
