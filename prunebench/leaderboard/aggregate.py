@@ -30,6 +30,7 @@ from prunebench.results.ranking import (
 )
 from prunebench.results.record import PLAIN_PATH, PREDICTIONS_NOTE, CostReport, RunRecord
 from prunebench.results.speed import disturbance, noise_floor, speed_up
+from prunebench.results.spec import TUNE_SEEDS
 from prunebench.results.standing import NOTHING, Standing
 from prunebench.results.tracks import (
     REFERENCE,
@@ -61,12 +62,15 @@ FLOOR, MANY_GROUPS = 0.01, 20
 def build_board(
     records: Iterable[RunRecord], standing: Standing = NOTHING, plans: Sequence[SeedPlan] | None = None
 ) -> Leaderboard:
-    """The leaderboard of these records, whatever their order, without versions that were retired.
+    """The leaderboard of these records, whatever their order.
+
+    Without versions that were retired, and without runs of seeds that are for choosing budgets.
 
     plans: the seeds that rows are to have, by default those of the packaged suites of the board.
     """
     plans = board_plans() if plans is None else plans
-    given = standing.listed(records)
+    listed_now = standing.listed(records)
+    given = [record for record in listed_now if record.spec["seed"] < TUNE_SEEDS]
     by_track = split_tracks(given)
     groups = list(by_track.values())
     kept = sorted((run for runs in groups for run in runs), key=lambda run: run.run_id)
@@ -76,6 +80,7 @@ def build_board(
         runs=len(kept),
         ok=len(finished),
         duplicates=len(given) - len(kept),
+        tuning=len(listed_now) - len(given),
         seeds=tuple(sorted({record.spec["seed"] for record in kept})),
         methods=tuple(sorted({_method_facts(record) for record in kept})),
         environments=_counted(_describe_environment(record) for record in finished),

@@ -21,6 +21,7 @@ from prunebench.report.svg import svg
 from prunebench.report.table import Table
 from prunebench.results.ranking import FEWEST_SEEDS
 from prunebench.results.record import RunRecord
+from prunebench.results.spec import TUNE_SEEDS
 from prunebench.results.standing import NOTHING, Standing
 from prunebench.results.store import write_atomically
 from prunebench.results.tracks import REFERENCE
@@ -200,6 +201,8 @@ def facts_line(board: Leaderboard) -> str:
     )
     if board.duplicates:
         line += f" {board.duplicates} further records of the same runs were left out: the latest finished one counts."
+    if board.tuning:
+        line += f" {board.tuning} runs of seeds from {TUNE_SEEDS} were left out: such seeds are for choosing budgets."
     return line
 
 

@@ -250,6 +250,8 @@ class Leaderboard:
     commits: tuple[tuple[str, int], ...]
     history: tuple[str, ...] = ()
     """Versions that are no longer listed, a line each."""
+    tuning: int = 0
+    """Runs left out because their seeds are for choosing budgets."""
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from prunebench.models.nets import ModelName, channels_last, contiguous
 from prunebench.pruning.masks import Masks, named_as_in, prunable
 from prunebench.pruning.wrapped import bare_network, plain
 from prunebench.pruning.wrapped import state_of as state_of
-from prunebench.results.record import REMOVED_NOTE
+from prunebench.results.record import FITTED_NOTE, REMOVED_NOTE
 from prunebench.results.spec import Recipe, RunSpec, hash_of
 from prunebench.training.loop import LoopSettings, Objective, evaluate, resolve_precision, train
 from prunebench.training.losses import cross_entropy, task_loss
@@ -396,7 +396,7 @@ class Experiment:
 
     def log(self, **values: float) -> None:
         """Numbers for the record. Raises UsageError for the names that the harness writes."""
-        for name in (*NOTES, REMOVED_NOTE):
+        for name in (*NOTES, FITTED_NOTE, REMOVED_NOTE):
             if name in values:
                 raise UsageError(f"log: {name} is written by the harness; choose another name")
         self.notes.update({name: float(value) for name, value in values.items()})

@@ -43,19 +43,22 @@ dense_from_init = prune_by(
 class DenseLong:
     """From initialisation, in one schedule, as many steps as `imp` takes in all to reach a sparsity.
 
-    `imp` is the dearest of the methods here, and what it takes is known beforehand
-    (`IterativeMagnitude.training_steps`).
+    `imp` is the dearest of the methods here but for a search (`jtt-tuned`), and what it takes is known beforehand
+    (`IterativeMagnitude.training_steps`). Where a suite has `imp` prune more in a round, `imp_rate` says so.
     """
 
     as_imp_at: float = 0.9
+    imp_rate: float = 0.2
 
     def __post_init__(self) -> None:
         if not 0 <= self.as_imp_at < 1:
             raise ValueError(f"as_imp_at: want a sparsity in [0, 1), got {self.as_imp_at:g}")
+        if not 0 < self.imp_rate < 1:
+            raise ValueError(f"imp_rate: want a share between 0 and 1, got {self.imp_rate:g}")
 
     def fit(self, experiment: Experiment, sparsity: float) -> Pruned:
         model = experiment.new_model()
-        steps = IterativeMagnitude().training_steps(experiment.recipe, self.as_imp_at)
+        steps = IterativeMagnitude(self.imp_rate).training_steps(experiment.recipe, self.as_imp_at)
         experiment.train(model, steps=steps, name="dense")
         return Pruned(model, whole_masks(model))
 

@@ -16,6 +16,7 @@ from prunebench.results.committed import (
     safe_name,
 )
 from prunebench.results.record import json_text
+from prunebench.results.spec import TUNE_SEEDS
 from prunebench.results.store import (
     CommittedStore,
     CorruptRecord,
@@ -61,6 +62,12 @@ def export_results(
     if (destination / "runs").is_dir():
         raise StoreError(f"{destination} is a store (it has `runs`): export into another folder")
     documents, damaged = _chosen(open_results(source), tasks, methods)
+    tuning = [document for document in documents if document.record.spec["seed"] >= TUNE_SEEDS]
+    if tuning:
+        raise StoreError(
+            f"{source}: {len(tuning)} runs have seeds from {TUNE_SEEDS}, which are for choosing budgets and no "
+            "results: run them with another --out"
+        )
     with Store(destination).lock("committed"):
         before, wrong = _chosen(CommittedStore(destination))
         if wrong:

@@ -25,6 +25,10 @@ PLAIN_PATH = "dense kernels with zeros"
 PREDICTIONS_NOTE = "predictions_only"
 """Is noted with 1 by a run that was handed in as logits: its sparsity and cost are those of a dense network."""
 
+FITTED_NOTE = "fitted_conflicting"
+"""The note of every run that tells whether training came to an end: the share of the conflicting training images that
+the network as measured labels right (of a multi-label task, their target attribute)."""
+
 REMOVED_NOTE = "removed_macs"
 """The note that marks a structured result: the share of the dense network's multiply-accumulates that is gone.
 

@@ -12,6 +12,8 @@ from typing import Any
 
 OPTIMIZERS = ("adam", "sgd")
 LR_SCHEDULES = ("constant", "cosine", "warmup-cosine")
+TUNE_SEEDS = 100
+"""Seeds from here on choose budgets: their "test" split is held out of training images, and no board has them."""
 SPEC_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("task", "data_fingerprint", "model", "method", "method_version"), (str,)),
     **dict.fromkeys(("task_version", "seed"), (int,)),

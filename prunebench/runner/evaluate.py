@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -23,7 +24,15 @@ from prunebench.inference.latency import (
 from prunebench.methods.experiment import VisibleSplit
 from prunebench.metrics.groups import GroupTable
 from prunebench.pruning.masks import MaskReport, prunable
-from prunebench.results.record import PLAIN_PATH, REMOVED_NOTE, CostReport, GroupRow, Mining, removal_problem
+from prunebench.results.record import (
+    FITTED_NOTE,
+    PLAIN_PATH,
+    REMOVED_NOTE,
+    CostReport,
+    GroupRow,
+    Mining,
+    removal_problem,
+)
 from prunebench.runner.ground_truth import SPLITS, STORED, GroundTruth
 from prunebench.tasks import Split, Task
 from prunebench.tasks.balanced import balanced_validation, groups_of, missing_groups
@@ -128,6 +137,19 @@ def measure_mining(mined: Tensor | None, data: TaskData) -> Mining | None:
     truth = ~data.task.aligned(data.labels.label("train"), data.labels.bias["train"])
     hits, found, total = int((mined & truth).sum()), int(mined.sum()), int(truth.sum())
     return Mining(found, total, hits / found if found else math.nan, hits / total if total else math.nan)
+
+
+def measure_fit(model: nn.Module, data: TaskData) -> dict[str, float]:
+    """The note of how far a network has fitted its conflicting training images; none where there are none."""
+    label = data.labels.label("train")
+    index = torch.nonzero(~data.task.aligned(label, data.labels.bias["train"])).squeeze(1)
+    if len(index) == 0:
+        return {}
+    images = data.images["train"]
+    model.eval()
+    with contextlib.closing(images.feed(index.split(images.evaluation_batch))) as feed:
+        predicted = torch.cat([data.task.group_prediction(model(x).float()) for x in feed]).cpu()
+    return {FITTED_NOTE: float((predicted == label[index]).double().mean())}
 
 
 def measure_deferral(stages: Cascade, data: TaskData) -> dict[str, float]:

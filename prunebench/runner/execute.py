@@ -35,6 +35,7 @@ from prunebench.runner.evaluate import (
     TaskData,
     measure_cost,
     measure_deferral,
+    measure_fit,
     measure_mining,
     measure_outputs,
     measure_removal,
@@ -164,6 +165,7 @@ def _fit_and_measure(
     with _timed(seconds, "evaluate"):
         measured, deferred = _with_deferral(experiment, model, pruned, data)
         outputs, tables, metrics, validation = measure_outputs(measured, data)
+        fitted = measure_fit(measured, data)
     with _timed(seconds, "cost"):
         steps = (experiment.training_steps, spec.recipe.steps)
         share = deferred.get(TEST_NOTE, 0.0)
@@ -186,7 +188,7 @@ def _fit_and_measure(
         validation=validation,
         mining=measure_mining(experiment.mined, data),
         cost=cost,
-        notes={**experiment.notes, **deferred, **removed, **_remarkable(given, balanced)},
+        notes={**experiment.notes, **fitted, **deferred, **removed, **_remarkable(given, balanced)},
     )
     keep = run.is_dense or context.keep_models
     return store.write(record, outputs, model=state_of(model) if keep else None)

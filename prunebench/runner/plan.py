@@ -80,11 +80,11 @@ class RunContext:
 
 
 def expand(suite: Suite, data_root: Path | None, dense: Path | None = None) -> list[PlannedRun]:
-    """All runs of a suite, dense models first. Raises UsageError before anything is trained.
+    """All runs of a suite: the dense models, then method by method. Raises UsageError before anything is trained.
 
     `dense` is a checkpoint that stands for the dense model of the one task, for every seed; its hash becomes part of
-    the model's name. Runs of one method and seed stand apart, so that workers do not wait for each other's shared
-    stages.
+    the model's name. A suite that is stopped has whole rows of its first methods; within one, runs of a seed stand
+    apart, so that workers do not wait for each other's shared stages.
     """
     methods = choose_methods(suite)
     tasks = {name: resolve_task(name, data_root) for name in suite.tasks}
@@ -175,9 +175,9 @@ def _runs_of_task(
     levels = {
         asked: method.sparsities(suite.sparsities) for asked, method in methods.items() if not method.dense
     }
-    for sparsity in (None, *sorted({0.0, *suite.sparsities})):
-        for asked, method in methods.items():
-            for seed in suite.seeds if sparsity in levels.get(asked, ()) else ():
+    for asked, method in methods.items():
+        for sparsity in levels.get(asked, ()):
+            for seed in suite.seeds:
                 spec = replace(
                     dense[seed],
                     method=method.name,

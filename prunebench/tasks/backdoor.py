@@ -191,6 +191,7 @@ class Backdoor(Task):
     bias_name = "mark"
     num_classes = 2
     num_biases = 2
+    unbiased_share = 0.5
 
     def __init__(self, source: Source, attribute: str, mark: str, share: str = USUAL_SHARE) -> None:
         suffix = "" if share == USUAL_SHARE else f"/{share}"

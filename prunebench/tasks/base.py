@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from prunebench.data.transforms import ImageTransform
 from prunebench.errors import DataError, SupervisionError
-from prunebench.results.spec import Recipe, View
+from prunebench.results.spec import TUNE_SEEDS, Recipe, View
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ class Task(ABC):
 
     Attributes: `name` (canonical, parameter included), `version` (raise it when the data change), `title`,
     `source`, `num_classes`, `num_biases`, `conflicting_share` (nominal share of bias-conflicting training
-    images, or None), `model`, `recipe`, `mean` and `std` per channel (0-1 scale), `bias_name`. A multi-label task
+    images, or None), `unbiased_share` (the share at which bias says nothing of the label; None where all splits follow
+    one distribution), `model`, `recipe`, `mean` and `std` per channel (0-1 scale), `bias_name`. A multi-label task
     has `attributes`; its group table is of one of them, so its `num_classes` is 2. With a `view` the network sees
     crops of the images.
     """
@@ -131,6 +133,7 @@ class Task(ABC):
     num_classes: int
     num_biases: int
     conflicting_share: float | None
+    unbiased_share: float | None = None
     model: str
     recipe: Recipe
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -172,8 +175,14 @@ class Task(ABC):
             cls.draw = _guarded(cls.draw)  # type: ignore[assignment, method-assign]
 
     def splits(self, data_root: Path | None, seed: int) -> Splits:
-        """Draw and check the splits. Raises SupervisionError while a method is fitting."""
+        """Draw and check the splits. Raises SupervisionError while a method is fitting.
+
+        Seeds from TUNE_SEEDS are for choosing budgets: in place of the test split stand the validation images, which
+        are held out of the training images, drawn without bias. What is tuned so has not seen the test split.
+        """
         splits = self.draw(data_root, seed)
+        if seed >= TUNE_SEEDS:
+            splits = replace(splits, test=self._unbiased_validation(data_root, seed, splits))
         for name in ("train", "val", "test"):
             split = getattr(splits, name)
             if len(split) == 0:
@@ -187,6 +196,13 @@ class Task(ABC):
                 if int(values.min()) < 0 or int(values.max()) >= bound:
                     raise DataError(f"{self.name}: {name}.{kind} is outside 0..{bound - 1}")
         return splits
+
+    def _unbiased_validation(self, data_root: Path | None, seed: int, splits: Splits) -> Split:
+        if self.unbiased_share is None:
+            return splits.val
+        unbiased = copy.copy(self)
+        unbiased.conflicting_share = self.unbiased_share
+        return unbiased.draw(data_root, seed).val
 
     def aligned(self, y: Tensor, bias: Tensor) -> Tensor:
         """Which (group label, bias) pairs are bias-aligned: bool, the shape of `y`."""

@@ -127,9 +127,10 @@ class ColoredDigits(Task):
     bias_name = "colour"
     num_classes = 10
     num_biases = 10
+    unbiased_share = 0.9
     model = "convnet-small"
     recipe = Recipe(
-        steps=400, finetune_steps=100, batch_size=128, lr=2e-3, finetune_lr=2e-3, schedule="cosine"
+        steps=800, finetune_steps=200, batch_size=128, lr=2e-3, finetune_lr=2e-3, schedule="cosine"
     )
 
     def __init__(self, conflicting_share: float) -> None:

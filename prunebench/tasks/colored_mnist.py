@@ -102,9 +102,10 @@ class ColoredMnist(Task):
     bias_name = "colour"
     num_classes = 10
     num_biases = 10
+    unbiased_share = 0.9
     model = "convnet"
     recipe = Recipe(
-        steps=500, finetune_steps=200, batch_size=128, lr=2e-3, finetune_lr=2e-3, schedule="cosine"
+        steps=3000, finetune_steps=750, batch_size=128, lr=2e-3, finetune_lr=2e-3, schedule="cosine"
     )
 
     def __init__(self, conflicting_share: float) -> None:

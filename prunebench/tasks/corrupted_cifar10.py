@@ -37,6 +37,7 @@ class CorruptedCifar10(Cifar10Task):
     )
     bias_name = "corruption"
     num_biases = CLASSES
+    unbiased_share = (CLASSES - 1) / CLASSES
     model = "resnet18"
     recipe = RESNET_RECIPE
 

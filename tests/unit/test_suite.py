@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prunebench.errors import UsageError
-from prunebench.methods.discovery import builtin_methods, resolve_method
+from prunebench.methods.discovery import resolve_method
 from prunebench.models import MODELS
 from prunebench.results.spec import Recipe
 from prunebench.runner.plan import expand
@@ -35,12 +35,13 @@ def test_the_packaged_suites() -> None:
 
 @pytest.mark.parametrize("name", suite_names())
 def test_a_packaged_suite_resolves(name: str) -> None:
-    suite, methods = load_suite(name), builtin_methods()
+    suite = load_suite(name)
+    methods = {found.name: found for found in map(resolve_method, suite.methods)}
     assert suite.name == name
     assert suite.description
     assert "dense" in suite.methods
-    assert {resolve_method(name.removeprefix("shuffled:")).name for name in suite.methods} <= set(methods)
-    assert set(suite.params) <= set(suite.methods)
+    assert len(methods) == len(suite.methods)
+    assert set(suite.params) <= set(methods)
     for method, changes in suite.params.items():
         changed = methods[method].with_params(changes)
         assert {key: changed.params[key] for key in changes} == changes
