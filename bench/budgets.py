@@ -118,9 +118,10 @@ def write_measured(runs: Sequence[Measured]) -> None:
 
 
 def budgets_by_task(runs: Sequence[Measured]) -> dict[tuple[str, str], list[Budget]]:
-    """By task and model, the budgets in rising order."""
+    """By task (in its latest version) and model, the budgets in rising order."""
+    latest = {run.task: run.version for run in sorted(runs)}
     found: dict[tuple[str, str], dict[int, list[Measured]]] = {}
-    for run in sorted(runs):
+    for run in sorted(run for run in runs if run.version == latest[run.task]):
         found.setdefault((run.task, run.model), {}).setdefault(run.steps, []).append(run)
     return {
         key: [

@@ -29,8 +29,8 @@ from prunebench.results.ranking import (
     unranked_reason,
 )
 from prunebench.results.record import PLAIN_PATH, PREDICTIONS_NOTE, CostReport, RunRecord
-from prunebench.results.speed import disturbance, noise_floor, speed_up
 from prunebench.results.spec import TUNE_SEEDS
+from prunebench.results.speed import disturbance, noise_floor, speed_up
 from prunebench.results.standing import NOTHING, Standing
 from prunebench.results.tracks import (
     REFERENCE,

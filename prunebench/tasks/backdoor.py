@@ -86,7 +86,7 @@ class DigitSource(Source):
     attributes = tuple(DIGIT_ATTRIBUTES)
     version = 2
     model = ColoredDigits.model
-    recipe = ColoredDigits.recipe
+    recipe = ColoredDigits.recipe.replace({"steps": 400, "finetune_steps": 100})
 
     def fingerprint(self, data_root: Path | None) -> str:
         return fingerprint_digits()

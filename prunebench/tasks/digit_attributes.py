@@ -137,7 +137,7 @@ class DigitAttributes(Task):
     conflicting_share = 1 - STRENGTHS["warm"][1]
     model = "convnet-small"
     recipe = Recipe(
-        steps=600, finetune_steps=150, batch_size=128, lr=2e-3, finetune_lr=2e-3, schedule="cosine"
+        steps=1200, finetune_steps=300, batch_size=128, lr=2e-3, finetune_lr=2e-3, schedule="cosine"
     )
     attributes = Attributes(names=NAMES, target="large", identities=tuple(STRENGTHS))
 

@@ -16,6 +16,7 @@ from prunebench.cli.listing import task_tables
 from prunebench.data.transforms import add_yellow_corner, corner_side, turn_grey
 from prunebench.errors import DataError, UsageError
 from prunebench.leaderboard import write_board
+from prunebench.methods.discovery import resolve_method
 from prunebench.metrics.bias import bias_amplification
 from prunebench.runner.plan import expand
 from prunebench.suites import Suite, load_suite
@@ -382,9 +383,9 @@ def test_tables_show_groups_and_attributes(attributes: Splits) -> None:
 def test_suites_expand(name: str, tasks: int) -> None:
     suite = load_suite(name)
     cells = expand(suite, None)
-    pruned = sum(method != "dense" for method in suite.methods)
+    rows = sum(len(resolve_method(method).sparsities(suite.sparsities)) for method in suite.methods)
     assert len(suite.tasks) == tasks
-    assert len(cells) == tasks * len(suite.seeds) * (1 + pruned * len(suite.sparsities))
+    assert len(cells) == tasks * len(suite.seeds) * rows
 
 
 def test_a_method_of_classes_on_attributes_is_a_usage_error_that_names_the_fix() -> None:
