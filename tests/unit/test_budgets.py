@@ -70,11 +70,10 @@ def tuned_records() -> list[RunRecord]:
 def test_a_board_leaves_runs_of_tune_seeds_out_and_says_so() -> None:
     records = tuned_records()
     with_them, without = build_board(records), build_board(records[:-1])
-    assert with_them.tracks == without.tracks
     assert (with_them.tuning, without.tuning) == (1, 0)
-    assert TUNE_SEEDS not in with_them.seeds
-    assert "1 runs of seeds from 100 were left out" in board_markdown(with_them)
-    assert "seeds from 100" not in board_markdown(without)
+    said = " 1 runs of seeds from 100 were left out: such seeds are for choosing budgets."
+    assert board_markdown(with_them).replace(said, "") == board_markdown(without)
+    assert said not in board_markdown(without)
 
 
 def test_runs_of_tune_seeds_are_not_exported(tmp_path: Path) -> None:
