@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prunebench.errors import UsageError, unknown
@@ -50,6 +50,8 @@ class Method:
     multi_label: bool = False
     unpruned: bool = False
     ranked: bool = True
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of settings."""
 
     def __post_init__(self) -> None:
         check_name("method", self.name)
@@ -80,6 +82,11 @@ class Method:
         facts = ("name", self.name), ("supervision", self.supervision), ("cite", self.cite)
         return facts if self.ranked else (*facts, UNRANKED)
 
+    def fit(self, experiment: Experiment, sparsity: float) -> Pruned:
+        """Run it, its own backward passes counted. Raises what the method raises."""
+        with experiment.counted():
+            return self.build(**self.params).fit(experiment, sparsity)
+
     def sparsities(self, asked: Iterable[float]) -> tuple[float | None, ...]:
         """The sparsities that it runs at, in order, where `asked` ones are wanted of methods that take any."""
         if self.native:
@@ -88,9 +95,10 @@ class Method:
 
     def with_params(self, changes: Mapping[str, Any]) -> Method:
         """This method with other settings. Raises UsageError on an unknown one."""
+        changes = {self.aliases.get(key, key): value for key, value in changes.items()}
         for key in changes:
             if key not in self.settings:
-                raise unknown(f"setting of {self.name}", key, self.settings)
+                raise unknown(f"setting of {self.name}", key, [*self.settings, *self.aliases])
         return dataclasses.replace(self, settings={**self.settings, **changes})
 
 
@@ -133,8 +141,8 @@ def defaults_of(cls: type) -> dict[str, Any]:
     if not dataclasses.is_dataclass(cls):
         return {}
     settings = {}
-    for field in dataclasses.fields(cls):
-        if field.default is dataclasses.MISSING:
-            raise UsageError(f"{cls.__name__}.{field.name}: a setting needs a plain default value")
-        settings[field.name] = field.default
+    for each in dataclasses.fields(cls):
+        if each.default is dataclasses.MISSING:
+            raise UsageError(f"{cls.__name__}.{each.name}: a setting needs a plain default value")
+        settings[each.name] = each.default
     return settings

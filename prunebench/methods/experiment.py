@@ -18,15 +18,27 @@ from torch import Tensor, nn
 from prunebench.data.images import Images, draw_batches
 from prunebench.errors import SupervisionError, UsageError
 from prunebench.inference.cascade import NOTES, Deferral
-from prunebench.methods.criteria import Criterion, compute_scores
+from prunebench.methods.counting import BackwardCounter
+from prunebench.methods.criteria import BATCHES, Criterion, Score, as_criterion, compute_scores
+from prunebench.methods.statistics import Statistics, steps_of
 from prunebench.models import Classifier, build_model, narrowed
 from prunebench.models.nets import ModelName, channels_last, contiguous
-from prunebench.pruning.masks import Masks, named_as_in, prunable
-from prunebench.pruning.wrapped import bare_network, plain
+from prunebench.pruning.distribution import Distribution
+from prunebench.pruning.masks import Masks, apply_masks, make_masks, masks_of, named_as_in, prunable
+from prunebench.pruning.wrapped import bare_network, make_plain, own_names, plain
 from prunebench.pruning.wrapped import state_of as state_of
 from prunebench.results.record import FITTED_NOTE, REMOVED_NOTE
 from prunebench.results.spec import Recipe, RunSpec, hash_of
-from prunebench.training.loop import LoopSettings, Objective, evaluate, resolve_precision, train
+from prunebench.training.loop import (
+    AfterStep,
+    Augment,
+    Batch,
+    LoopSettings,
+    Objective,
+    evaluate,
+    resolve_precision,
+    train,
+)
 from prunebench.training.losses import cross_entropy, task_loss
 
 
@@ -34,15 +46,20 @@ from prunebench.training.losses import cross_entropy, task_loss
 class Pruned:
     """What `fit` returns: the trained model and the masks that its weights obey.
 
+    Without masks they are read from the network: those of `torch.nn.utils.prune`, or where its weights are not zero.
     With a `deferral`, the harness gives the samples that the model is unsure of to the shared dense model. A
     `structured` result has fewer channels: the layers of the task's network under their names, with smaller weights,
     and masks of their shapes. Its asked sparsity is the share of multiply-accumulates to be removed.
     """
 
     model: Classifier
-    masks: Masks
+    masks: Masks = None  # type: ignore[assignment]
     deferral: Deferral | None = None
     structured: bool = False
+
+    def __post_init__(self) -> None:
+        if self.masks is None and isinstance(self.model, nn.Module):
+            object.__setattr__(self, "masks", masks_of(self.model))
 
 
 class VisibleSplit:
@@ -79,6 +96,12 @@ class VisibleSplit:
             )
         return self._bias.to(self.images.device)
 
+    @property
+    def group(self) -> Tensor:
+        """The group of each sample, int64 `[N]`: label * (largest bias + 1) + bias. Raises as `bias`."""
+        bias = self.bias
+        return self.y * (int(bias.max()) + 1) + bias
+
 
 @dataclass
 class TrainingCost:
@@ -96,6 +119,8 @@ class TrainingCost:
 
 
 COST_FIELD = "_cost"
+OWN_LOOP_NOTE = "own_loop_steps"
+"""The note of a run whose method called `backward` in a loop of its own: how often, which is what was charged."""
 
 
 class Stages(Protocol):
@@ -145,6 +170,7 @@ class Experiment:
         self.mined: Tensor | None = None
         self.trained_outside = bool(ModelName.parse(spec.model).outside)
         self._around = context
+        self._backward = BackwardCounter()
         self._trainings: WeakKeyDictionary[nn.Module, Counter[str]] = WeakKeyDictionary()
 
     @property
@@ -218,33 +244,34 @@ class Experiment:
         masks: Mapping[str, Tensor] | None = None,
         sample_weight: Tensor | None = None,
         parameters: list[nn.Parameter] | None = None,
-        after_step: Callable[[int], Mapping[str, Tensor] | None] | None = None,
+        after_step: AfterStep | None = None,
+        augment: Augment | None = None,
         start: int = 0,
         stop_after: int | None = None,
         networks: int = 1,
         **settings: Any,
-    ) -> None:
-        """Train `model` in place on the training split.
+    ) -> Masks:
+        """Train `model` in place on the training split; gives the masks that are held at the end.
 
         `name` seeds the order of samples; trained again under the same name, a network sees them in another order.
-        `sample_weight` `[N]` draws samples in proportion. `stop_after` ends a schedule of `steps` early, and `start`
-        resumes one: its first `start` batches have been seen. `networks` counts those that a step trains, for the cost.
-        Further settings (`optimizer`, `betas`, `weight_decay`, `momentum`, `schedule`) override the recipe's.
+        `sample_weight` `[N]` draws samples in proportion. `after_step(step)` may look at the training and return new
+        masks: see `Step`. `augment(images, generator)` changes the images of a step. `stop_after` ends a schedule of
+        `steps` early, and `start` resumes one: its first `start` batches have been seen. `networks` counts those that a
+        step trains, for the cost; more backward passes than that count themselves. Further settings (`optimizer`,
+        `betas`, `weight_decay`, `momentum`, `schedule`) override the recipe's; an optimizer may be a function of the
+        parameters and the learning rate.
         """
         stream = self._stream(model, name)
         loop = LoopSettings.of(
             self.recipe, self.device, lr=self.recipe.lr if lr is None else lr, total_steps=steps
         )
-        batches = draw_batches(
-            len(self.train_split),
-            steps=steps,
-            batch_size=self.recipe.batch_size,
-            generator=self.rng(f"batches/{stream}"),
-            sample_weight=sample_weight,
-        )[start:stop_after]
-        images, report = self.train_split.images, self._around.progress
+        batches = self._draw(stream, steps, sample_weight)[start:stop_after]
+        images, report, before = self.train_split.images, self._around.progress, self._backward.count
+        noise = None if augment is None else self.device_rng(f"augment/{stream}")
+        names = own_names(model)
+        pruned = {bare: names[bare] for bare in prunable(model) if bare in names}
         with channels_last(model):
-            train(
+            held = train(
                 model,
                 images,
                 self.train_split.y,
@@ -254,12 +281,47 @@ class Experiment:
                 settings=replace(loop, first_step=start, **settings),
                 masks=named_as_in(model, masks),
                 parameters=parameters,
-                after_step=after_step and (lambda step: named_as_in(model, after_step(step))),
+                after_step=after_step and (lambda step: named_as_in(model, after_step(step.renamed(pruned)))),
+                augment=augment and (lambda x: augment(x, noise)),  # type: ignore[arg-type]
                 progress=None
                 if report is None
                 else lambda step, loss: report(name, step, len(batches), loss),
             )
-        self.cost.own_steps += len(batches) * networks
+        self.cost.own_steps += max(len(batches) * networks, self._backward.take(before))
+        return {bare: held[own] for bare, own in names.items() if own in held}
+
+    def _draw(self, stream: str, steps: int, sample_weight: Tensor | None = None) -> Tensor:
+        """Sample indices of every step of a stream."""
+        return draw_batches(
+            len(self.train_split),
+            steps=steps,
+            batch_size=self.recipe.batch_size,
+            generator=self.rng(f"batches/{stream}"),
+            sample_weight=sample_weight,
+        )
+
+    def batches(
+        self, model: nn.Module, *, steps: int, name: str, sample_weight: Tensor | None = None
+    ) -> Iterator[Batch]:
+        """The batches that `train` would show this network under this name, for a loop of one's own.
+
+        The harness counts the backward passes of such a loop as its steps, and the record says so.
+        """
+        stream, images = self._stream(model, name), self.train_split.images
+        rows = self._draw(stream, steps, sample_weight).to(self.device)
+        crops = images.draw_crops(rows.shape, self.rng(f"crops/{stream}"))
+        for step, x in enumerate(images.feed(rows, crops)):
+            yield Batch(x, self.train_split.y[rows[step]], rows[step], step)
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """While a method fits: backward passes outside of `train` are charged as steps, and noted."""
+        with self._backward.running():
+            yield
+        own = self._backward.take()
+        if own:
+            self.cost.own_steps += own
+            self.notes[OWN_LOOP_NOTE] = float(own)
 
     def _stream(self, model: nn.Module, name: str) -> str:
         """What seeds the batches of a stage: its name, and how often this network was trained under it before."""
@@ -275,7 +337,7 @@ class Experiment:
     def finetune(
         self,
         model: Classifier,
-        masks: Masks,
+        masks: Masks | None = None,
         *,
         objective: Objective = cross_entropy,
         sample_weight: Tensor | None = None,
@@ -285,9 +347,12 @@ class Experiment:
     ) -> Pruned:
         """Train a pruned model with its masks held: the recipe's fine-tuning steps, or `steps`.
 
-        Fine-tuned again, a model sees the images in another order.
+        Fine-tuned again, a model sees the images in another order. Without masks they are the network's own: its zeros,
+        or what `torch.nn.utils.prune` put into it; that is taken out again, and the masks are held here.
         """
-        self.train(
+        masks = masks_of(model) if masks is None else masks
+        make_plain(model)
+        held = self.train(
             model,
             steps=steps or self.recipe.finetune_steps,
             lr=self.recipe.finetune_lr if lr is None else lr,
@@ -297,7 +362,63 @@ class Experiment:
             sample_weight=sample_weight,
             **settings,
         )
-        return Pruned(model, masks)
+        return Pruned(model, held)
+
+    def prune(
+        self,
+        model: Classifier,
+        sparsity: float,
+        score: Score | None = None,
+        *,
+        distribution: str | Distribution = "global",
+        structure: str | None = None,
+    ) -> Masks:
+        """Masks with exactly the asked count, and the model's masked weights zero.
+
+        `score` is a criterion, a scoring function `(weight, context)` or scores by name; magnitude where none is given.
+        """
+        scores: Mapping[str, Tensor]
+        if isinstance(score, Criterion):
+            scores = self.scores(score, model)
+        elif callable(score):
+            scores = self.scores(as_criterion(score), model)
+        else:
+            scores = score or {name: weight.detach().abs() for name, weight in prunable(model).items()}
+        masks = make_masks(
+            scores, sparsity, allocation=distribution, structure=structure, weights=prunable(model)
+        )
+        apply_masks(model, masks)
+        return masks
+
+    @torch.no_grad()
+    def recalibrate(self, model: Classifier, *, batches: int = 8) -> None:
+        """Take BatchNorm's running statistics anew: the mean over some training batches, charged as forward passes."""
+        layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        momenta = [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None
+        model.train()
+        with channels_last(model):
+            for x, _ in self._some_batches("recalibrate", batches):
+                model(x)
+        for layer, momentum in zip(layers, momenta):
+            layer.momentum = momentum
+        self.cost.own_steps += steps_of(batches / 3)
+
+    def _some_batches(self, purpose: str, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training images as they are shown in evaluation, and their labels."""
+        for row in self._draw(purpose, count).to(self.device):
+            yield self.train_split.images.batch(row), self.train_split.y[row]
+
+    @torch.no_grad()
+    def features(self, model: Classifier, split: VisibleSplit) -> Tensor:
+        """Penultimate features `[N, F]` of a split's images, in evaluation mode, float32, on the device."""
+        model.eval()
+        size = split.images.evaluation_batch
+        rows = [slice(at, at + size) for at in range(0, len(split), size)]
+        with channels_last(model):
+            return torch.cat([model.features(split.images.batch(row)).float() for row in rows])
 
     def predict(self, model: Classifier) -> Tensor:
         """Logits `[N, C]` of the training images, in evaluation mode, on the device."""
@@ -316,24 +437,34 @@ class Experiment:
             return evaluate(model, split.images).to(self.device)
 
     def scores(self, criterion: Criterion, model: Classifier) -> dict[str, Tensor]:
-        """Scores of every prunable weight of `model`."""
-        return compute_scores(
-            criterion, model, lambda: self.gradients(model), self.rng(f"scores/{criterion.name}")
+        """Scores of every prunable weight of `model`; what the criterion needs is computed, and charged."""
+        statistics = self.statistics(model, batches=criterion.batches)
+        return compute_scores(criterion, model, statistics, self.rng(f"scores/{criterion.name}"))
+
+    def statistics(self, model: Classifier, *, batches: int = BATCHES) -> Statistics:
+        """Gradients, activations and curvature of `model` as it is now, over training batches; see `Statistics`."""
+
+        def charge(steps: float) -> None:
+            self.cost.own_steps += steps_of(steps)
+
+        return Statistics(
+            model,
+            lambda: self._some_batches("statistics", batches),
+            charge,
+            self.rng("probes"),
+            lambda: self.gradients(model, batches=batches),
+            self._backward,
         )
 
     def gradients(self, model: Classifier, *, batches: int = 8) -> dict[str, Tensor]:
         """Gradients of the mean loss over some batches, in training mode; the model is unchanged."""
         net = copy.deepcopy(model).train()
-        index = draw_batches(
-            len(self.train_split),
-            steps=batches,
-            batch_size=self.recipe.batch_size,
-            generator=self.rng("batches/gradients"),
-        ).to(self.device)
+        index, before = self._draw("gradients", batches).to(self.device), self._backward.count
         with channels_last(net):
             for row in index:
                 logits = net(self.train_split.images.batch(row))
                 (task_loss(logits, self.train_split.y[row]) / batches).backward()
+        self._backward.take(before)
         self.cost.own_steps += batches
         return {name: weight.grad for name, weight in prunable(net).items() if weight.grad is not None}
 
@@ -379,10 +510,11 @@ class Experiment:
 
     @contextlib.contextmanager
     def _separate_cost(self) -> Iterator[TrainingCost]:
-        outer, self.cost = self.cost, TrainingCost()
+        outer, self.cost, before = self.cost, TrainingCost(), self._backward.count
         try:
             yield self.cost
         finally:
+            self.cost.own_steps += self._backward.take(before)
             self.cost = outer
 
     def report_mining(self, conflicting: Tensor) -> None:
@@ -396,7 +528,7 @@ class Experiment:
 
     def log(self, **values: float) -> None:
         """Numbers for the record. Raises UsageError for the names that the harness writes."""
-        for name in (*NOTES, FITTED_NOTE, REMOVED_NOTE):
+        for name in (*NOTES, FITTED_NOTE, REMOVED_NOTE, OWN_LOOP_NOTE):
             if name in values:
                 raise UsageError(f"log: {name} is written by the harness; choose another name")
         self.notes.update({name: float(value) for name, value in values.items()})

@@ -1,37 +1,44 @@
-"""Score, allocate, schedule: the procedure behind every pruning criterion."""
+"""Score, distribute, schedule: the procedure behind every pruning criterion."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from prunebench.errors import unknown
+from prunebench.errors import UsageError, unknown
 from prunebench.methods.api import Method, defaults_of
-from prunebench.methods.criteria import Criterion
+from prunebench.methods.criteria import Criterion, check_name
 from prunebench.methods.experiment import Experiment, Pruned
-from prunebench.pruning.distribution import ALLOCATIONS
+from prunebench.pruning.distribution import ALLOCATIONS, Distribution
 from prunebench.pruning.masks import Masks, apply_masks, make_masks, prunable
-from prunebench.pruning.schedule import SCHEDULES, pruning_steps, pruning_targets
+from prunebench.pruning.pattern import check_structure, largest_masks, n_and_m
+from prunebench.pruning.schedule import SCHEDULES, exponential_targets, pruning_steps, pruning_targets
 from prunebench.results.spec import LR_SCHEDULES, OPTIMIZERS
 
+ALIASES = {"distribution": "allocation"}
+"""Other names of settings."""
 STARTS = ("dense", "init")
 BUDGETS = ("steps", "finetune_steps")
 
 
 @dataclass(frozen=True)
 class Prune:
-    """Prune by a criterion, at once or gradually.
+    """Prune by a criterion, at once, in rounds or gradually.
 
     From the dense model (`start="dense"`) the budget is the fine-tuning steps; from initialisation it is the
     training and fine-tuning steps together. `cubic` prunes `events` times between the `begin` and `end` shares
     of the budget; 8 events from 1/10 to 4/5 is the Iofinova et al. protocol (epochs 10, 20, ... 80 of 100).
+    `exponential` scores and prunes in `rounds` before training. `structure` is the pattern of the masks
+    (`pruning.pattern`): `N:M`, `block`, `block:ROWSxCOLUMNS` or `filter`; a `native` method with N:M has the pattern's
+    own sparsity.
 
-    The settings that are None follow from the others or from the recipe, and name no run: `span`, the length of the
+    The settings that are None follow from the others or from the recipe, and name no run: `structure`; `recalibrate`,
+    the training batches from which BatchNorm's statistics are taken anew at the end; `span`, the length of the
     cubic as a share of the budget (else end - begin; the last event reaches the asked sparsity all the same);
     `budget`, `steps` or `finetune_steps` of the recipe alone; `optimizer`, `lr_schedule` and `weight_decay` of the
     sparse phase.
@@ -44,21 +51,31 @@ class Prune:
     events: int = 8
     begin: float = 0.1
     end: float = 0.8
+    rounds: int = 100
+    structure: str | None = None
+    recalibrate: int | None = None
     span: float | None = None
     budget: str | None = None
     optimizer: str | None = None
     lr_schedule: str | None = None
     weight_decay: float | None = None
     criterion: Criterion | None = None
+    distribution: Distribution | None = None
+    """A function that stands for `allocation`, which has its name."""
 
     def __post_init__(self) -> None:
-        checks = (("allocation", ALLOCATIONS), ("schedule", SCHEDULES), ("start", STARTS))
+        allocations = ALLOCATIONS if self.distribution is None else (self.allocation,)
+        checks = (("allocation", allocations), ("schedule", SCHEDULES), ("start", STARTS))
+        if self.structure is not None:
+            check_structure(self.structure)
         unset = (("budget", BUDGETS), ("optimizer", OPTIMIZERS), ("lr_schedule", LR_SCHEDULES))
         for kind, known in (*checks, *((kind, (*known, None)) for kind, known in unset)):
             if getattr(self, kind) not in known:
                 raise unknown(kind, str(getattr(self, kind)), filter(None, known))
         if not 0 <= self.begin <= self.end <= 1 or not 0 <= self.initial < 1 or self.events < 1:
             raise ValueError("want 0 <= begin <= end <= 1, 0 <= initial < 1 and events >= 1")
+        if self.rounds < 1 or (self.recalibrate is not None and self.recalibrate < 1):
+            raise ValueError("want rounds and recalibrate of at least 1")
         if self.span is not None and not self.span >= self.end - self.begin - 1e-9:
             raise ValueError(f"span: want at least end - begin, {self.end - self.begin:g}, got {self.span:g}")
         if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
@@ -73,13 +90,21 @@ class Prune:
             steps = getattr(recipe, self.budget)
         lr = recipe.lr if from_init else recipe.finetune_lr
         if self.schedule == "cubic":
-            return self._prune_gradually(experiment, model, sparsity, steps, lr)
-        masks = self._masks(experiment, model, sparsity)
+            return self._finished(experiment, self._prune_gradually(experiment, model, sparsity, steps, lr))
+        if self.schedule == "exponential":
+            masks = self._prune_in_rounds(experiment, model, sparsity)
+        else:
+            masks = self._masks(experiment, model, sparsity)
         apply_masks(model, masks)
         experiment.train(
             model, steps=steps, lr=lr, name=f"{self.start}/sparse", masks=masks, **self._optimisation()
         )
-        return Pruned(model, masks)
+        return self._finished(experiment, Pruned(model, masks))
+
+    def _finished(self, experiment: Experiment, pruned: Pruned) -> Pruned:
+        if self.recalibrate is not None:
+            experiment.recalibrate(pruned.model, batches=self.recalibrate)
+        return pruned
 
     def _optimisation(self) -> dict[str, Any]:
         """What the sparse phase changes of the recipe."""
@@ -93,7 +118,32 @@ class Prune:
     def _masks(self, experiment: Experiment, model: nn.Module, sparsity: float) -> Masks:
         assert self.criterion is not None
         scores = experiment.scores(self.criterion, model)  # type: ignore[arg-type]
-        return make_masks(scores, sparsity, allocation=self.allocation, weights=prunable(model))
+        return self._masks_of(experiment, scores, model, sparsity)
+
+    def _masks_of(
+        self, experiment: Experiment, scores: Mapping[str, Tensor], model: nn.Module, sparsity: float
+    ) -> Masks:
+        if self.structure is not None and experiment.spec.sparsity is None:
+            return largest_masks(self.structure, scores)
+        return make_masks(
+            scores,
+            sparsity,
+            allocation=self.distribution or self.allocation,
+            structure=self.structure,
+            weights=prunable(model),
+        )
+
+    def _prune_in_rounds(self, experiment: Experiment, model: nn.Module, sparsity: float) -> Masks:
+        """Score, prune, and score what is left; nothing is trained, and what went does not come back."""
+        masks: Masks = {}
+        for target in exponential_targets(self.rounds, sparsity):
+            assert self.criterion is not None
+            scores = experiment.scores(self.criterion, model)  # type: ignore[arg-type]
+            for name, mask in masks.items():
+                scores[name] = scores[name].masked_fill(~mask, -torch.inf)
+            masks = self._masks_of(experiment, scores, model, target)
+            apply_masks(model, masks)
+        return masks
 
     def _prune_gradually(
         self, experiment: Experiment, model: nn.Module, sparsity: float, steps: int, lr: float
@@ -118,39 +168,87 @@ class Prune:
 
 
 def prune_by(
-    criterion: Criterion, name: str = "", *, cite: str = "", unpruned: bool = False, **settings: Any
+    criterion: Criterion,
+    name: str = "",
+    *,
+    cite: str = "",
+    unpruned: bool = False,
+    native: bool = False,
+    **settings: Any,
 ) -> Method:
     """The method that prunes by `criterion` with other settings, under another name.
 
-    `allocation`, `schedule` and `start` are chosen by name; see `Prune`. An `unpruned` one takes the very steps of the
-    pruned one at sparsity 0, and is a reference: not ranked.
+    Args:
+        criterion: what scores.
+        name: the method's; that of the criterion where none is given.
+        cite: its source; that of the criterion where none is given.
+        unpruned: takes the very steps of the pruned one at sparsity 0, and is a reference: not ranked.
+        native: has the sparsity of its structure, N:M, and none is asked of it.
+        settings: `distribution` (or `allocation`; a name or a function), `structure`, `schedule`, `start` and the other
+            settings of `Prune`, and options of the criterion.
+
+    Raises:
+        UsageError: for an unknown setting, or a value that cannot be.
     """
-    defaults = {key: value for key, value in defaults_of(Prune).items() if key != "criterion"}
-    defaults["start"] = criterion.at
-    build = functools.partial(Prune, criterion=criterion)
-    cite = cite or criterion.cite
+    chosen = {**criterion.prunes, **settings}
+    native = chosen.pop("native", native)
+    fields = {"criterion", "distribution"}
+    defaults = {key: value for key, value in defaults_of(Prune).items() if key not in fields}
+    for key in criterion.options:
+        if key in defaults or key in ALIASES:
+            raise UsageError(f"criterion {criterion.name!r}: {key} is a setting of pruning; rename its own")
+    defaults |= {"start": criterion.at, **criterion.options}
+    function = next(
+        (chosen[key] for key in ("distribution", "allocation") if callable(chosen.get(key))), None
+    )
+    if function is not None:
+        chosen.pop("distribution", None)
+        check_name("distribution", function.__name__)
+        chosen["allocation"] = function.__name__
+
+    def build(**params: Any) -> Prune:
+        options = {key: params.pop(key, value) for key, value in criterion.options.items()}
+        own = function if params.get("allocation") == chosen.get("allocation") else None
+        return Prune(criterion=replace(criterion, options=options), distribution=own, **params)
+
     entry = Method(
         name or criterion.name,
-        cite,
+        cite or criterion.cite,
         "none",
         criterion.version,
         build,
         defaults,
+        native=native,
         relevant=relevant,
         multi_label=True,
         unpruned=unpruned,
         ranked=not unpruned,
+        aliases=ALIASES,
     )
-    entry = entry.with_params(settings)
-    entry.build(**entry.params)
+    entry = entry.with_params(chosen)
+    built = entry.build(**entry.params)
+    if native and n_and_m(built.structure or "") is None:  # type: ignore[attr-defined]
+        raise UsageError(
+            f"method {entry.name!r}: native=True needs structure='N:M', which fixes the sparsity"
+        )
     return entry
+
+
+OF_SCHEDULE = {
+    "one-shot": (),
+    "cubic": ("initial", "events", "begin", "end", "span"),
+    "exponential": ("rounds",),
+}
+"""The settings that matter for one schedule alone."""
 
 
 def relevant(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that matter: one-shot pruning has no gradual ones, and what is None changes nothing."""
-    gradual = ("initial", "events", "begin", "end", "span")
+    others = {key for keys in OF_SCHEDULE.values() for key in keys}
+    idle = others - set(OF_SCHEDULE.get(settings["schedule"], others))
+    plain = {"structure": "unstructured"}
     return {
         key: value
         for key, value in settings.items()
-        if value is not None and (settings["schedule"] != "one-shot" or key not in gradual)
+        if value is not None and key not in idle and plain.get(key) != value
     }

@@ -24,7 +24,7 @@ from prunebench.methods.api import Method, Procedure
 from prunebench.methods.dcwp import dcwp
 from prunebench.methods.experiment import Experiment, Pruned, state_of
 from prunebench.models import Classifier
-from prunebench.pruning.masks import apply_masks, shuffled
+from prunebench.pruning.masks import Masks, apply_masks, shuffled
 from prunebench.pruning.wrapped import bare_network
 
 VERSION = 1
@@ -82,8 +82,8 @@ class WatchedExperiment(Experiment):
         self._replays[net] = []
         return net
 
-    def train(self, model: nn.Module, *, name: str, **settings: Any) -> None:  # type: ignore[override]
-        super().train(model, name=name, **settings)
+    def train(self, model: nn.Module, *, name: str, **settings: Any) -> Masks:  # type: ignore[override]
+        final = super().train(model, name=name, **settings)
         net = bare_network(model)
         held = settings.pop("masks", None), settings.pop("after_step", None)
         if net in self._starts and held == (None, None):
@@ -97,6 +97,7 @@ class WatchedExperiment(Experiment):
             for part in net.modules():
                 if part in self._starts:
                     self._replays[part].append(replay if part is net else self._refuse)
+        return final
 
     def _refuse(self, *_: object) -> None:
         raise UsageError(f"shuffled:{self._base}: it trains its network inside of another module")

@@ -3,30 +3,73 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from prunebench.errors import UsageError, unknown
 
-ALLOCATIONS = ("global", "uniform", "erk", "like-magnitude")
+ALLOCATIONS = ("global", "uniform", "erk", "like-magnitude", "lamp")
+Distribution = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], int], Mapping[str, int]]
+"""Of scores and weights by layer and the number to keep: how many to keep of each layer."""
 
 
 def allocate(
-    name: str, scores: Mapping[str, Tensor], weights: Mapping[str, Tensor], keep: int
+    name: str | Distribution, scores: Mapping[str, Tensor], weights: Mapping[str, Tensor], keep: int
 ) -> dict[str, int]:
     """Weights to keep by layer, summing to `keep`.
 
-    `global`: where the highest scores are. `uniform`: the same density everywhere. `erk`: Erdos-Renyi-Kernel
-    (Evci et al., 2020). `like-magnitude`: the layer counts of global magnitude pruning, whatever the scores (the
-    control that shows whether it matters *which* weights stay).
+    `name` may be a function of one's own (`Distribution`). `global`: where the highest scores are. `uniform`: the same
+    density everywhere. `erk`: Erdos-Renyi-Kernel (Evci et al., 2020). `like-magnitude`: the layer counts of global
+    magnitude pruning, whatever the scores (the control that shows whether it matters *which* weights stay). `lamp`:
+    where the highest LAMP scores of the weights are (Lee et al., 2021), w^2 over the sum of the squares at least as
+    large in the layer.
     """
+    if callable(name):
+        return _whole_counts(name(scores, weights, keep), scores, keep)
+    if name == "lamp":
+        return global_counts({layer: lamp_scores(weights[layer]) for layer in scores}, keep)
     if name == "global":
         return global_counts(scores, keep)
     if name == "like-magnitude":
         return global_counts({layer: weights[layer].detach().abs() for layer in scores}, keep)
     return layer_counts(name, {layer: tuple(values.shape) for layer, values in scores.items()}, keep)
+
+
+def lamp_scores(weight: Tensor) -> Tensor:
+    """LAMP scores of one layer, float64: w_i^2 / sum of w_j^2 over all j with |w_j| >= |w_i|, ties by place."""
+    squares = weight.detach().double().reshape(-1).square()
+    order = torch.argsort(squares, descending=True, stable=True)
+    scores = torch.empty_like(squares)
+    scores[order] = squares[order] / squares[order].cumsum(0).clamp(min=torch.finfo(torch.float64).tiny)
+    return scores.view(weight.shape)
+
+
+def within(counts: Mapping[str, int], room: Mapping[str, int]) -> dict[str, int]:
+    """Counts with the same sum, none above its layer's room; what does not fit goes where most room is left."""
+    fitted = {layer: min(count, room[layer]) for layer, count in counts.items()}
+    spare = sum(counts.values()) - sum(fitted.values())
+    for layer in sorted(fitted, key=lambda name: fitted[name] - room[name]):
+        moved = min(spare, room[layer] - fitted[layer])
+        fitted[layer], spare = fitted[layer] + moved, spare - moved
+    if spare:
+        raise UsageError(f"{spare} weights have no room in any layer")
+    return fitted
+
+
+def _whole_counts(counts: Mapping[str, int], scores: Mapping[str, Tensor], keep: int) -> dict[str, int]:
+    """What a function of one's own answered. Raises UsageError unless it is a count for each layer, summing to keep."""
+    sizes = {layer: values.numel() for layer, values in scores.items()}
+    if dict(counts).keys() != sizes.keys() or sum(counts.values()) != keep:
+        raise UsageError(
+            f"distribution: want a count for each of {len(sizes)} layers that sum to {keep}, "
+            f"got {len(counts)} that sum to {sum(counts.values())}"
+        )
+    for layer, count in counts.items():
+        if not 1 <= count <= sizes[layer]:
+            raise UsageError(f"distribution: {layer} has {sizes[layer]} weights, {count} are to be kept")
+    return {layer: int(counts[layer]) for layer in scores}
 
 
 def layer_counts(name: str, shapes: Mapping[str, Sequence[int]], keep: int) -> dict[str, int]:

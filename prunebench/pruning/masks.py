@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -10,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from prunebench.errors import MaskError, UsageError
+from prunebench.pruning.counts import Masks, keep_count, masks_from_counts
+from prunebench.pruning.counts import top_k as top_k
+from prunebench.pruning.distribution import Distribution, allocate
+from prunebench.pruning.pattern import pattern_masks
 from prunebench.pruning.wrapped import bare_name, bare_network, own_names
 from prunebench.results.spec import number_text
-
-Masks = dict[str, Tensor]
 
 
 def prunable(model: nn.Module) -> dict[str, Tensor]:
@@ -53,15 +54,6 @@ def check_held(model: nn.Module, names: Iterable[str]) -> None:
             )
 
 
-def keep_count(total: int, sparsity: float) -> int:
-    """How many of `total` weights survive: total - round(total * sparsity), halves up."""
-    if not 0 <= sparsity < 1:
-        raise UsageError(
-            f"sparsity must be in [0, 1), got {number_text(sparsity)} (0.9 prunes nine weights of ten)"
-        )
-    return total - math.floor(total * sparsity + 0.5)
-
-
 def check_feasible(sizes: Mapping[str, int], sparsity: float) -> None:
     """Raise UsageError if the sparsity leaves fewer weights than there are layers."""
     total = sum(sizes.values())
@@ -73,42 +65,33 @@ def check_feasible(sizes: Mapping[str, int], sparsity: float) -> None:
         )
 
 
-def top_k(scores: Tensor, k: int) -> Tensor:
-    """The `k` highest scores as a bool mask of the same shape; ties go to the lower index, so k is exact.
-
-    Raises MaskError on scores that are nan.
-    """
-    flat = scores.detach().reshape(-1)
-    if torch.isnan(flat).any():
-        raise MaskError("scores: contains nan")
-    if not 0 <= k <= flat.numel():
-        raise MaskError(f"cannot keep {k} of {flat.numel()} weights")
-    order = torch.argsort(flat, descending=True, stable=True)
-    mask = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
-    mask[order[:k]] = True
-    return mask.view(scores.shape)
-
-
-def masks_from_counts(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> Masks:
-    """Keep the `counts[layer]` highest scores of each layer."""
-    return {name: top_k(values, counts[name]) for name, values in scores.items()}
-
-
 def make_masks(
     scores: Mapping[str, Tensor],
     sparsity: float,
     *,
-    allocation: str = "global",
+    allocation: str | Distribution = "global",
+    structure: str | None = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> Masks:
     """Masks with exactly the asked count and at least one weight a layer.
 
-    `weights` is needed by allocations that look at the weights rather than the scores.
+    `allocation` is the distribution over layers, by name or a function (`distribution.allocate`); `structure` the
+    pattern within them (`pattern.pattern_masks`). `weights` is needed by distributions that look at the weights rather
+    than the scores.
     """
-    from prunebench.pruning.distribution import allocate
-
     keep = keep_count(sum(values.numel() for values in scores.values()), sparsity)
+    if structure not in (None, "unstructured"):
+        return pattern_masks(structure, scores, weights or {}, keep, allocation)
     return masks_from_counts(scores, allocate(allocation, scores, weights or {}, keep))
+
+
+def masks_of(model: nn.Module) -> Masks:
+    """The masks that a network holds: those of `torch.nn.utils.prune`, or where its weights are not zero."""
+    held = {bare_name(name): value for name, value in bare_network(model).named_buffers()}
+    return {
+        name: (held[f"{name}_mask"] if f"{name}_mask" in held else weight.detach()) != 0
+        for name, weight in prunable(model).items()
+    }
 
 
 def whole_masks(model: nn.Module) -> Masks:

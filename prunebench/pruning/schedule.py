@@ -1,8 +1,14 @@
-"""Schedules: all weights go at once, or gradually."""
+"""Schedules: all weights go at once, in rounds before training, or gradually during it."""
 
 from __future__ import annotations
 
-SCHEDULES = ("one-shot", "cubic")
+SCHEDULES = ("one-shot", "cubic", "exponential")
+"""At once; gradually during training; in rounds of scoring and pruning before it."""
+
+
+def exponential_targets(rounds: int, final: float) -> list[float]:
+    """The sparsity after each round, 1 - (1 - final)^(r / rounds): SynFlow's schedule (Tanaka et al., 2020)."""
+    return [*(1 - (1 - final) ** (number / rounds) for number in range(1, rounds)), final]
 
 
 def cubic_sparsity(step: float, *, begin: float, end: float, final: float, initial: float = 0.0) -> float:

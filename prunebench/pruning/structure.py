@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunebench.errors import MaskError, UsageError, unknown
-from prunebench.pruning.masks import keep_count, top_k
+from prunebench.pruning.counts import keep_count, top_k
 
 BLOCK = (64, 64)
 """Output x input channels of a block, as the block-sparse kernels skip them."""

@@ -35,6 +35,16 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: plain(value) for name, value in state.items()}
 
 
+def make_plain(model: nn.Module) -> None:
+    """Make what `torch.nn.utils.prune` masks a plain, masked parameter again, in place."""
+    from torch.nn.utils import prune
+
+    for module in model.modules():
+        for name in [key.removesuffix("_mask") for key in module._buffers if key.endswith("_mask")]:
+            if f"{name}_orig" in module._parameters:
+                prune.remove(module, name)
+
+
 def own_names(model: nn.Module) -> dict[str, str]:
     """The name in `model.named_parameters()` of each parameter, by its name in the bare network."""
     wrapped = {id(value): name for name, value in model.named_parameters()}

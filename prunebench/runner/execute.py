@@ -148,7 +148,7 @@ def _fit_and_measure(
             val_balanced=balanced,
         )
         given = run.is_dense and experiment.trained_outside
-        fit = functools.partial(_take_checkpoint, context) if given else method.build(**method.params).fit
+        fit = functools.partial(_take_checkpoint, context) if given else method.fit
         pruned = _checked(method, fit(experiment, spec.sparsity or 0.0))
         if not data.intact:
             raise PruneBenchError(

@@ -36,13 +36,63 @@ class Batch:
 
 
 Objective = Callable[[nn.Module, Batch], Tensor]
+MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+"""Of the parameters and the learning rate, which the loop changes by its schedule."""
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""Normalised images `[B, C, H, W]`, and the device's seeded generator, to images of the same shape."""
+
+
+class Step(int):
+    """How many steps a training has taken, from 1, and what `after_step` may look at and change then.
+
+    `of` is how many it takes in all; `weights` are the network's parameters, `masks` those held now, both by name;
+    `optimizer` is at hand with its state. Masks that `after_step` returns are held from then on: what they let grow
+    begins at zero, with clean moments.
+    """
+
+    of: int
+    weights: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer
+
+    @classmethod
+    def at(cls, number: int, of: int, training: Training) -> Step:
+        """The step `number` of a training."""
+        weights = dict(training.model.named_parameters())
+        return cls(number)._with(of, weights, training.hold.masks, training.optimizer)
+
+    def renamed(self, names: Mapping[str, str]) -> Step:
+        """The same, of the parameters in `names` alone, under the names that they have there (new name: own name)."""
+        weights = {new: self.weights[own] for new, own in names.items()}
+        masks = {new: self.masks[own] for new, own in names.items() if own in self.masks}
+        return type(self)(int(self))._with(self.of, weights, masks, self.optimizer)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradient of the step's loss in every weight that has one; dense: those under a mask have theirs too."""
+        return {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
+
+    def _with(
+        self,
+        of: int,
+        weights: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+    ) -> Step:
+        self.of, self.weights, self.masks, self.optimizer = of, weights, masks, optimizer
+        return self
+
+
+AfterStep = Callable[[Step], Mapping[str, Tensor] | None]
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How a loop optimises. `total_steps` sets the length of the learning-rate schedule, begun at `first_step`."""
+    """How a loop optimises. `total_steps` sets the length of the learning-rate schedule, begun at `first_step`.
 
-    optimizer: str
+    `optimizer` is `adam`, `sgd`, or a function that makes one of the parameters and the learning rate.
+    """
+
+    optimizer: str | MakeOptimizer
     lr: float
     total_steps: int
     first_step: int = 0
@@ -83,7 +133,9 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def make_optimizer(parameters: list[nn.Parameter], settings: LoopSettings) -> torch.optim.Optimizer:
-    """The optimizer that the settings name, fused."""
+    """The optimizer that the settings name, fused, or make."""
+    if callable(settings.optimizer):
+        return settings.optimizer(parameters, settings.lr)
     if settings.optimizer == "adam":
         return torch.optim.Adam(
             parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
@@ -137,16 +189,18 @@ def train(  # noqa: PLR0913
     settings: LoopSettings,
     masks: Mapping[str, Tensor] | None = None,
     parameters: list[nn.Parameter] | None = None,
-    after_step: Callable[[int], Mapping[str, Tensor] | None] | None = None,
+    after_step: AfterStep | None = None,
     progress: Callable[[int, float], None] | None = None,
     crops: Tensor | None = None,
+    augment: Callable[[Tensor], Tensor] | None = None,
     capture: bool = True,
-) -> None:
-    """Train `model` in place for `len(batches)` steps.
+) -> dict[str, Tensor]:
+    """Train `model` in place for `len(batches)` steps; gives the masks that are held at the end.
 
     batches: sample indices `[steps, batch]`. crops: where each image is cut (see `Images.draw_crops`). masks: name
     of weight to mask; those weights are zero after every step. parameters: what is optimised (default: all).
-    `after_step(step)` may return new masks (gradual pruning). `progress(step, loss)` is called at every check.
+    `after_step(step)` may return new masks (gradual or dynamic pruning); see `Step`. `augment` changes the images of
+    a step. `progress(step, loss)` is called at every check.
     On a GPU the step of a `capturable` objective is captured once and replayed, unless `capture` is False.
     Raises FloatingPointError when the loss is not finite.
     """
@@ -155,18 +209,19 @@ def train(  # noqa: PLR0913
     )
     batches = batches.to(images.device)
     crops = None if crops is None else crops.to(images.device)
-    if capture and training.can_be_captured:
+    if capture and augment is None and training.can_be_captured:
         feed = _replayed([training], [batches], [crops])
     else:
-        feed = _one_by_one(training, batches, crops)
+        feed = _one_by_one(training, batches, crops, augment)
     with contextlib.closing(feed):
         for step, _ in enumerate(feed):
             if after_step is not None:
-                training.hold.update(after_step(step + 1))
+                training.change_masks(after_step(Step.at(step + 1, len(batches), training)))
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == len(batches):
                 training.check(step + 1, len(batches))
                 if progress is not None:
                     progress(step + 1, float(training.loss))
+    return training.hold.masks
 
 
 def train_together(trainings: Sequence[Training], batches: Sequence[Tensor]) -> None:
@@ -207,9 +262,9 @@ class Training:
         parameters: list[nn.Parameter] | None = None,
     ) -> None:
         self.device, self.images, self.settings = images.device, images, settings
-        self._model, self._y, self._objective = model, y.to(images.device), objective
+        self.model, self._y, self._objective = model, y.to(images.device), objective
         self._parameters = list(model.parameters()) if parameters is None else parameters
-        self._optimizer = make_optimizer(self._parameters, settings)
+        self.optimizer = make_optimizer(self._parameters, settings)
         self.hold = MaskHold(model, masks)
         self.hold.apply()
         self.loss = torch.zeros((), device=self.device)
@@ -227,13 +282,15 @@ class Training:
         marked = type(self.images) is Images and getattr(self._objective, "capturable", False)
         if self.device.type != "cuda" or self.device.index not in (None, torch.cuda.current_device()):
             return False
-        return marked and holds_known_layers_alone(self._model)
+        if callable(self.settings.optimizer):
+            return False
+        return marked and holds_known_layers_alone(self.model)
 
     def at(self, step: int) -> None:
         """Set the learning rate of a step."""
         if self.settings.schedule != "constant":
             rate = learning_rate(self.settings, self.settings.first_step + step)
-            for group in self._optimizer.param_groups:
+            for group in self.optimizer.param_groups:
                 if isinstance(group["lr"], Tensor):
                     group["lr"].fill_(rate)
                 else:
@@ -242,29 +299,37 @@ class Training:
     def hold_rate_on_device(self) -> None:
         """Let the learning rate be a tensor, which a captured step reads anew each time."""
         if self.settings.schedule != "constant":
-            for group in self._optimizer.param_groups:
+            for group in self.optimizer.param_groups:
                 group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=self.device)
 
     def step(self, x: Tensor, index: Tensor, number: int) -> None:
         """One step on images x `[B, C, H, W]` of the samples `index` `[B]`."""
         batch = Batch(x, self._y[index], index, number)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
-            loss = self._objective(self._model, batch)
-        self._optimizer.zero_grad(set_to_none=True)
+            loss = self._objective(self.model, batch)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self._optimizer.step()
+        self.optimizer.step()
         self.hold.apply()
         self.loss.copy_(loss.detach())
         self._finite &= torch.isfinite(self.loss)
 
+    @torch.no_grad()
+    def change_masks(self, masks: Mapping[str, Tensor] | None) -> None:
+        """Hold these masks from now on; what they let grow begins at zero, and with no moments."""
+        for name, grown in self.hold.update(masks).items():
+            for value in self.optimizer.state.get(self.hold.parameter(name), {}).values():
+                if isinstance(value, Tensor) and value.shape == grown.shape:
+                    value.masked_fill_(grown, 0.0)
+
     def drop_gradients(self) -> None:
         """Leave no gradient: a captured step makes its own, in memory that belongs to the graph."""
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
 
     @contextlib.contextmanager
     def in_capture(self) -> Iterator[None]:
         """Adam refuses a capture unless told of it; its fused step is the same either way."""
-        asked = [group for group in self._optimizer.param_groups if "capturable" in group]
+        asked = [group for group in self.optimizer.param_groups if "capturable" in group]
         for group in asked:
             group["capturable"] = True
         try:
@@ -300,11 +365,16 @@ def holds_known_layers_alone(model: nn.Module) -> bool:
     return True
 
 
-def _one_by_one(training: Training, batches: Tensor, crops: Tensor | None) -> Generator[None, None, None]:
+def _one_by_one(
+    training: Training,
+    batches: Tensor,
+    crops: Tensor | None,
+    augment: Callable[[Tensor], Tensor] | None = None,
+) -> Generator[None, None, None]:
     with contextlib.closing(training.images.feed(batches, crops)) as feed:
         for number, x in enumerate(feed):
             training.at(number)
-            training.step(x, batches[number], number)
+            training.step(x if augment is None else augment(x), batches[number], number)
             yield
 
 
@@ -383,12 +453,24 @@ class MaskHold:
         """What a captured step refers to: another number, other buffers."""
         self._weights: list[Tensor] = []
         self._factors: list[Tensor] = []
+        self.masks: dict[str, Tensor] = {}
+        """As they were given, by name."""
         self.update(masks)
 
-    def update(self, masks: Mapping[str, Tensor] | None) -> None:
-        """Hold these masks from now on; those of the same weights as before are written into the same buffers."""
+    def update(self, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Hold these masks from now on; those of the same weights as before are written into the same buffers.
+
+        Gives which weights were held at zero and no longer are, bool, by name.
+        """
         if masks is None:
-            return
+            return {}
+        self.masks = dict(masks)
+        held = dict(zip(self._names, self._factors))
+        grown = {
+            name: mask.to(held[name].device).bool() & (held[name] == 0)
+            for name, mask in masks.items()
+            if name in held
+        }
         if list(masks) != self._names:
             self._names = list(masks)
             self._weights = [self._named[name].detach() for name in masks]
@@ -397,6 +479,11 @@ class MaskHold:
         for factor, mask in zip(self._factors, masks.values()):
             factor.copy_(mask)
         self.apply()
+        return grown
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """The parameter that a mask of this name holds."""
+        return self._named[name]
 
     def apply(self) -> None:
         if self._weights:

@@ -49,6 +49,19 @@ def confident_cross_entropy(logits: Tensor, y: Tensor, least: float) -> Tensor:
     return (confident * loss).sum() / confident.sum().clamp(min=1)
 
 
+def distillation_loss(
+    logits: Tensor, teacher: Tensor, y: Tensor, *, temperature: float = 4.0, weight: float = 0.9
+) -> Tensor:
+    """weight * T^2 KL(softmax(teacher / T) || softmax(logits / T)) + (1 - weight) * task loss; logits `[B, C]`.
+
+    Source: Hinton et al. (2015).
+    """
+    target = functional.log_softmax(teacher.detach().float() / temperature, 1)
+    answer = functional.log_softmax(logits.float() / temperature, 1)
+    soft = functional.kl_div(answer, target, reduction="batchmean", log_target=True) * temperature**2
+    return weight * soft + (1 - weight) * task_loss(logits, y)
+
+
 def contrastive_loss(
     features: Tensor, y: Tensor, conflicting: Tensor, *, temperature: float = 0.07, released: bool = True
 ) -> Tensor:
