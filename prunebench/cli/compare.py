@@ -14,7 +14,7 @@ from rich.table import Table
 from prunebench.cli.console import console, errors
 from prunebench.comparison.conclusions import WIDE, conclude, is_significant, p_text
 from prunebench.comparison.pairing import choose_pairs
-from prunebench.comparison.tests import Comparison, SampleTest, SeedTest, compare_pairs
+from prunebench.comparison.tests import Comparison, SampleTest, compare_pairs
 from prunebench.results.store import open_results
 from prunebench.runner.rescore import Rescored, rescore_results
 
@@ -97,14 +97,20 @@ def print_comparison(asked: Asked) -> None:
     console.print(
         f"A = {found.first}, B = {found.second}; {found.task}, {', '.join(found.pairs)}", soft_wrap=True
     )
-    console.print(_seed_table(found.by_seed, len(found.pairs)))
-    _print_samples(found.pooled, "By sample: McNemar's exact test, all pairs of runs together")
+    console.print(_seed_table(found))
+    _print_samples(found.pooled, "By sample: sign flips of source images, all pairs of runs together")
     _print_samples(found.by_pair, "By sample, each pair of runs")
     _print_conclusions(found)
 
 
-def _seed_table(tests: Sequence[SeedTest], pairs: int) -> Table:
-    title = f"By seed: sign-flip test of {pairs} pair{'s' * (pairs > 1)} of runs, 95 % t interval of B - A"
+def _seed_table(found: Comparison) -> Table:
+    tests = found.by_seed
+    of = (
+        f"{max((test.family for test in tests), default=0)} tests of this sparsity on the board"
+        if found.board
+        else "this pair alone"
+    )
+    title = f"By seed: paired t-test, 95 % t interval of B - A; corrected (Benjamini-Hochberg) over {of}"
     table = Table("metric", "A", "B", "B - A", "p", "corrected p", title=title)
     for test in tests:
         width, metric = test.difference.half_width, test.metric
@@ -125,15 +131,17 @@ def _print_samples(tests: Sequence[SampleTest], title: str) -> None:
     if not tests:
         return
     table = Table(
-        "samples", "pair", "number", "A right", "B right", "only A", "only B", "p", "corrected p", title=title
+        "samples", "pair", "number", "images", "A right", "B right", "B - A", "p", "corrected p", title=title
     )
     groups = [test for test in tests if test.scope not in WIDE]
     if len({test.scope for test in groups}) > FEW_GROUPS:
         groups = sorted(filter(is_significant, groups), key=lambda test: test.p_value)[:FEW_GROUPS]
     shown = [*(test for test in tests if test.scope in WIDE), *groups]
     for test in shown:
+        width = test.difference.half_width
+        interval = "" if math.isnan(width) else f" +- {100 * width:.1f}"
         shares = f"{test.first_right:.1%}", f"{test.second_right:.1%}"
-        counts = str(test.samples), *shares, str(test.first_only), str(test.second_only)
+        counts = str(test.samples), str(test.images), *shares, f"{100 * test.difference.mean:+.1f}{interval}"
         table.add_row(test.scope, test.pair or "all", *counts, p_text(test.p_value), p_text(test.corrected_p))
     console.print(table)
     hidden = len(tests) - len(shown)
@@ -144,7 +152,7 @@ def _print_samples(tests: Sequence[SampleTest], title: str) -> None:
 def _print_conclusions(found: Comparison) -> None:
     said = conclude(found)
     for heading, lines, none in (
-        ("Significant (corrected p < 0.05):", said.significant, "nothing"),
+        ("Significant (corrected p at most 0.05):", said.significant, "nothing"),
         ("Not significant:", said.not_significant, ""),
         ("Undecided by these runs:", said.undecided, ""),
         ("Notes:", found.notes, ""),
@@ -154,7 +162,7 @@ def _print_conclusions(found: Comparison) -> None:
         for line in lines or [none] * bool(none):
             console.print(f"  {line}", soft_wrap=True)
     console.print(
-        "By sample says whether these very models differ, if samples are independent; by seed, whether the methods do "
+        "By sample says whether these very models differ, if images are independent; by seed, whether the methods do "
         "when trained again.",
         soft_wrap=True,
     )

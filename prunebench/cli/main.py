@@ -126,7 +126,7 @@ def compare(
     first: Annotated[
         str, typer.Argument(metavar="A", help="A method, or a run's id or the beginning of it.")
     ],
-    second: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.")] = "dense-finetuned",
     results: Annotated[Path, typer.Option(help="The results folder.")] = Path("leaderboard/results"),
     task: Annotated[Optional[str], typer.Option(help="Of methods: on this task.")] = None,  # noqa: UP045
     sparsity: Annotated[Optional[float], typer.Option(help="Of methods: at this sparsity.")] = None,  # noqa: UP045

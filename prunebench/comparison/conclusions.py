@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prunebench.comparison.tests import Comparison, SampleTest, SeedTest
@@ -17,7 +16,7 @@ WIDE = ("all samples", "bias-aligned", "bias-conflicting")
 
 @dataclass(frozen=True)
 class Conclusions:
-    """Sentences: `significant` (corrected p < 0.05) or not, and `undecided`: what these runs cannot tell."""
+    """Sentences: `significant` (corrected p at most 0.05) or not, and `undecided`: what these runs cannot tell."""
 
     significant: tuple[str, ...]
     not_significant: tuple[str, ...]
@@ -25,8 +24,8 @@ class Conclusions:
 
 
 def is_significant(test: SeedTest | SampleTest) -> bool:
-    """Whether the corrected p is below 0.05."""
-    return test.corrected_p < SIGNIFICANCE
+    """By seed, whether the board's test decides it; by sample, whether the corrected p is below 0.05."""
+    return test.decided if isinstance(test, SeedTest) else test.corrected_p < SIGNIFICANCE
 
 
 def p_text(value: float) -> str:
@@ -51,48 +50,40 @@ Lines = tuple[list[str], list[str], list[str]]
 
 
 def _by_seed(found: Comparison) -> Lines:
-    defined = [test for test in found.by_seed if not math.isnan(test.p_value)]
+    def undefined(test: SeedTest) -> bool:
+        return math.isnan(test.difference.mean)
+
     undecided = [
         f"By seed, {test.metric.in_words}: undefined in one of the runs."
         for test in found.by_seed
-        if math.isnan(test.p_value)
+        if undefined(test)
     ]
-    seeds, tests = len(found.pairs), len(defined)
-    if not defined:
-        return [], [], undecided
-    if seeds == 1:
+    if len(found.pairs) == 1:
         return (
             [],
             [],
             [*undecided, "By seed: one pair of runs says nothing of other seeds; run more of them."],
         )
-    least = least_sign_flip_p_value(seeds)
-    if tests * least >= SIGNIFICANCE:
-        return [], [], [*undecided, _too_few_seeds(defined, seeds)]
+    if found.untested:
+        return [], [], [*undecided, f"By seed: not tested ({found.untested})."]
+    defined = [test for test in found.by_seed if not undefined(test)]
+    undecided += [
+        f"By seed, {test.metric.in_words}: not tested, for the difference is the same on every seed."
+        for test in defined
+        if math.isnan(test.corrected_p)
+    ]
     significant = [
         f"By seed, {test.metric.in_words}: {found.second} is {_metric_apart(test)} than {found.first} "
         f"(corrected p {_equals(test)})."
         for test in defined
         if is_significant(test)
     ]
-    rest = [test.metric.in_words for test in defined if not is_significant(test)]
+    rest = [
+        test.metric.in_words
+        for test in defined
+        if not is_significant(test) and not math.isnan(test.corrected_p)
+    ]
     return significant, [f"By seed: {', '.join(rest)}."] if rest else [], undecided
-
-
-def _too_few_seeds(tests: Sequence[SeedTest], seeds: int) -> str:
-    least, count = least_sign_flip_p_value(seeds), len(tests)
-    needed = next(n for n in itertools.count(2) if count * least_sign_flip_p_value(n) < SIGNIFICANCE)
-    line = (
-        f"By seed: of {seeds} seeds a sign-flip test gives p = {least:.2g} at the least, corrected for {count} metrics "
-        f"{min(1.0, count * least):.2g}, however large a difference is. {needed} seeds could tell."
-    )
-    apart = [test.metric.in_words for test in tests if abs(test.difference.mean) > test.difference.half_width]
-    if apart:
-        line += (
-            f" The 95 % t interval of {', '.join(apart)} leaves out 0; but it takes the differences to be normal, "
-            "and is not corrected."
-        )
-    return line
 
 
 def _apart(difference: float) -> str:
@@ -126,11 +117,11 @@ def _by_sample(found: Comparison) -> Lines:
             )
         elif test.differing == 0:
             not_significant.append(
-                f"By sample, {test.scope}: on each of {test.samples}, as many runs of one as of the other are right."
+                f"By sample, {test.scope}: on each of {test.images} images, both are right as often."
             )
         elif _too_few_differ(test):
             undecided.append(
-                f"By sample, {test.scope}: the two differ on {test.differing} of {test.samples} only."
+                f"By sample, {test.scope}: the two differ on {test.differing} of {test.images} images only."
             )
         else:
             not_significant.append(f"By sample, {test.scope} (corrected p {_equals(test)}).")
@@ -168,7 +159,7 @@ def _by_group(found: Comparison) -> Lines:
         lines[1].append(f"By sample, {len(rest) - few} of {len(groups)} groups.")
     if few:
         lines[2].append(
-            f"By sample, {few} of {len(groups)} groups: at most 5 of their samples differ, too few for any p below "
+            f"By sample, {few} of {len(groups)} groups: at most 5 of their images differ, too few for any p below "
             f"{SIGNIFICANCE:g}."
         )
     return lines

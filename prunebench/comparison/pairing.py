@@ -10,6 +10,7 @@ from typing import Any
 from prunebench.errors import UsageError, unknown
 from prunebench.results.record import RunRecord
 from prunebench.results.store import Store, open_results
+from prunebench.results.tracks import REFERENCE
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,16 @@ class Pair:
     second: RunRecord
     first_store: Store
     second_store: Store
+
+    @property
+    def seed(self) -> int:
+        """The seed of the first run."""
+        return self.first.run_spec.seed
+
+    @property
+    def paired(self) -> bool:
+        """Whether both have that seed: two runs by id need not."""
+        return self.seed == self.second.run_spec.seed
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,11 @@ def _find_side(name: str, store: Store) -> Side:
             raise UsageError(f"{name}: none of its {len(of_method)} runs in {store.root} has finished")
         return Side(name, store, done, single=False)
     matches = [record for record in records if name and record.run_id.startswith(name)]
+    if not matches and name == REFERENCE:
+        raise UsageError(
+            f"{store.root} has no run of {REFERENCE}, which methods are compared with where no other is named: "
+            "run it, or name what to compare with"
+        )
     if not matches:
         raise unknown("method or run", name, {record.run_spec.method for record in records})
     if len(matches) > 1:
@@ -214,5 +230,11 @@ def _left_out(first: Side, second: Side, pairs: Sequence[Pair]) -> list[str]:
 
 def _title(side: Side) -> str:
     spec = side.records[0].run_spec
-    level = "" if spec.method == "dense" else " native" if spec.sparsity is None else f" {spec.sparsity:g}"
+    level = (
+        ""
+        if spec.method == "dense" or spec.sparsity == 0
+        else " native"
+        if spec.sparsity is None
+        else f" {spec.sparsity:g}"
+    )
     return f"run {side.records[0].run_id} ({spec.method}{level})" if side.single else f"{spec.method}{level}"

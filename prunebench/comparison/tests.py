@@ -1,10 +1,10 @@
-"""Two runs or methods compared: paired by sample and by seed, with correction for how much is looked at.
+"""Two runs or methods compared: paired by seed, by the board's own test, and by sample.
 
-By sample: McNemar's exact test of the samples that only one of two models gets right. It tells whether these models
-differ on samples like these, and takes samples as independent: where one source image stands behind several samples,
-as each digit of colored-digits in ten colours, its p is too small. By seed: a sign-flip test of the differences between
-runs of one seed. It tells whether the methods differ when they are trained again. Each table is corrected by itself,
-by Holm's method.
+By seed: do the methods differ when they are trained again? On rows that the board compares, the verdict is the board's:
+paired t-tests, corrected by Benjamini and Hochberg over all tests of that track, sparsity and metric
+(`results.ranking`). Any other two are a family of their own. By sample: do these very models differ on samples like
+these? A sign-flip test over source images of who is right: an image in ten colours, or under three seeds, is flipped
+as one. That table is corrected by Holm's method.
 """
 
 from __future__ import annotations
@@ -13,25 +13,40 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from prunebench.comparison.pairing import Pair
 from prunebench.errors import DataError, StoreError, UsageError
-from prunebench.metrics.populations import holm
 from prunebench.metrics.registry import Metric, metrics
+from prunebench.results.ranking import (
+    FEWEST_SEEDS,
+    TrackRanking,
+    paired_differences,
+    rank_track,
+    unranked_reason,
+)
+from prunebench.results.standing import read_standing
+from prunebench.results.store import open_results
+from prunebench.results.tracks import Place, SeedPlan, finished_runs, split_tracks
 from prunebench.runner.ground_truth import GroundTruth
 from prunebench.runner.rescore import Draw, has_logits, load_ground_truth, read_logits
+from prunebench.stats.clusters import cluster_sums, clustered_mcnemar_p_value, clustered_t
 from prunebench.stats.intervals import Interval, mean_interval
-from prunebench.stats.tests import mcnemar_p_value, pooled_mcnemar_p_value, sign_flip_p_value
+from prunebench.stats.multiplicity import Verdicts, holm_adjusted, paired_verdicts
+from prunebench.stats.tests import paired_p_value
+from prunebench.suites import board_plans
 from prunebench.tasks import Task, resolve_task
 
 
 @dataclass(frozen=True)
 class SeedTest:
-    """A metric over seeds: both means, the t interval of second minus first, and the sign-flip test's p."""
+    """A metric over seeds: both means, the t interval of second minus first, and what the paired t-test says.
+
+    `corrected_p` is Benjamini and Hochberg's q over the `family` of tests that this one stands among; nan where the
+    pair was not tested. `decided`: whether the two differ at a false discovery rate of 5 %.
+    """
 
     metric: Metric
     first: float
@@ -39,6 +54,8 @@ class SeedTest:
     difference: Interval
     p_value: float
     corrected_p: float = math.nan
+    decided: bool = False
+    family: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,15 +63,18 @@ class SampleTest:
     """Samples of one scope, in one pair of runs (`pair`) or in all (None).
 
     Scopes: `all samples`, `bias-aligned`, `bias-conflicting`, and each group, `label 3, bias 7`. `first_only` and
-    `second_only` count samples that only one got right, added up over the pairs; `differing` the samples that the sides
-    differ on after pooling.
+    `second_only` count samples that only one got right, added up over the pairs; `images` the source images behind
+    them, `differing` those that the sides differ on after pooling. `difference` is of second minus first, with the
+    half-width of its 95 % interval over images.
     """
 
     scope: str
     pair: str | None
     samples: int
+    images: int
     first_right: float
     second_right: float
+    difference: Interval
     first_only: int
     second_only: int
     differing: int
@@ -64,7 +84,10 @@ class SampleTest:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The tables, each with its own correction. `by_pair` is empty with one pair; `notes` says what was left out."""
+    """The tables, each with its own correction. `by_pair` is empty with one pair; `notes` says what was left out.
+
+    `board`: whether the verdicts by seed are the board's. `untested`: why the two were not tested by seed, if so.
+    """
 
     first: str
     second: str
@@ -74,6 +97,8 @@ class Comparison:
     pooled: tuple[SampleTest, ...]
     by_pair: tuple[SampleTest, ...]
     notes: tuple[str, ...]
+    board: bool = False
+    untested: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,9 +109,6 @@ class Answers:
     first: Tensor
     second: Tensor
     truth: GroundTruth
-
-
-Tested = TypeVar("Tested", SeedTest, SampleTest)
 
 
 def compare_pairs(
@@ -106,48 +128,120 @@ def compare_pairs(
     attributes = answers[0].truth.task.attributes if answers else None
     if attributes is not None:
         notes.append(f"By sample, right means right about {attributes.target}, the attribute of the groups.")
-    if answers and not _one_test_split(answers):
-        notes.append(
-            "The test split differs between seeds: pooled, each seed's samples count as samples of their own."
-        )
+    cell = find_cell(pairs)
+    counted = pairs if cell is None else [pair for pair in pairs if pair.seed in cell.ranking.planned]
+    extra = [pair.name for pair in pairs if pair not in counted]
+    if extra:
+        notes.append(f"By seed, {', '.join(extra)} beyond the planned ones do not count, as on the board.")
     return Comparison(
         *names,
         pairs[0].first.run_spec.task,
         tuple(pair.name for pair in pairs),
-        compare_seeds(pairs),
+        compare_seeds(counted, cell),
         pooled,
         by_pair if len(answers) > 1 else (),
         tuple(notes),
+        cell is not None,
+        _why_untested(counted, cell),
     )
 
 
 # By seed
 
 
-def compare_seeds(pairs: Sequence[Pair]) -> tuple[SeedTest, ...]:
-    """Sign-flip tests of the registry's compared metrics that all runs have; undefined ones are nan."""
+@dataclass(frozen=True)
+class BoardCell:
+    """Two rows that the board tests against each other: of one track, at one sparsity."""
+
+    ranking: TrackRanking
+    first: Place
+    second: Place
+    sparsity: float | None
+
+    def verdicts(self, metric: str) -> Verdicts:
+        """The board's tests of a metric at this sparsity."""
+        return self.ranking.verdicts(self.sparsity, metric)
+
+
+def find_cell(pairs: Sequence[Pair], plans: Sequence[SeedPlan] | None = None) -> BoardCell | None:
+    """Where the board compares the two sides of these pairs; None where it does not.
+
+    It compares ranked rows of one sparsity, and every row with the reference; never runs of two folders, and no single
+    pair out of several.
+    """
+    stores = {store.root for pair in pairs for store in (pair.first_store, pair.second_store)}
+    if len(stores) > 1 or not (root := stores.pop()).exists():
+        return None
+    records = read_standing(root).listed(open_results(root).records()[0])
+    ids = [{record.run_id for record in side} for side in zip(*((pair.first, pair.second) for pair in pairs))]
+    for runs in split_tracks(records).values():
+        if not {run.run_id for run in runs} >= ids[0] | ids[1]:
+            continue
+        ranking = rank_track(runs, board_plans() if plans is None else plans)
+        sides = [
+            {place for place, row in ranking.rows.items() if {run.run_id for run in row} & side}
+            for side in ids
+        ]
+        if {len(side) for side in sides} != {1}:
+            return None
+        first, second = (side.pop() for side in sides)
+        shared = {*finished_runs(ranking.rows[first])} & {*finished_runs(ranking.rows[second])}
+        whole = shared <= {pair.seed for pair in pairs} and all(pair.paired for pair in pairs)
+        if whole and first != second and ranking.compares(first, second):
+            other = second if first == ranking.reference else first
+            return BoardCell(ranking, first, second, other[0])
+    return None
+
+
+def compare_seeds(pairs: Sequence[Pair], cell: BoardCell | None = None) -> tuple[SeedTest, ...]:
+    """Paired t-tests of the registry's compared metrics that all runs have; undefined ones are nan."""
     tests = []
     for metric in filter(lambda entry: entry.compared, metrics()):
         name = metric.name
-        values = [(pair.first.metrics.get(name), pair.second.metrics.get(name)) for pair in pairs]
-        if all(name in run.metrics for pair in pairs for run in (pair.first, pair.second)):
+        if pairs and all(name in run.metrics for pair in pairs for run in (pair.first, pair.second)):
             first, second = (
-                [math.nan if value is None else value for value in side] for side in zip(*values)
+                {place: _number(run.metrics[name]) for place, run in enumerate(side)}
+                for side in zip(*((pair.first, pair.second) for pair in pairs))
             )
-            differences = [after - before for before, after in zip(first, second)]
-            p_value = sign_flip_p_value(differences)
-            tests.append(SeedTest(metric, _mean(first), _mean(second), mean_interval(differences), p_value))
-    return _corrected(tests)
+            labels = ("first", "second") if cell is None else (cell.first[1], cell.second[1])
+            found = (
+                paired_verdicts(dict(zip(labels, (first, second))), fewest=FEWEST_SEEDS)
+                if cell is None
+                else cell.verdicts(name)
+            )
+            tests.append(
+                SeedTest(
+                    metric,
+                    _mean([*first.values()]),
+                    _mean([*second.values()]),
+                    mean_interval(paired_differences(second, first)),
+                    paired_p_value(first, second),
+                    found.q(*labels),
+                    found.decided(*labels),
+                    len(found.q_values),
+                )
+            )
+    return tuple(tests)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _why_untested(pairs: Sequence[Pair], cell: BoardCell | None) -> str:
+    """Why no difference by seed could be decided, in words; empty where some could."""
+    if cell is not None:
+        for place in (cell.first, cell.second):
+            reason = unranked_reason(cell.ranking.rows[place], cell.ranking.planned, of_rows=False)
+            if reason and place != cell.ranking.reference:
+                return f"{place[1]}: {reason}"
+    if len(pairs) < FEWEST_SEEDS:
+        return f"{len(pairs)} of at least {FEWEST_SEEDS} seeds"
+    return ""
 
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
-
-
-def _corrected(tests: Sequence[Tested]) -> tuple[Tested, ...]:
-    """The tests of one table with Holm's corrected p."""
-    p_values = torch.tensor([test.p_value for test in tests], dtype=torch.float64)
-    return tuple(replace(test, corrected_p=p) for test, p in zip(tests, holm(p_values).tolist()))
 
 
 # By sample
@@ -164,6 +258,12 @@ def compare_samples(answers: Sequence[Answers]) -> tuple[tuple[SampleTest, ...],
         for scope, members in _scopes([entry]).items()
     ]
     return _corrected(pooled), _corrected(each)
+
+
+def _corrected(tests: Sequence[SampleTest]) -> tuple[SampleTest, ...]:
+    """The tests of one table with Holm's corrected p."""
+    adjusted = holm_adjusted([test.p_value for test in tests])
+    return tuple(replace(test, corrected_p=p) for test, p in zip(tests, adjusted, strict=True))
 
 
 def _one_test_split(answers: Sequence[Answers]) -> bool:
@@ -193,24 +293,25 @@ def _scopes(answers: Sequence[Answers]) -> dict[str, list[Tensor]]:
 
 
 def _test(scope: str, pair: str | None, members: list[Tensor], answers: Sequence[Answers]) -> SampleTest:
-    """One scope over these pairs: pooled by sample where they share the test split."""
+    """One scope over these pairs, clustered by source image: also by the same image in several pairs."""
     first = [entry.first[chosen].long() for entry, chosen in zip(answers, members)]
     second = [entry.second[chosen].long() for entry, chosen in zip(answers, members)]
-    apart = [one - other for one, other in zip(first, second)]
-    first_only, second_only = (sum(int((part == sign).sum()) for part in apart) for sign in (1, -1))
-    net = torch.stack(apart).sum(0) if _one_test_split(answers) else torch.cat(apart)
-    single = len(answers) == 1
-    p_value = mcnemar_p_value(first_only, second_only) if single else pooled_mcnemar_p_value(net.tolist())
+    net = (torch.cat(first) - torch.cat(second)).numpy()
+    images = torch.cat([entry.truth.image["test"][chosen] for entry, chosen in zip(answers, members)]).numpy()
+    mean, half_width, _ = clustered_t(-net, images)
+    by_image = cluster_sums(net, images)
     return SampleTest(
         scope,
         pair,
-        samples=len(net),
+        samples=len(net) // len(answers) if _one_test_split(answers) else len(net),
+        images=len(by_image),
         first_right=_mean(torch.cat(first).tolist()),
         second_right=_mean(torch.cat(second).tolist()),
-        first_only=first_only,
-        second_only=second_only,
-        differing=int((net != 0).sum()),
-        p_value=p_value,
+        difference=Interval(mean, half_width, len(by_image)),
+        first_only=int((net == 1).sum()),
+        second_only=int((net == -1).sum()),
+        differing=int((by_image != 0).sum()),
+        p_value=clustered_mcnemar_p_value(net, images),
     )
 
 

@@ -412,7 +412,7 @@ def _reference_notes(ranking: TrackRanking) -> list[str]:
     why = (
         f"there are several rows of {REFERENCE}: {', '.join(several)}"
         if len(several) > 1
-        else f"there is no finished run of {REFERENCE} (the dense network with the steps of a pruned one)"
+        else f"no run of {REFERENCE} has finished, or one failed (the dense network with the steps of a pruned one)"
     )
     return [
         f"No row is compared with an unpruned one here, and no training cost is given: {why}. No other row "

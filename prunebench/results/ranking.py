@@ -67,10 +67,17 @@ def failed_seeds(runs: Sequence[RunRecord], planned: Sequence[int]) -> list[int]
     return [run.spec["seed"] for run in runs if run.status != "ok" and run.spec["seed"] in planned]
 
 
-def unranked_reason(runs: Sequence[RunRecord], planned: Sequence[int]) -> str:
-    """Why a row has no rank, in words; empty where it has one."""
+def unranked_reason(runs: Sequence[RunRecord], planned: Sequence[int], *, of_rows: bool = True) -> str:
+    """Why a row has no rank, in words; empty where it has one.
+
+    of_rows: whether it counts what kind of row it is; else only what keeps it from being tested against the reference.
+    """
+    return (_kind_reason(runs) if of_rows else "") or _data_reason(runs, planned)
+
+
+def _kind_reason(runs: Sequence[RunRecord]) -> str:
+    """Why rows of this kind have no rank."""
     done = finished_runs(runs)
-    failed, missing = failed_seeds(runs, planned), missing_seeds(runs, planned)
     if any(DEFERRAL_NOTE in run.notes for run in done.values()):
         return DEFERRED
     if is_unpruned(runs[0]):
@@ -79,6 +86,12 @@ def unranked_reason(runs: Sequence[RunRecord], planned: Sequence[int]) -> str:
         return "a reference" if runs[0].method.get("cite", "").startswith("reference") else "not to be ranked"
     if runs[0].spec["sparsity"] is None:
         return "chooses its sparsity itself"
+    return ""
+
+
+def _data_reason(runs: Sequence[RunRecord], planned: Sequence[int]) -> str:
+    """What a row lacks to be tested."""
+    done, failed, missing = finished_runs(runs), failed_seeds(runs, planned), missing_seeds(runs, planned)
     if failed:
         return f"{listed('seed', failed)} failed"
     if len(done) < FEWEST_SEEDS:
@@ -96,14 +109,20 @@ class TrackRanking:
 
     @property
     def reference(self) -> Place | None:
-        """The row of the reference; None where the track has no finished run of it, or several versions of it."""
+        """The row of the reference; None where the track has no run of it, a failed one, or several versions of it."""
         found = [
             place
             for place, runs in self.rows.items()
             if runs[0].spec["method"] == REFERENCE and place[0] == 0
         ]
-        done = [place for place in found if finished_runs(self.rows[place])]
+        done = [place for place in found if not failed_seeds(self.rows[place], self.planned)]
         return done[0] if len(done) == 1 else None
+
+    def compares(self, first: Place, second: Place) -> bool:
+        """Whether the board tests these two rows against each other, if their data allow it."""
+        if self.reference in (first, second):
+            return True
+        return first[0] == second[0] and not any(_kind_reason(self.rows[place]) for place in (first, second))
 
     def values(self, place: Place, metric: str) -> dict[int, float]:
         """A metric of the finished runs of a row, by seed; nan where it is undefined."""

@@ -6,14 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prunebench.errors import MetricError
 from prunebench.stats.intervals import sample_deviation
 
 SIGNIFICANCE = 0.05
 ROUNDING = 1e-12
 """A spread of differences below so small a part of their mean is rounding."""
-MOST_FLIPPED = 40
-"""Differences whose signs are flipped in all ways, as two halves of 2^20 sums."""
 
 
 def paired_p_value(first: Mapping[int, float], second: Mapping[int, float]) -> float:
@@ -50,51 +47,9 @@ def greater_p_value(differences: Sequence[float]) -> float:
     return float(stdtr(n - 1, -mean * math.sqrt(n) / deviation))
 
 
-def sign_flip_p_value(differences: Sequence[float | None]) -> float:
-    """Two-sided p of the paired permutation test: how many of the 2^n ways to flip signs give a sum as far from 0.
-
-    Exact. Of n differences p is at least 2^(1 - n) (`least_sign_flip_p_value`): 1 of one, 0.25 of three. nan without
-    differences or with an undefined one. Raises MetricError for more than 40. Source: Fisher, 1935.
-    """
-    import numpy as np
-
-    numbers = np.array([math.nan if value is None else value for value in differences], dtype=np.float64)
-    n = len(numbers)
-    if n == 0 or not np.isfinite(numbers).all():
-        return math.nan
-    if n > MOST_FLIPPED:
-        raise MetricError(f"differences: want at most {MOST_FLIPPED} to flip in all ways, got {n}")
-    halves = []
-    for half in (numbers[: n // 2], numbers[n // 2 :]):
-        sums = np.zeros(1)
-        for number in half:
-            sums = np.concatenate([sums + number, sums - number])
-        halves.append(np.sort(sums))
-    # Equal sums of shares are not always equal numbers.
-    reached = abs(numbers.sum()) - 1e-10 * np.abs(numbers).sum()
-    if reached <= 0:
-        return 1.0
-    below = np.searchsorted(halves[1], reached - halves[0], side="left")
-    return 2 * int((len(halves[1]) - below).sum()) / 2**n  # sums of one sign, and their mirror
-
-
 def least_sign_flip_p_value(differences: int) -> float:
     """The smallest p that a sign-flip test of so many differences can give: 2^(1 - n)."""
     return 2.0 ** (1 - differences)
-
-
-def mcnemar_p_value(first_only: int, second_only: int) -> float:
-    """Two-sided p of McNemar's exact test, from the samples that only the first or only the second got right.
-
-    p = min(1, 2 P(X <= min(b, c))) with X binomial of b + c trials and 1/2; 1 where the two never differ. Raises
-    MetricError on negative counts. Source: McNemar, 1947, in its exact form.
-    """
-    from scipy.special import bdtr
-
-    if first_only < 0 or second_only < 0:
-        raise MetricError(f"first_only, second_only: want counts, got {first_only} and {second_only}")
-    trials = first_only + second_only
-    return min(1.0, 2 * float(bdtr(min(first_only, second_only), trials, 0.5))) if trials else 1.0
 
 
 def pooled_mcnemar_p_value(net: Sequence[int]) -> float:
@@ -103,7 +58,8 @@ def pooled_mcnemar_p_value(net: Sequence[int]) -> float:
     net: by sample, how many pairs only the first got right, minus how many only the second did. Adding up the
     discordant counts of the pairs would take a sample that is hard for every pair for as many independent ones. Here
     the signs of whole samples are flipped: p = P(|sum of +- |net|| >= |sum of net|), every sign with probability
-    1/2, exactly, by convolving k times a binomial for every size k. Of one pair it is `mcnemar_p_value`.
+    1/2, exactly, by convolving k times a binomial for every size k. Of one pair it is McNemar's exact test.
+    Source: McNemar, 1947, in its exact form; Fisher, 1935.
     """
     import numpy as np
 

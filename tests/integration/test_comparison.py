@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import board_records
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, permutation_test
+from scipy.stats import binomtest, ttest_1samp
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -21,18 +22,17 @@ from prunebench.cli.main import app
 from prunebench.comparison.conclusions import conclude
 from prunebench.comparison.pairing import Pair, choose_pairs
 from prunebench.comparison.tests import Comparison, SampleTest, compare_pairs, compare_seeds
-from prunebench.errors import DataError, MetricError, StoreError, UsageError
-from prunebench.metrics.populations import holm
+from prunebench.errors import DataError, StoreError, UsageError
+from prunebench.leaderboard.aggregate import RANKED, build_board
+from prunebench.results.ranking import rank_track
 from prunebench.results.record import RunRecord
 from prunebench.results.spec import RunSpec
 from prunebench.results.store import Store
+from prunebench.results.tracks import REFERENCE, split_tracks
+from prunebench.stats.clusters import clustered_t
 from prunebench.stats.intervals import mean_interval
-from prunebench.stats.tests import (
-    least_sign_flip_p_value,
-    mcnemar_p_value,
-    pooled_mcnemar_p_value,
-    sign_flip_p_value,
-)
+from prunebench.stats.multiplicity import holm_adjusted
+from prunebench.stats.tests import pooled_mcnemar_p_value
 from prunebench.tasks import Split, Splits, Task, splits_hash
 from prunebench.tasks.base import Attributes
 
@@ -43,46 +43,9 @@ TEST_SAMPLES = 120
 # The tests themselves
 
 
-@pytest.mark.parametrize(("first", "second"), [(0, 1), (3, 9), (12, 12), (1, 40), (150, 100), (5000, 5200)])
-def test_mcnemar_is_a_binomial_test(first: int, second: int) -> None:
-    wanted = binomtest(first, first + second).pvalue
-    assert mcnemar_p_value(first, second) == pytest.approx(wanted, rel=1e-9)
-    assert mcnemar_p_value(second, first) == pytest.approx(wanted, rel=1e-9)
-
-
-def test_mcnemar_where_the_two_never_differ() -> None:
-    assert mcnemar_p_value(0, 0) == 1.0
-    with pytest.raises(MetricError, match="want counts"):
-        mcnemar_p_value(-1, 3)
-
-
-@pytest.mark.parametrize("count", [2, 3, 6, 9])
-def test_sign_flips_are_a_permutation_test(count: int) -> None:
-    differences = np.random.default_rng(count).integers(-5, 7, count) / 7
-    wanted = permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
-    assert sign_flip_p_value(differences.tolist()) == pytest.approx(wanted, rel=1e-12)
-
-
-def test_sign_flips_by_hand() -> None:
-    assert sign_flip_p_value([1, 2, 3]) == 0.25  # +++ and ---
-    assert sign_flip_p_value([1, 2, -3]) == 1.0
-    assert sign_flip_p_value([1, 1, 1, -1]) == 10 / 16  # |sum| of 2 or 4: 8 + 2 ways
-    assert sign_flip_p_value([0.1] * 3 + [0.3]) == 0.125
-    assert sign_flip_p_value([0.1, 0.2, -0.3]) == 1.0  # 0 but for rounding
-    assert [least_sign_flip_p_value(n) for n in (0, 1, 3, 6)] == [2.0, 1.0, 0.25, 0.03125]
-
-
-def test_undefined_differences() -> None:
-    assert math.isnan(sign_flip_p_value([]))
-    assert math.isnan(sign_flip_p_value([0.1, None]))
-    assert math.isnan(sign_flip_p_value([0.1, math.nan]))
-
-
-def test_forty_differences_are_exact_and_more_are_refused() -> None:
-    assert sign_flip_p_value([1.0] * 40) == 2.0**-39
-    assert sign_flip_p_value([1.0] * 30 + [-1.0] * 10) == pytest.approx(binomtest(10, 40).pvalue, rel=1e-12)
-    with pytest.raises(MetricError, match="at most 40"):
-        sign_flip_p_value([1.0] * 41)
+def mcnemar(first: int, second: int) -> float:
+    """McNemar's exact test, by scipy."""
+    return float(binomtest(first, first + second).pvalue) if first + second else 1.0
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=11))
@@ -93,20 +56,20 @@ def test_pooled_mcnemar_by_counting(net: list[int]) -> None:
     ]
     wanted = sum(abs(total) >= abs(sum(net)) for total in sums) / len(sums)
     assert pooled_mcnemar_p_value(net) == pytest.approx(wanted, rel=1e-9)
-    assert sign_flip_p_value(net) == pytest.approx(wanted, rel=1e-9)
+    assert pooled_mcnemar_p_value([]) == 1.0
 
 
 @given(st.integers(0, 400), st.integers(0, 400), st.integers(0, 50), st.integers(1, 4))
 def test_pooled_mcnemar_of_one_pair(first: int, second: int, same: int, size: int) -> None:
     """Of one pair it is McNemar's test; and so it is if every pair says the same."""
     net = [size] * first + [-size] * second + [0] * same
-    assert pooled_mcnemar_p_value(net) == pytest.approx(mcnemar_p_value(first, second), rel=1e-9)
+    assert pooled_mcnemar_p_value(net) == pytest.approx(mcnemar(first, second), rel=1e-9)
 
 
 def test_pooling_does_not_count_a_sample_twice() -> None:
     """Five pairs that all differ on the same 6 samples: the counts added up would seem to be 30."""
     assert pooled_mcnemar_p_value([5] * 6) == pytest.approx(2 * 0.5**6)
-    assert mcnemar_p_value(30, 0) < 1e-8
+    assert mcnemar(30, 0) < 1e-8
 
 
 def test_pooled_p_values_are_uniform_where_nothing_differs() -> None:
@@ -117,7 +80,7 @@ def test_pooled_p_values_are_uniform_where_nothing_differs() -> None:
         lean = generator.choice([-1, 1], 60)
         apart = np.where(generator.random((3, 60)) < 0.6, lean, 0)
         p_values.append(pooled_mcnemar_p_value(apart.sum(0).tolist()))
-        summed.append(mcnemar_p_value(int((apart > 0).sum()), int((apart < 0).sum())))
+        summed.append(mcnemar(int((apart > 0).sum()), int((apart < 0).sum())))
     assert 0.02 <= np.mean(np.array(p_values) < 0.05) <= 0.08
     assert np.mean(np.array(summed) < 0.05) > 0.12
 
@@ -220,8 +183,9 @@ def test_counts_and_p_values_by_sample(runs: Runs) -> None:
     assert (every.samples, every.first_only, every.second_only) == (120, 30 + 31 + 32, 15)
     assert every.first_right == pytest.approx(110 / 120)
     assert every.second_right == pytest.approx((85 + 84 + 83) / 360)
-    assert every.differing == 37
-    assert every.p_value == pytest.approx(sign_flip_p_value([1, 2] + [3] * 30 + [-3] * 5), rel=1e-9)
+    assert (every.images, every.differing) == (120, 37)
+    assert every.p_value == pytest.approx(pooled_mcnemar_p_value([1, 2] + [3] * 30 + [-3] * 5), rel=1e-9)
+    assert every.difference.mean == pytest.approx(every.second_right - every.first_right)
     alone = scope(found.by_pair, "all samples", "seed 1")
     assert (alone.first_only, alone.second_only) == (31, 5)
     assert alone.p_value == pytest.approx(binomtest(5, 36).pvalue, rel=1e-9)
@@ -243,24 +207,136 @@ def test_scopes_are_the_groups(runs: Runs) -> None:
     assert len(found.by_pair) == 21
 
 
-def test_each_table_is_corrected_by_itself(runs: Runs) -> None:
+def test_tables_by_sample_are_corrected_by_themselves(runs: Runs) -> None:
     found = runs.compare("dense", "magnitude")
-    for table in (found.by_seed, found.pooled, found.by_pair):
-        wanted = holm(torch.tensor([test.p_value for test in table], dtype=torch.float64))
-        assert [test.corrected_p for test in table] == pytest.approx(wanted.tolist(), nan_ok=True)
+    for table in (found.pooled, found.by_pair):
+        wanted = holm_adjusted([test.p_value for test in table])
+        assert [test.corrected_p for test in table] == pytest.approx(wanted, nan_ok=True)
+
+
+def test_an_image_in_several_samples_is_one(tmp_path: Path, make_record: MakeRecord, spec: RunSpec) -> None:
+    """Ten samples an image, and two seeds: what differs on one image counts once."""
+
+    class Colours(Coins):
+        def draw(self, data_root: Path | None, seed: int) -> Splits:
+            splits = super().draw(data_root, seed)
+            return replace(splits, test=replace(splits.test, image=torch.arange(TEST_SAMPLES) // 10))
+
+    runs = Runs(tmp_path, make_record, spec, Colours())
+    for seed in (0, 1):
+        runs.write("dense", seed, torch.ones(TEST_SAMPLES, dtype=torch.bool))
+        runs.write("magnitude", seed, torch.arange(TEST_SAMPLES) >= 30)
+    every = scope(runs.compare("dense", "magnitude").pooled, "all samples")
+    assert (every.samples, every.images, every.differing) == (120, 12, 3)
+    assert every.p_value == pytest.approx(2 * 0.5**3)
+    net = np.tile((np.arange(TEST_SAMPLES) < 30).astype(int), 2)
+    mean, half, _ = clustered_t(-net, np.tile(np.arange(TEST_SAMPLES) // 10, 2))
+    assert (every.difference.mean, every.difference.half_width) == (pytest.approx(mean), pytest.approx(half))
 
 
 def test_seeds(runs: Runs) -> None:
+    """Three seeds: the difference is told, and not tested."""
     found = {test.metric.name: test for test in runs.compare("dense", "magnitude").by_seed}
     assert found.keys() == {"plain", "unbiased", "conflicting"}
     differences = [(85 - seed) / 120 - 110 / 120 for seed in range(3)]
     plain = found["plain"]
-    assert plain.p_value == 0.25
-    assert plain.corrected_p == 0.5
     assert plain.difference.mean == pytest.approx(np.mean(differences))
     assert plain.difference.half_width == pytest.approx(mean_interval(differences).half_width)
+    assert plain.p_value == pytest.approx(ttest_1samp(differences, 0).pvalue)
+    assert math.isnan(plain.corrected_p)
+    assert not plain.decided
     assert math.isnan(found["conflicting"].p_value)
-    assert math.isnan(found["conflicting"].corrected_p)
+
+
+# The board's verdicts
+
+
+def board_store(tmp_path: Path, seed: int = 0) -> Store:
+    """A folder with a reference, a control and six methods at one sparsity, with five seeds each and two of a sixth."""
+    generator, store = np.random.default_rng(seed), Store(tmp_path / "board")
+    level = {
+        "a": 0.45,
+        "b": 0.44,
+        "c": 0.42,
+        "d": 0.42,
+        "e": 0.36,
+        "f": 0.35,
+        REFERENCE: 0.44,
+        "lff-dense": 0.5,
+    }
+    shared = generator.normal(0, 0.02, 6)
+    for name, value in level.items():
+        asked = 0.0 if name in (REFERENCE, "lff-dense") else 0.9
+        for split in range(6 if name in ("a", REFERENCE) else 5):
+            store.write(
+                board_records.run(name, asked, split, value + shared[split] + generator.normal(0, 0.01))
+            )
+    return store
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_compare_and_board_say_the_same_of_the_same_rows(tmp_path: Path, seed: int) -> None:
+    store = board_store(tmp_path, seed)
+    (track,) = build_board(store.records()[0]).tracks
+    (ranking,) = (rank_track(runs) for runs in split_tracks(store.records()[0]).values())
+    rows = {row.method: row for row in track.rows}
+    decided = 0
+    for first, second in itertools.permutations([*rows], 2):
+        if "lff-dense" in (first, second) and REFERENCE not in (first, second):
+            continue
+        names, pairs, _ = choose_pairs((first, second), (store, store))
+        found = compare_pairs(names, pairs, None)
+        assert found.board
+        said = {test.metric.name: test for test in found.by_seed}
+        for metric in RANKED:
+            test, board = (
+                said[metric],
+                ranking.verdicts(0.0 if "lff-dense" in (first, second) else 0.9, metric),
+            )
+            assert (test.corrected_p, test.family) == (board.q(first, second), len(board.q_values))
+            assert test.decided == board.decided(first, second)
+            decided += test.decided
+            if second == REFERENCE:
+                change = rows[first].changes[metric]
+                assert test.difference.mean == pytest.approx(-change.interval.mean)
+                assert test.difference.half_width == pytest.approx(change.interval.half_width)
+                assert (change.q_value, change.decided) == (test.corrected_p, test.decided)
+        lower = said["conflicting"]
+        ranks = rows[first].ranks["conflicting"], rows[second].ranks["conflicting"]
+        if None not in ranks and lower.decided and lower.difference.mean < 0:
+            assert ranks[1].best > 1, "who is beaten is not first"
+            assert ranks[0].worst < 6, "who beats one is not last"
+    assert decided
+
+
+def test_seeds_beyond_the_plan_do_not_count_by_seed(tmp_path: Path) -> None:
+    store = board_store(tmp_path)
+    names, pairs, _ = choose_pairs(("a", REFERENCE), (store, store))
+    assert names == ("a 0.9", REFERENCE)
+    found = compare_pairs(names, pairs, None)
+    assert len(found.pairs) == 6
+    assert found.by_seed[0].difference.n == 5
+    assert "By seed, seed 5 beyond the planned ones do not count, as on the board." in found.notes
+
+
+def test_two_that_the_board_does_not_compare_are_a_family_of_their_own(tmp_path: Path) -> None:
+    store = board_store(tmp_path)
+    for split in range(5):
+        store.write(board_records.run("a", 0.5, split, 0.6 + split / 100))
+    ids = {(r.spec["method"], r.spec["sparsity"], r.spec["seed"]): r.run_id for r in store.records()[0]}
+    found = compare_pairs(*choose_pairs(("e", "lff-dense"), (store, store))[:2], None)
+    assert not found.board
+    plain = next(test for test in found.by_seed if test.metric.name == "conflicting")
+    assert (plain.corrected_p, plain.family) == (pytest.approx(plain.p_value), 1)
+    one_pair = (ids["a", 0.9, 0], ids["b", 0.9, 0])
+    single = compare_pairs(*choose_pairs(one_pair, (store, store))[:2], None)
+    assert not single.board
+    assert "one pair of runs says nothing of other seeds" in conclude(single).undecided[0]
+
+
+def test_without_the_reference_it_is_said(runs: Runs) -> None:
+    with pytest.raises(UsageError, match="has no run of dense-finetuned, which methods are compared with"):
+        runs.compare("dense", REFERENCE)
 
 
 def test_multi_label_runs_are_right_by_their_target(
@@ -286,9 +362,8 @@ def test_test_splits_of_their_own_are_added_up(
         runs.write("magnitude", seed, torch.arange(120) < 100 - seed)
     found = runs.compare("dense", "magnitude")
     every = scope(found.pooled, "all samples")
-    assert (every.samples, every.differing) == (240, 21)
-    assert every.p_value == pytest.approx(2 * 0.5**21)
-    assert any("test split differs between seeds" in note for note in found.notes)
+    assert (every.samples, every.images, every.differing) == (240, 120, 11)
+    assert every.p_value == pytest.approx(2 * 0.5**11)
     ids = [record.run_id for record in runs.store.records()[0] if record.spec["method"] == "dense"]
     with pytest.raises(UsageError, match="tested on different samples"):
         runs.compare(ids[0], ids[1])
@@ -318,7 +393,7 @@ def test_runs_without_logits_are_compared_by_seed(runs: Runs) -> None:
         path.unlink()
     found = runs.compare("dense", "magnitude")
     assert (found.pooled, found.by_pair) == ((), ())
-    assert [test.p_value for test in found.by_seed[:2]] == [0.25, 0.25]
+    assert all(test.p_value < 0.01 for test in found.by_seed[:2])
     assert "By sample: no pair of runs has its logits and labels at hand." in conclude(found).undecided
 
 
@@ -338,7 +413,7 @@ def test_runs_of_a_task_that_is_not_known_here_are_compared_by_seed(runs: Runs) 
     found = compare_pairs(*choose_pairs(("dense", "magnitude"), (runs.store, runs.store))[:2], None)
     assert found.pooled == ()
     assert all("not by sample: unknown task 'coins'" in note for note in found.notes)
-    assert [test.p_value for test in found.by_seed[:2]] == [0.25, 0.25]
+    assert all(test.p_value < 0.01 for test in found.by_seed[:2])
 
 
 def test_mapped_images_are_told_by_their_digest_and_not_read(
@@ -478,27 +553,35 @@ def seeds_of(make_record: MakeRecord, values: Sequence[tuple[float, float]]) -> 
         for n, (a, b) in enumerate(values)
     ]
     names = tuple(pair.name for pair in pairs)
-    return Comparison("one", "two", "task", names, compare_seeds(pairs), (), (), ())
+    untested = "" if len(pairs) >= 5 else f"{len(pairs)} of at least 5 seeds"
+    return Comparison("one", "two", "task", names, compare_seeds(pairs), (), (), (), untested=untested)
 
 
-def test_few_seeds_cannot_tell(make_record: MakeRecord) -> None:
+def test_few_seeds_are_not_tested(make_record: MakeRecord) -> None:
     said = conclude(seeds_of(make_record, [(0.5, 0.9), (0.5, 0.91), (0.5, 0.92)]))
     assert said.significant == ()
-    assert "of 3 seeds a sign-flip test gives p = 0.25 at the least" in said.undecided[0]
-    assert "6 seeds could tell" in said.undecided[0]
-    assert "The 95 % t interval of average accuracy leaves out 0" in said.undecided[0]
+    assert said.undecided == ("By seed: not tested (3 of at least 5 seeds).",)
     said = conclude(seeds_of(make_record, [(0.5, 0.9)]))
     assert "one pair of runs says nothing of other seeds" in said.undecided[0]
 
 
 def test_enough_seeds_can_tell(make_record: MakeRecord) -> None:
     said = conclude(seeds_of(make_record, [(0.5, 0.6 + n / 100) for n in range(6)]))
+    p = ttest_1samp([0.1 + n / 100 for n in range(6)], 0).pvalue
     assert said.significant == (
-        "By seed, average accuracy: two is 12.5 points higher than one (corrected p = 0.031).",
+        f"By seed, average accuracy: two is 12.5 points higher than one (corrected p = {p:.2g}).",
     )
     said = conclude(seeds_of(make_record, [(0.5, 0.5 + n / 100) for n in range(-3, 4)]))
     assert said.significant == ()
     assert said.not_significant == ("By seed: average accuracy.",)
+
+
+def test_the_same_difference_on_every_seed_is_no_evidence(make_record: MakeRecord) -> None:
+    said = conclude(seeds_of(make_record, [(0.5, 0.625)] * 6))
+    assert (said.significant, said.not_significant) == ((), ())
+    assert said.undecided == (
+        "By seed, average accuracy: not tested, for the difference is the same on every seed.",
+    )
 
 
 def test_verdicts_by_sample(runs: Runs) -> None:
@@ -511,7 +594,7 @@ def test_verdicts_by_sample(runs: Runs) -> None:
     runs.write("snip", 0, torch.arange(120) < 106)
     said = conclude(runs.compare("dense", "snip"))
     assert said.significant == ()
-    assert "By sample, all samples: the two differ on 4 of 120 only." in said.undecided
+    assert "By sample, all samples: the two differ on 4 of 120 images only." in said.undecided
     runs.write("random", 0, torch.arange(120) < 110)
     assert (
         "By sample, all samples: both are right on the same of all 120."
@@ -528,7 +611,7 @@ def test_differences_that_cancel_out_over_the_pairs_are_no_agreement(runs: Runs)
     every = scope(found.pooled, "all samples")
     assert (every.first_only, every.second_only, every.differing) == (120, 120, 0)
     said = conclude(found).not_significant
-    assert "By sample, all samples: on each of 120, as many runs of one as of the other are right." in said
+    assert "By sample, all samples: on each of 120 images, both are right as often." in said
 
 
 def test_the_command(tmp_path: Path, make_record: MakeRecord, spec: RunSpec) -> None:

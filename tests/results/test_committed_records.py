@@ -93,7 +93,7 @@ def test_changes_are_from_the_reference_or_their_lack_is_told(board: Leaderboard
         against = {change.against for row in track.rows for change in row.changes.values()}
         assert against <= {track.reference}
         told = any(
-            f"no finished run of {REFERENCE}" in note or "several rows of" in note for note in track.notes
+            f"no run of {REFERENCE} has finished" in note or "several rows of" in note for note in track.notes
         )
         assert told == (track.reference is None)
 
