@@ -3,8 +3,7 @@
     uv run python bench/review_table.py [--out results/review] [--seed 3] [--page docs/controls.md]
 
 Runs what is missing of the suite `review` (the same command resumes), writes the table between the markers of the page
-and its numbers beside it. Only finished runs of the current plan are shown; an arm without all its seeds has no row, and
-says so.
+and its numbers beside it. Only finished runs of the current plan are shown; an arm that lacks seeds has no row.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 
-from prunebench.analysis.hypotheses import evaluate_hypotheses
 from prunebench.analysis.measures import output_measures, task_measures
 from prunebench.analysis.values import (
     SCHEMA_VERSION,
@@ -121,8 +120,8 @@ def groups(found: list[Place], labels: int) -> tuple[GroupChange, ...]:
 def exemplars(found: list[Place]) -> tuple[ExemplarRow, ...]:
     return tuple(
         ExemplarRow(
-            place.method, place.sparsity, round(0.02 + 0.4 * place.harm, 6), round(0.03 + 0.4 * place.harm, 6),
-            0.03, round(0.1 + place.harm, 6), 0.1, 0.3, 1,
+            place.method, place.sparsity, round(0.02 + 0.4 * place.harm, 6), 0.3, round(0.03 + 0.4 * place.harm, 6),
+            0.03, estimate(0.4 * place.harm, 0.01),
         )
         for place in found
     )  # fmt: skip
@@ -133,6 +132,7 @@ def predictability(found: list[Place]) -> tuple[SamplePredictability, ...]:
         SamplePredictability(
             place.method, place.sparsity, event, round(0.05 + 0.3 * place.harm, 6),
             estimate(0.92 - 0.1 * index - 0.2 * place.harm, 0.03), 0.4, 0.35,
+            estimate(0.02 * noise(place, event), 0.02) if index else None,
         )
         for place in found
         for index, event in enumerate(("modal exemplar", "flip", "new error"))
@@ -149,13 +149,8 @@ def splits(found: list[Place]) -> tuple[LossSplit, ...]:
     )  # fmt: skip
 
 
-def judged(analysis: TaskAnalysis) -> TaskAnalysis:
-    """With the hypotheses that its rows decide."""
-    return replace(analysis, hypotheses=evaluate_hypotheses(analysis))
-
-
 def over_all(first: str, second: str, rho: Estimate) -> Correlation:
-    return Correlation("all methods", None, first, second, False, rho)
+    return Correlation("all methods", None, first, second, False, rho, "sparsity", 0.01)
 
 
 def susceptible(count: int = 32) -> tuple[SusceptibleSample, ...]:
@@ -175,7 +170,7 @@ def class_analysis(methods: tuple[str, ...] = METHODS, seeds: tuple[int, ...] = 
     keys = tuple(measure.key for measure in task_measures(multi_label=False))
     row_keys = tuple(measure.key for measure in output_measures(multi_label=False))
     names = tuple(map(str, range(10)))
-    return judged(TaskAnalysis(
+    return TaskAnalysis(
         schema_version=SCHEMA_VERSION,
         slug="colored-digits-2pct",
         task="colored-digits@2pct",
@@ -189,6 +184,7 @@ def class_analysis(methods: tuple[str, ...] = METHODS, seeds: tuple[int, ...] = 
         bias_name="colour",
         accuracy_key="in_distribution",
         bias_key="bias_gap",
+        reference="dense",
         seeds=seeds,
         samples=540,
         runs=len(found) * len(seeds),
@@ -209,7 +205,7 @@ def class_analysis(methods: tuple[str, ...] = METHODS, seeds: tuple[int, ...] = 
         correlations=(
             over_all("uncertain_share", "bias_gap", Estimate(0.62, 0.5, 0.71, len(found) * 3)),
             over_all("logit_correlation", "bias_gap", Estimate(0.4, 0.3, 0.5, len(found) * 3)),
-            Correlation("method", "dcwp", "uncertain_share", "bias_gap", False, Estimate(0.2, -0.3, 0.6, 18)),
+            Correlation("method", "dcwp", "sparsity", "bias_gap", False, Estimate(0.2, -0.3, 0.6, 18), None, 0.3),
         ),
         sample_predictability=predictability(pruned),
         attribute_predictability=tuple(
@@ -217,9 +213,8 @@ def class_analysis(methods: tuple[str, ...] = METHODS, seeds: tuple[int, ...] = 
             for p in pruned for criterion in ("uncertainty", "amplification")
         ),
         susceptible=susceptible(),
-        hypotheses=(),
         code={"version": "0.1.0", "commit": "0123456789abcdef", "dirty": False},
-    ))  # fmt: skip
+    )  # fmt: skip
 
 
 def attribute_analysis() -> TaskAnalysis:
@@ -231,7 +226,7 @@ def attribute_analysis() -> TaskAnalysis:
     base = class_analysis(methods)
     cells = [cell(place, keys, (0, 1, 2)) for place in found]
     holed = replace(cells[3], values={**cells[3].values, "bias_amplification": NOTHING})
-    return judged(replace(
+    return replace(
         base,
         slug="digit-attributes",
         task="digit-attributes",
@@ -267,14 +262,14 @@ def attribute_analysis() -> TaskAnalysis:
             AttributePredictability(p.method, p.sparsity, "uncertainty", Estimate(0.3, -0.2, 0.7, 8))
             for p in found if not p.dense
         ),
-    ))  # fmt: skip
+    )  # fmt: skip
 
 
 def odd_analysis() -> TaskAnalysis:
     """Names that try to be markup, one seed, nothing but levels and one condition's predictability."""
     base = class_analysis((NASTY,), seeds=(0,))
     conditions = tuple(replace(cell, changes={}, sampled={}, sampled_changes={}) for cell in base.conditions)
-    return judged(replace(
+    return replace(
         base,
         slug="odd",
         task=NASTY,
@@ -292,4 +287,4 @@ def odd_analysis() -> TaskAnalysis:
         sample_predictability=base.sample_predictability[:2],
         attribute_predictability=(),
         susceptible=(),
-    ))  # fmt: skip
+    )  # fmt: skip

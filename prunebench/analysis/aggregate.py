@@ -1,4 +1,4 @@
-"""Aggregation of runs to conditions: means and intervals over seeds, and changes from the dense model of the seed."""
+"""Aggregation of runs to conditions: means and intervals over seeds, and changes from the seed's reference."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ from prunebench.analysis.values import (
 from prunebench.errors import MetricError
 from prunebench.metrics.populations import bias_variance, recall_change
 from prunebench.metrics.predictability import spearman
+from prunebench.results.tracks import REFERENCE
 from prunebench.stats.bootstrap import METRICS, Intervals, bootstrap_cells
+from prunebench.stats.correlation import partial_spearman
 from prunebench.stats.intervals import mean_interval
+from prunebench.stats.tests import mean_p_value
 
 FEWEST_PAIRS = 5
 """Of four pairs even the most extreme order has p = 2 / 4! > 0.05: their correlation gets no interval."""
@@ -53,19 +56,33 @@ def dense_runs(conditions: MeasuredConditions) -> dict[int, MeasuredRun]:
     return {entry.run.seed: entry for runs in conditions.values() for entry in runs if entry.run.dense}
 
 
+def reference_runs(conditions: MeasuredConditions) -> dict[int, MeasuredRun]:
+    """By seed, what changes are measured from: the unpruned network with as many steps; without any, the dense one."""
+    named = {
+        entry.run.seed: entry for (name, _), runs in conditions.items() for entry in runs if name == REFERENCE
+    }
+    return named or dense_runs(conditions)
+
+
+def pruning_runs(conditions: MeasuredConditions) -> list[MeasuredRun]:
+    """The dense runs and those of methods that prune; not those of other unpruned references."""
+    pruning = {name for name, sparsity in conditions if sparsity != 0}
+    return [run for (name, _), runs in conditions.items() for run in runs if run.run.dense or name in pruning]
+
+
 def pruned_conditions(conditions: MeasuredConditions) -> MeasuredConditions:
     """Those of other than dense models."""
     return {place: runs for place, runs in conditions.items() if not runs[0].run.dense}
 
 
 def summarize_conditions(conditions: MeasuredConditions) -> list[Condition]:
-    """Every method and sparsity with its measures and their changes from dense; changes over seeds that have both."""
-    dense = dense_runs(conditions)
+    """Every method and sparsity with its measures and their changes from the reference, over seeds that have both."""
+    reference = reference_runs(conditions)
     found = []
     for (method, sparsity), runs in conditions.items():
-        paired = [] if runs[0].run.dense else [run for run in runs if run.run.seed in dense]
+        paired = [run for run in runs if reference.get(run.run.seed, run) is not run]
         changes = {
-            key: estimate([run.change_from(dense[run.run.seed], key) for run in paired])
+            key: estimate([run.change_from(reference[run.run.seed], key) for run in paired])
             for key in (runs[0].values if paired else ())
         }
         found.append(
@@ -86,21 +103,22 @@ def summarize_conditions(conditions: MeasuredConditions) -> list[Condition]:
 def resample_conditions(
     conditions: MeasuredConditions, summaries: Sequence[Condition], outputs: Outputs
 ) -> list[Condition]:
-    """Conditions with bootstrap intervals over seeds and samples of their accuracies and of the changes from dense.
+    """Conditions with bootstrap intervals over seeds and samples of their accuracies and of the changes from reference.
 
-    Those that lack a seed of the dense model, or have another, keep none: their seeds would not be paired.
+    Those that lack a seed of the reference, or have another, keep none: their seeds would not be paired.
     """
-    truth, seeds = outputs.truth, tuple(dense_runs(conditions))
+    unpruned = reference_runs(conditions)
+    truth, seeds = outputs.truth, tuple(unpruned)
     chosen = [key for key, runs in conditions.items() if tuple(run.run.seed for run in runs) == seeds]
     hits = torch.stack([torch.stack([run.right for run in conditions[key]]) for key in chosen])
-    dense = next(place for place, key in enumerate(chosen) if conditions[key][0].run.dense)
-    found = bootstrap_cells(hits, truth.group("test"), truth.aligned_pair.flatten(), reference=dense)
+    reference = next(k for k, key in enumerate(chosen) if conditions[key][0] is unpruned[seeds[0]])
+    found = bootstrap_cells(hits, truth.group("test"), truth.aligned_pair.flatten(), reference=reference)
     assert found.differences is not None
     resampled = []
     for row in summaries:
         if (row.method, row.sparsity) in chosen:
             place = chosen.index((row.method, row.sparsity))
-            changes = {} if row.dense else _by_metric(found.differences, place, len(seeds))
+            changes = {} if place == reference else _by_metric(found.differences, place, len(seeds))
             row = replace(row, sampled=_by_metric(found.values, place, len(seeds)), sampled_changes=changes)
         resampled.append(row)
     return resampled
@@ -129,13 +147,13 @@ def group_changes(conditions: MeasuredConditions, outputs: Outputs) -> list[Grou
     truth, group = outputs.truth, outputs.truth.group("test")
     size = torch.bincount(group, minlength=truth.aligned_pair.numel())
     present = torch.nonzero(size).flatten().tolist()
-    dense = list(dense_runs(conditions).values())
-    before = _group_accuracy(dense, group, len(size))
+    unpruned = list(reference_runs(conditions).values())
+    before = _group_accuracy(unpruned, group, len(size))
     found = []
     for (method, sparsity), runs in pruned_conditions(conditions).items():
         after = _group_accuracy(runs, group, len(size))
         change = after - before
-        p_value, corrected = _tests(dense, runs, group, len(size))
+        p_value, corrected = _tests(unpruned, runs, group, len(size))
         order = sorted(present, key=lambda place: float(change[place]))
         shown = dict.fromkeys([*order[:SHOWN_GROUPS], *order[-SHOWN_GROUPS:]])
         for place in shown:
@@ -208,18 +226,21 @@ def _probabilities(logits: Tensor, outputs: Outputs) -> Tensor:
 
 
 def correlate(
-    conditions: MeasuredConditions, pairs: Sequence[tuple[str, str]], accuracy: str
+    conditions: MeasuredConditions, pairs: Sequence[tuple[str, str]], accuracy: str, given: str | None = None
 ) -> list[Correlation]:
     """Spearman's rho of pairs of measures over the runs of each method with the dense one, and over all methods.
 
-    One rho for each seed, over its runs at all sparsities; then mean and t interval over seeds, which are what was
+    One rho for each seed, over its runs at all sparsities; then mean, t interval and p over seeds, which are what was
     repeated: runs of one seed share its data and its dense model. `within methods` correlates the ranks that values
     have among the seed's runs of their own method, of all methods together: what differs between methods, debiasing
     ones among them, is left out, and so are the dense runs, as part of every method. A second set, `working`, keeps
     the runs with at least 90 % of the dense accuracy: a network at chance treats all groups alike. `sparsity` is the
-    achieved one.
+    achieved one. Unpruned references are no part of it.
+
+    With `given`, that measure is held (`partial_spearman`); of single methods, whose few runs it orders nearly alone,
+    nothing is then said.
     """
-    runs = [run for group in conditions.values() for run in group]
+    runs = pruning_runs(conditions)
     dense = {run.run.seed: run for run in runs if run.run.dense}
     working = [
         run
@@ -229,34 +250,36 @@ def correlate(
     ]
     methods = sorted({run.run.method for run in runs if not run.run.dense})
     scopes: list[tuple[Scope, str | None]] = [("all methods", None), ("within methods", None)]
-    scopes += [("method", method) for method in methods]
+    scopes += [("method", method) for method in methods] if given is None else []
+    held = () if given is None else (given,)
     found = []
     for (first, second), (works, chosen) in itertools.product(pairs, ((False, runs), (True, working))):
         seeds = sorted({run.run.seed for run in chosen})
         by_seed = [[run for run in chosen if run.run.seed == seed] for seed in seeds]
         for scope, method in scopes:
-            rhos = [_points(members, scope, method, (first, second)) for members in by_seed]
-            found.append(Correlation(scope, method, first, second, works, _over_seeds(rhos)))
+            points = [_points(members, scope, method, (first, second, *held)) for members in by_seed]
+            rho, p_value = _over_seeds(points)
+            found.append(Correlation(scope, method, first, second, works, rho, given, p_value))
     return found
 
 
 def _points(
-    runs: Sequence[MeasuredRun], scope: Scope, method: str | None, keys: tuple[str, str]
+    runs: Sequence[MeasuredRun], scope: Scope, method: str | None, keys: Sequence[str]
 ) -> NDArray[np.float64]:
-    """What is correlated of a seed's runs: two rows `[2, n]`, one a measure."""
+    """What is correlated of a seed's runs: a row a measure `[2 or 3, n]`."""
     if scope == "within methods":
         by_method: dict[str, list[MeasuredRun]] = {}
         for run in runs:
             if not run.run.dense:
                 by_method.setdefault(run.run.method, []).append(run)
         own = [_ranks(_values(members, keys)) for members in by_method.values() if len(members) > 2]
-        return np.concatenate(own, axis=1) if own else np.zeros((2, 0))
+        return np.concatenate(own, axis=1) if own else np.zeros((len(keys), 0))
     return _values([run for run in runs if run.run.dense or method in (None, run.run.method)], keys)
 
 
-def _values(runs: Sequence[MeasuredRun], keys: tuple[str, str]) -> NDArray[np.float64]:
-    """Two rows, without the runs in which either measure is undefined."""
-    values = np.array([[_value(run, key) for run in runs] for key in keys]).reshape(2, -1)
+def _values(runs: Sequence[MeasuredRun], keys: Sequence[str]) -> NDArray[np.float64]:
+    """A row a measure, without the runs in which any of them is undefined."""
+    values = np.array([[_value(run, key) for run in runs] for key in keys]).reshape(len(keys), -1)
     return values[:, np.isfinite(values).all(0)]
 
 
@@ -271,14 +294,20 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return rankdata(values, axis=1) / max(values.shape[1], 1)
 
 
-def _over_seeds(points: Sequence[NDArray[np.float64]]) -> Estimate:
-    """Mean and t interval of the seeds' rhos, within -1..1; none where a seed has too few points to mean anything."""
-    rhos = [
-        float(spearman(*rows[:, None])[0]) if rows.shape[1] >= FEWEST_POINTS else math.nan for rows in points
-    ]
+def _over_seeds(points: Sequence[NDArray[np.float64]]) -> tuple[Estimate, float | None]:
+    """Mean, t interval and p of the seeds' rhos, within -1..1; none where a seed has too few points."""
+    rhos = [_rho(rows) for rows in points]
     found = estimate(rhos)
     if any(rows.shape[1] < FEWEST_PAIRS for rows in points):
-        return Estimate(found.mean, None, None, found.n)
+        return Estimate(found.mean, None, None, found.n), None
     if found.low is None or found.high is None:
-        return found
-    return Estimate(found.mean, max(found.low, -1.0), min(found.high, 1.0), found.n)
+        return found, None
+    ends = max(found.low, -1.0), min(found.high, 1.0)
+    return Estimate(found.mean, *ends, found.n), defined(mean_p_value(rhos))
+
+
+def _rho(rows: NDArray[np.float64]) -> float:
+    """Spearman's of the first two rows, given the third if there is one; nan with too few points."""
+    if rows.shape[1] < FEWEST_POINTS:
+        return math.nan
+    return float(spearman(*rows[:, None])[0]) if len(rows) == 2 else partial_spearman(*rows).rho

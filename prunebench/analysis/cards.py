@@ -38,10 +38,19 @@ CLAIMS = {
 
 @dataclass(frozen=True)
 class HypothesisCards:
-    """Three cards of each track, by slug, and the board's own."""
+    """Three cards of each track, by slug, the board's own, and each track's task."""
 
     tracks: dict[str, tuple[HypothesisCard, ...]]
     board: HypothesisCard
+    tasks: dict[str, str]
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """By slug, the task; with the slug where a task has several tracks."""
+        names = list(self.tasks.values())
+        return {
+            slug: task if names.count(task) == 1 else f"{task} ({slug})" for slug, task in self.tasks.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,11 @@ class CountedRuns:
     task: str
     multi_label: bool
     runs: Mapping[tuple[str, float | None], Mapping[int, RunRecord]]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All that count."""
+        return tuple(sorted({seed for by_seed in self.runs.values() for seed in by_seed}))
 
     def values(self, method: str, sparsity: float, quantity: str) -> dict[int, float]:
         """A quantity of a row by seed; nan where it is undefined. `in_distribution` is that of the validation split."""
@@ -89,6 +103,7 @@ def cards_of(
             for slug, track in tracks.items()
         },
         agreement_card_of(tracks.values(), rules),
+        {slug: track.task for slug, track in tracks.items()},
     )
 
 
@@ -126,7 +141,7 @@ def association_card_of(
     if track.multi_label:
         if numbers is None:
             return HypothesisCard("b", "not testable", NO_OUTPUTS, unit="attributes")
-        return association_card(*_attribute_table(numbers, rules), "attributes", rules)
+        return association_card(*_attribute_table(numbers, rules), "attributes", rules, track.seeds)
     rule = rules.association
     first, second = (
         np.array(
@@ -135,7 +150,7 @@ def association_card_of(
         for measure in rule.classes
     )
     seen = np.isfinite(first).any(0)  # sparsities that the track has
-    return association_card(first[:, seen], second[:, seen], "methods", rules)
+    return association_card(first[:, seen], second[:, seen], "methods", rules, track.seeds)
 
 
 def _mean(by_seed: Mapping[int, float], rules: FrozenHypotheses) -> float:
@@ -211,6 +226,14 @@ def _control(card: HypothesisCard) -> str | None:
     return None if card.control is None else f"{fmt.number(card.control, 3)} ({card.control_name})"
 
 
+def _seeds(card: HypothesisCard) -> str | None:
+    """`5-9`, or `3, 5, 8`."""
+    first, last = (card.seeds[0], card.seeds[-1]) if card.seeds else (0, -1)
+    if last - first + 1 == len(card.seeds) > 2:
+        return f"{first}-{last}"
+    return ", ".join(map(str, card.seeds)) or None
+
+
 CARD_COLUMNS: tuple[Column[HypothesisCard], ...] = (
     text_column("key", "Hypothesis", value=lambda card: CLAIMS[card.key], lead=True),
     text_column("outcome", "Outcome", "Supported, not supported, or not testable with the runs at hand"),
@@ -224,5 +247,6 @@ CARD_COLUMNS: tuple[Column[HypothesisCard], ...] = (
         lambda card: None if card.p_value is None else f"{card.effect.n} {card.unit}",
     ),
     text_column("control", "Control", "The same quantity where the hypothesis has no part", value=_control),
+    text_column("seeds", "Seeds", "That count", value=_seeds),
     text_column("reason", "Why", "What decided, or what is missing"),
 )

@@ -9,11 +9,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunebench.analysis.aggregate import MeasuredConditions, dense_runs, pruned_conditions
+from prunebench.analysis.aggregate import MeasuredConditions, dense_runs, pruned_conditions, reference_runs
 from prunebench.analysis.measures import MeasuredRun, Outputs
-from prunebench.analysis.values import ExemplarRow, SusceptibleSample, defined
+from prunebench.analysis.values import Estimate, ExemplarRow, SusceptibleSample, defined
 from prunebench.errors import UsageError
-from prunebench.metrics.populations import compression_identified_exemplars
+from prunebench.metrics.populations import (
+    Disagreement,
+    compression_identified_exemplars,
+    expected_disagreement,
+)
 from prunebench.metrics.predictability import margin_uncertainty
 from prunebench.report.format import cut
 
@@ -27,8 +31,12 @@ Masks = dict[tuple[str, float | None], Tensor]
 
 
 def exemplar_rows(conditions: MeasuredConditions, outputs: Outputs) -> tuple[list[ExemplarRow], Masks]:
-    """Compression-identified exemplars of every pruned condition, and their mask `[N]` (`[N K]` for attributes)."""
-    dense = torch.stack([run.predicted for run in dense_runs(conditions).values()])
+    """Compression-identified exemplars of every pruned condition, and their mask `[N]` (`[N K]` for attributes).
+
+    Both sides have had as many steps: what pruning is held against is the reference of the track.
+    """
+    unpruned = reference_runs(conditions)
+    dense = torch.stack([run.predicted for run in unpruned.values()])
     truth = outputs.test_y.long().flatten()
     rows: list[ExemplarRow] = []
     masks: Masks = {}
@@ -40,10 +48,24 @@ def exemplar_rows(conditions: MeasuredConditions, outputs: Outputs) -> tuple[lis
         if found.modal.any():
             mode = torch.nn.functional.one_hot(sparse[:, found.modal]).sum(0).argmax(1)
             right = float((mode == truth[found.modal]).double().mean())
-        shares = found.share, found.matched_share, found.control_share
-        numbers = map(defined, (*shares, found.matched_l1_distance, found.control_l1_distance, right))
-        rows.append(ExemplarRow(method, sparsity, *numbers, population=found.population))  # type: ignore[misc, arg-type]
+        by_seed = {run.run.seed: run for run in runs}
+        shared = [seed for seed in unpruned if seed in by_seed]
+        apart = expected_disagreement(
+            *(torch.stack([by[seed].predicted for seed in shared]) for by in (unpruned, by_seed))
+        ) if shared else None  # fmt: skip
+        rows.append(_exemplar_row(method, sparsity, found.share, right, apart))
     return rows, masks
+
+
+def _exemplar_row(
+    method: str, sparsity: float | None, share: float, right: float, apart: Disagreement | None
+) -> ExemplarRow:
+    if apart is None:
+        return ExemplarRow(method, sparsity, share, defined(right), None, None, Estimate(None, None, None, 0))
+    added = Estimate.of(apart.difference, apart.low, apart.high, apart.seeds)
+    return ExemplarRow(
+        method, sparsity, share, defined(right), defined(apart.sparse), defined(apart.control), added
+    )
 
 
 def output_uncertainty(run: MeasuredRun, outputs: Outputs) -> Tensor:

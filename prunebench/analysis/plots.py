@@ -33,7 +33,7 @@ SMALLEST_SPAN = {"percent": 10.0, "points": 5.0, "number": 0.05}
 """What an axis spans at least, so that small differences look small."""
 DODGE, COLUMNS, PANEL, REACH = 0.12, 4, (200.0, 130.0), 0.4
 STAR = 4.5
-BACKGROUND = "Grey band: the dense model with its interval. Thin grey: the other methods."
+BACKGROUND = "Grey band: the unpruned reference with its interval. Thin grey: the other methods."
 SPLIT_COLOURS = (PALETTE[0], PALETTE[5])
 
 Styles = Mapping[str, Style]
@@ -174,20 +174,21 @@ def _lines(
 def _over_sparsity(
     analysis: TaskAnalysis, styles: Styles, title: str, y: Axis, read: Reading, decimals: int
 ) -> Plot:
-    """A reading against sparsity: a line a method, the dense model as a line in its band."""
+    """A reading against sparsity: a line a method, the reference as a line in its band."""
     series = [
         line
         for method in analysis.methods
         for line in _lines(analysis, method, method, styles[method], read, decimals)
     ]
     series.sort(key=lambda line: not line.line)  # stars last: they lie on top, and are no sign for lines
-    dense = [value for row in analysis.dense if (value := read(row)) is not None]
+    name = analysis.reference
+    unpruned = [value for row in analysis.reference_rows if (value := read(row)) is not None]
     rules = tuple(
-        Rule(v.mean, "dense", hint=f"dense\n{words.with_ends(v, decimals)}")
-        for v in dense
+        Rule(v.mean, name, hint=f"{name}\n{words.with_ends(v, decimals)}")
+        for v in unpruned
         if v.mean is not None
     )
-    bands = tuple(Band(v.low, v.high, "dense") for v in dense if v.low is not None and v.high is not None)
+    bands = tuple(Band(v.low, v.high, name) for v in unpruned if v.low is not None and v.high is not None)
     return Plot(title, _axis(analysis), y, tuple(series), bands, rules)
 
 
@@ -267,28 +268,32 @@ def _scatter_series(
         native = all(row.sparsity is None for row in rows)
         style = replace(styles[method], dash="solid", symbol="star" if native else styles[method].symbol)
         yield Series(method, marks(rows), style, width=0.8, size=STAR, line=not native)
-    dense = marks(analysis.dense)
-    if dense:
+    unpruned = marks(analysis.reference_rows)
+    if unpruned:
         grey = Style("#7F7F7F", "solid", "x")
-        yield Series("dense", dense, grey, line=False, size=5.0, key="reference")
+        yield Series(analysis.reference, unpruned, grey, line=False, size=5.0, key="reference")
 
 
 def _heat_maps(analysis: TaskAnalysis) -> Iterable[PagePlot]:
-    """Changes from dense, attributes by conditions: that of the bias as a file too."""
+    """Changes from the reference, attributes by conditions: that of the bias as a file too."""
     maps = [attribute_changes(analysis, measure) for measure in heat_measures(analysis)]
     for index, heat in enumerate(heat for heat in maps if not _is_empty(heat)):
         if index == 0:
-            title = f"Change of {heat.title.lower()} from dense: {_name(analysis)}"
+            title = f"Change of {heat.title.lower()} from {analysis.reference}: {_name(analysis)}"
             note = "A block is a method, its columns sparser to the right; crossed: undefined"
-            caption = f"Change of {heat.title.lower()} from the dense model. {heat.caption}"
+            caption = f"Change of {heat.title.lower()} from {analysis.reference}. {heat.caption}"
             picture = replace(heat, title=title, subtitle=note)
             yield PagePlot("attributes", "attributes", picture, caption, static=True)
         yield PagePlot("attributes", heat.key, heat, heat.caption, static=False)
 
 
 def attribute_changes(analysis: TaskAnalysis, measure: Measure) -> HeatMap:
-    """By attribute and condition, the change of a measure from the dense model, scaled as drawn."""
-    dense = {row.name: row.values.get(measure.key) for row in analysis.attributes if row.dense}
+    """By attribute and condition, the change of a measure from the reference, scaled as drawn."""
+    unpruned = {
+        row.name: row.values.get(measure.key)
+        for row in analysis.attributes
+        if row.method == analysis.reference
+    }
     values = {
         (row.method, row.sparsity, row.name): row.values.get(measure.key) for row in analysis.attributes
     }
@@ -296,7 +301,7 @@ def attribute_changes(analysis: TaskAnalysis, measure: Measure) -> HeatMap:
     columns = [row for _, rows in by_method for row in rows]
 
     def change(name: str, row: Condition) -> float | None:
-        before, after = dense.get(name), values.get((row.method, row.sparsity, name))
+        before, after = unpruned.get(name), values.get((row.method, row.sparsity, name))
         return None if before is None or after is None else measure.scale * (after - before)
 
     return HeatMap(
@@ -312,35 +317,31 @@ def attribute_changes(analysis: TaskAnalysis, measure: Measure) -> HeatMap:
 
 
 def _exemplar_plots(analysis: TaskAnalysis, styles: Styles) -> Iterable[PagePlot]:
-    """The share of exemplars, with the control; and how many of them the pruned models get right."""
+    """How often models of other seeds disagree, with the control; and how many exemplars the pruned get right."""
     rows = {(row.method, row.sparsity): row for row in analysis.exemplars}
-    matched = any(row.matched_share is not None for row in analysis.exemplars)
-    controls = sorted({row.control_share for row in analysis.exemplars if row.control_share is not None})
+    controls = sorted({row.control for row in analysis.exemplars if row.control is not None})
 
-    def plot_of(key: str) -> Plot:
+    def plot_of(key: str, y: Axis) -> Plot:
         def read(row: Condition) -> Estimate | None:
             found = None if row.dense else rows.get((row.method, row.sparsity))
             share = None if found is None else getattr(found, key)
             return None if share is None else Estimate(100 * share, None, None, 1)
 
-        y = Axis("Share of test samples, %", least=10.0, bounds=(0.0, 100.0))
         return _over_sparsity(analysis, styles, "", y, read, 1)
 
-    name = "control: dense and other dense"
+    name = "control: two unpruned"
     rules = tuple(Rule(100 * c, name, hint=f"control {100 * c:.1f} %") for c in controls)
-    plot = replace(plot_of("matched_share" if matched else "share"), rules=rules)
-    note = "Populations of equal size, dense and pruned"
-    note = note if matched else "All seeds; one dense seed has no control"
-    grid = _panels(analysis, plot, "Share of compression-identified exemplars", note)
-    caption = "Share of exemplars against sparsity, and what other seeds alone would give."
+    y = Axis("Share of test samples, %", least=10.0, bounds=(0.0, 100.0))
+    plot = replace(plot_of("disagreement", y), rules=rules)
+    grid = _panels(analysis, plot, "Expected disagreement", "A pruned and an unpruned model of another seed")
+    caption = "Expected disagreement against sparsity, and what other seeds alone would give."
     yield PagePlot("exemplars", "exemplars", grid, caption, static=True)
-    title = f"Exemplars, {'equal populations' if matched else 'all seeds'}"
-    said = "Share of samples whose most frequent label differs, dense against pruned."
-    said += " Dashed: the control, what other seeds alone change." if rules else ""
-    yield _interactive("exemplars", plot, "exemplars", title, said)
-    right, y = plot_of("right_share"), Axis("Share of exemplars, %", least=10.0, bounds=(0.0, 100.0))
+    said = "Share of samples that a pruned and an unpruned model of another seed label differently."
+    said += " Dashed: the control, two unpruned ones." if rules else ""
+    yield _interactive("exemplars", plot, "exemplars", "Expected disagreement", said)
+    right = plot_of("right_share", Axis("Share of exemplars, %", least=10.0, bounds=(0.0, 100.0)))
     said = "Of the exemplars, those that the most frequent label over pruned seeds gets right."
-    yield _interactive("exemplars", replace(right, y=y), "right", "Right when pruned", said)
+    yield _interactive("exemplars", right, "right", "Right when pruned", said)
 
 
 def _predictability_plots(analysis: TaskAnalysis, styles: Styles) -> Iterable[PagePlot]:
@@ -376,16 +377,16 @@ def _predictability_plots(analysis: TaskAnalysis, styles: Styles) -> Iterable[Pa
 
 def _split_plots(analysis: TaskAnalysis, styles: Styles) -> Iterable[PagePlot]:
     """Squared loss in bias squared and variance: bars in a panel a method; a plot each."""
-    rows = {(row.method, row.sparsity, row.dense): row for row in analysis.splits}
+    rows = {(row.method, row.sparsity): row for row in analysis.splits}
     sparsities: list[float | None] = [*analysis.sparsities]
     sparsities += [None] * bool(analysis.native)
-    names = ["dense", *(fmt.sparsity(sparsity) for sparsity in sparsities)]
-    dense = next((row for row in analysis.splits if row.dense), None)
+    names = ["unpruned", *(fmt.sparsity(sparsity) for sparsity in sparsities)]
+    unpruned = next((row for row in analysis.splits if row.method == analysis.reference), None)
     x = Axis("Sparsity", ticks=tuple((float(i), name) for i, name in enumerate(names)))
     y = Axis("Squared loss")
     panels = []
     for method in analysis.methods:
-        found = [dense, *(rows.get((method, sparsity, False)) for sparsity in sparsities)]
+        found = [unpruned, *(rows.get((method, sparsity)) for sparsity in sparsities)]
         known = [
             (float(i), row.bias_squared, row.variance)
             for i, row in enumerate(found)
@@ -401,7 +402,7 @@ def _split_plots(analysis: TaskAnalysis, styles: Styles) -> Iterable[PagePlot]:
         f"Squared loss over seeds: {_name(analysis)}", tuple(panels), COLUMNS,
         f"{seeds}; native: at the sparsity that the method chose", shared=True,
     )  # fmt: skip
-    caption = "Squared loss over seeds, in bias squared and variance; the dense model first."
+    caption = "Squared loss over seeds, in bias squared and variance; the unpruned reference first."
     yield PagePlot("splits", "splits", grid, caption, static=True)
     for key, title, said in (
         ("bias_squared", "Bias squared of the loss", "What the mean prediction over seeds gets wrong."),
@@ -409,7 +410,7 @@ def _split_plots(analysis: TaskAnalysis, styles: Styles) -> Iterable[PagePlot]:
     ):
 
         def read(row: Condition, key: str = key) -> Estimate | None:
-            found = rows.get((row.method, row.sparsity, row.dense))
+            found = rows.get((row.method, row.sparsity))
             return None if found is None else Estimate(getattr(found, key), None, None, 1)
 
         plot = _over_sparsity(analysis, styles, title, Axis(title, least=0.05), read, 3)

@@ -32,6 +32,7 @@ from prunebench.stats.tests import greater_p_value
 FILE = Path(__file__).with_name("hypotheses.toml")
 CardOutcome = Literal["supported", "not supported", "not testable"]
 BySeed = Mapping[int, float]
+NO_ROWS = "no rows"
 Floats = NDArray[np.float64]
 
 # Rules
@@ -144,6 +145,7 @@ class HypothesisCard:
         control: the same quantity where the hypothesis has no part, and `control_name` which that is.
         reason: why the outcome is no other, in words.
         tests: all that were made.
+        seeds: that the card counts.
     """
 
     key: Literal["a", "b", "c", "tasks"]
@@ -157,6 +159,7 @@ class HypothesisCard:
     control: float | None = None
     control_name: str = ""
     tests: tuple[CardTest, ...] = ()
+    seeds: tuple[int, ...] = ()
 
 
 def outcome_of(p_value: float, significance: float) -> CardOutcome:
@@ -175,10 +178,14 @@ class PairedValues:
     reference_values: BySeed
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those that both have."""
+        return tuple(sorted(self.values.keys() & self.reference_values.keys()))
+
+    @property
     def differences(self) -> list[float]:
-        """Method minus reference, over the seeds that both have."""
-        shared = sorted(self.values.keys() & self.reference_values.keys())
-        return [self.values[seed] - self.reference_values[seed] for seed in shared]
+        """Method minus reference, by seed."""
+        return [self.values[seed] - self.reference_values[seed] for seed in self.seeds]
 
 
 def harmless_card(
@@ -204,8 +211,10 @@ def harmless_card(
         if problems[name] is None
     }
     if not found:
-        why = "; ".join(dict.fromkeys(problem for problem in problems.values() if problem)) or "no rows"
-        return HypothesisCard("a", "not testable", why)
+        missing = dict.fromkeys(name for members in arms.values() for name in _without_rows(members))
+        no_rows = [f"no rows with seeds that count of {', '.join(missing)}"] if missing else []
+        others = [problem for problem in dict.fromkeys(problems.values()) if problem not in (None, NO_ROWS)]
+        return HypothesisCard("a", "not testable", "; ".join([*no_rows, *map(str, others)]) or NO_ROWS)
     p_values = holm_adjusted([max(test.p_value for _, test in tests) for tests in found.values()])
     adjusted = dict(zip(found, p_values))
     best = min(adjusted, key=lambda name: adjusted[name])
@@ -227,6 +236,7 @@ def harmless_card(
             for name, tests in found.items()
             for member, one in tests
         ),
+        pair.seeds,
     )
 
 
@@ -244,10 +254,9 @@ def _arm_problem(
 ) -> str | None:
     """Why a method cannot be tested, if it cannot."""
     accuracy = next(iter(margins))
+    if _without_rows(pairs):
+        return NO_ROWS
     for pair in pairs:
-        for name, values in ((pair.reference, pair.reference_values), (pair.method, pair.values)):
-            if not values:
-                return f"no rows of {name} with seeds that count"
         shared = len(pair.differences)
         if shared < rules.fewest_seeds:
             return f"{pair.method}: {_counted(shared, 'seed')} that count, {rules.fewest_seeds} needed"
@@ -257,6 +266,14 @@ def _arm_problem(
         if pair.quantity == accuracy and level < rules.harmless.least_accuracy:
             return f"{pair.reference} does not work: {pair.quantity} {level:.3f}"
     return None
+
+
+def _without_rows(pairs: Sequence[PairedValues]) -> list[str]:
+    """Which of the method and its reference have no seed that counts."""
+    sides = ((pair.reference, pair.reference_values) for pair in pairs)
+    return list(
+        dict.fromkeys(name for name, values in (*sides, *((p.method, p.values) for p in pairs)) if not values)
+    )
 
 
 def _harmless_reason(
@@ -278,11 +295,16 @@ def _harmless_reason(
 
 
 def association_card(
-    first: Floats, second: Floats, unit: Literal["methods", "attributes"], rules: FrozenHypotheses
+    first: Floats,
+    second: Floats,
+    unit: Literal["methods", "attributes"],
+    rules: FrozenHypotheses,
+    seeds: Sequence[int] = (),
 ) -> HypothesisCard:
     """HypothesisCard (b): whether two measures `[U, S]` go together over the units within each column.
 
-    Control: their correlation over all points at once, with what all units share in a column left in.
+    Control: their correlation over all points at once, with what all units share in a column left in. `seeds`: those
+    that stand behind the points.
     """
     found = correlate_units(first, second, draws=rules.draws)
     fewest = rules.association.fewest_units
@@ -312,6 +334,7 @@ def association_card(
         found.p_value,
         _defined(pooled),
         "over all points at once",
+        seeds=tuple(seeds),
     )
 
 
@@ -340,9 +363,10 @@ def prediction_card(areas: BySeed, controls: Mapping[str, BySeed], rules: Frozen
         differences = [areas[seed] - values[seed] for seed in shared]
         if not all(map(math.isfinite, differences)):
             return HypothesisCard("c", "not testable", f"no label changes, or all do, in a seed of {name}")
-        tests[name] = (differences, greater_p_value(differences), math.fsum(values[s] for s in shared))
+        total = math.fsum(values[seed] for seed in shared)
+        tests[name] = (differences, greater_p_value(differences), total, tuple(shared))
     hardest = max(tests, key=lambda name: tests[name][1])
-    differences, p_value, total = tests[hardest]
+    differences, p_value, total, seeds = tests[hardest]
     outcome = outcome_of(p_value, rules.significance)
     word = "above" if outcome == "supported" else "not shown to be above"
     return HypothesisCard(
@@ -358,8 +382,9 @@ def prediction_card(areas: BySeed, controls: Mapping[str, BySeed], rules: Frozen
         hardest,
         tuple(
             CardTest(name, "area under the curve", _mean_estimate(values), p)
-            for name, (values, p, _) in tests.items()
+            for name, (values, p, _, _) in tests.items()
         ),
+        seeds,
     )
 
 
@@ -430,6 +455,11 @@ def agreement_card(values: Mapping[str, Mapping[str, BySeed]], rules: FrozenHypo
                 f"{one}, {other}", "rank correlation", Estimate(float(found), None, None, len(shared)), None
             )
             for (one, other, shared), found in zip(pairs, rhos[:, 0])
+        ),
+        tuple(
+            sorted(
+                {seed for by_method in values.values() for by_seed in by_method.values() for seed in by_seed}
+            )
         ),
     )
 

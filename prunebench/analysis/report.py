@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from prunebench.analysis import tables, words
+from prunebench.analysis.card_pages import cards_html, cards_json, cards_markdown
+from prunebench.analysis.cards import HypothesisCards, cards_of, cards_table
+from prunebench.analysis.exploratory import exploratory_lines
 from prunebench.analysis.plots import (
     PagePlot,
     Styles,
@@ -17,7 +20,9 @@ from prunebench.analysis.plots import (
     lead_measures,
     plots_of,
 )
-from prunebench.analysis.values import Hypothesis, TaskAnalysis, stored_analyses
+from prunebench.analysis.preregistered import HypothesisCard
+from prunebench.analysis.seed_numbers import read_seed_numbers
+from prunebench.analysis.values import FOLDER, TaskAnalysis, stored_analyses
 from prunebench.errors import PruneBenchError, StoreError, UsageError
 from prunebench.leaderboard import AnalysisLink, Leaderboard, build_board
 from prunebench.leaderboard.build import board_files, write_pages
@@ -25,7 +30,7 @@ from prunebench.report import format as fmt
 from prunebench.report import html, markdown
 from prunebench.report.plot import HeatMap, Plot
 from prunebench.report.svg import svg
-from prunebench.report.table import Table
+from prunebench.report.table import Table, simple_table
 from prunebench.results.record import RunRecord
 from prunebench.results.standing import NOTHING, Standing, read_standing
 
@@ -37,11 +42,12 @@ page alone, or in part."""
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table with its words; `lead` are the columns that a Markdown page shows of a long one."""
+    """A table with its words; of a long one a Markdown page shows the columns `lead`, or the `first` rows."""
 
     table: Table[Any]
     words: str = ""
     lead: tuple[str, ...] = ()
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,17 +61,21 @@ class PagePart:
 
 
 def analysis_files(
-    analyses: Sequence[TaskAnalysis], grids: Mapping[str, Path], board_methods: Sequence[str] = ()
+    analyses: Sequence[TaskAnalysis],
+    grids: Mapping[str, Path],
+    board_methods: Sequence[str] = (),
+    cards: HypothesisCards | None = None,
 ) -> dict[str, bytes]:
-    """All generated files by path below the leaderboard's folder: a pure function of the analyses.
+    """All generated files by path below the leaderboard's folder: a pure function of analyses and cards.
 
-    `analysis/README.md`, `analysis/<slug>.md` with `analysis/figures/*.svg`, `site/<slug>-analysis.html`, which wants
-    `plotly.min.js` beside it.
+    `analysis/README.md`, with cards `analysis/cards.json`, `analysis/<slug>.md` with `analysis/figures/*.svg`,
+    `site/<slug>-analysis.html`, which wants `plotly.min.js` beside it.
 
     Args:
         analyses: in any order.
         grids: by slug, the image of the susceptible samples, which is copied beside both pages.
         board_methods: the leaderboard's methods, so that colours agree.
+        cards: of the board's records.
 
     Raises:
         StoreError: an image cannot be read. UsageError: two analyses have the same slug.
@@ -73,12 +83,15 @@ def analysis_files(
     pages = {link.slug: link.page for link in links_of(analyses)}
     ordered = sorted(analyses, key=lambda analysis: analysis.slug)
     styles = analysis_styles(ordered, board_methods)
-    files = {"analysis/README.md": index_markdown(ordered).encode()}
+    files = {"analysis/README.md": index_markdown(ordered, cards).encode()}
+    if cards is not None:
+        files["analysis/cards.json"] = cards_json(cards).encode()
     for analysis in ordered:
         slug, grid = analysis.slug, analysis.slug in grids
         plots = plots_of(analysis, styles)
-        files[f"analysis/{slug}.md"] = task_markdown(analysis, plots, grid=grid).encode()
-        page = task_page(analysis, styles, plots, siblings=ordered, grid=grid)
+        own = () if cards is None else cards.tracks.get(slug, ())
+        files[f"analysis/{slug}.md"] = task_markdown(analysis, plots, grid=grid, cards=own).encode()
+        page = task_page(analysis, styles, plots, siblings=ordered, grid=grid, cards=own)
         files[f"site/{pages[slug]}"] = page.encode()
         for plot in plots:
             if plot.static:
@@ -110,7 +123,7 @@ def _read(path: Path) -> bytes:
 
 
 def parts_of(analysis: TaskAnalysis) -> list[PagePart]:
-    """Everything below the hypotheses; tables without rows are dropped, parts without anything too."""
+    """Everything below the cards; tables without rows are dropped, parts without anything too."""
     leads = tuple(measure.key for measure in lead_measures(analysis))
     place = ("sparsity", "method")
     changed, unlisted = tables.changed_groups_table(analysis)
@@ -120,7 +133,10 @@ def parts_of(analysis: TaskAnalysis) -> list[PagePart]:
         PageTable(tables.outputs_table(analysis, measure), words.sentence(measure.help))
         for measure in analysis.attribute_measures
     ]
+    lines = exploratory_lines(analysis)
     parts = (
+        PagePart("exploratory", "Exploratory lines", f"{words.EXPLORATORY} {words.found_lines(lines)}",
+                 (PageTable(tables.exploratory_table(analysis, lines), first=LONG),)),
         PagePart("sparsity", "Against sparsity", words.PLUS_MINUS, (
             PageTable(tables.measures_table(analysis), words.PLUS_MINUS, (*place, *leads, "seeds")),
             PageTable(tables.changes_table(analysis), words.CHANGES),
@@ -133,9 +149,9 @@ def parts_of(analysis: TaskAnalysis) -> list[PagePart]:
             PageTable(tables.group_summary_table(analysis)),
             PageTable(changed, f"Those with corrected p < {tables.ALPHA:g}.{more}"),
         )),
-        PagePart("exemplars", "Compression-identified exemplars", words.EXEMPLARS, (
+        PagePart("exemplars", "Disagreement and exemplars", words.EXEMPLARS, (
             PageTable(tables.exemplar_table(analysis), words.EXEMPLARS,
-                      (*place, "matched_share", "control_share", "beyond", "right_share")),
+                      (*place, "disagreement", "control", "added", "right_share")),
         )),
         PagePart("predictability", "What the dense model predicts", words.SAMPLES, (
             PageTable(tables.sample_table(analysis)),
@@ -156,44 +172,25 @@ def parts_of(analysis: TaskAnalysis) -> list[PagePart]:
 # Markdown
 
 
-def index_markdown(analyses: Sequence[TaskAnalysis]) -> str:
-    """`README.md`: a row a task with what the evidence says of each hypothesis, then the answers."""
+def index_markdown(analyses: Sequence[TaskAnalysis], cards: HypothesisCards | None = None) -> str:
+    """`README.md`: the cards, then a link a task to its exploratory page."""
     parts = [f"# {words.TITLE}", words.LEAD]
+    if cards is not None and cards.tracks:
+        parts += ["## Hypotheses", words.CARDS, cards_markdown(cards)]
     if not analyses:
         return markdown.page([*parts, "There are no analyses yet: run `prunebench analyze RESULTS`."])
-    parts += _verdicts(analyses)
-    for analysis in analyses:
-        parts.append(f"## {markdown.link(words.page_name(analysis), f'{analysis.slug}.md')}")
-        parts.append(markdown.escape(words.coverage(analysis)))
-        answers = (f"**({h.key})** {markdown.escape(words.answer(analysis, h))}" for h in analysis.hypotheses)
-        parts.append(markdown.bullets(answers))
-    return markdown.page([*parts, words.SOURCE])
+    parts.append("## By task")
+    pages = (
+        f"{markdown.link(words.page_name(analysis), f'{analysis.slug}.md')}: "
+        f"{markdown.escape(words.coverage(analysis))} {words.found_lines(exploratory_lines(analysis))}"
+        for analysis in analyses
+    )
+    return markdown.page([*parts, words.EXPLORATORY, markdown.bullets(pages), words.SOURCE])
 
 
-def hypotheses_excerpt(analyses: Sequence[TaskAnalysis], folder: str = "leaderboard/analysis") -> str:
-    """What the index says of the hypotheses, for a page from which the analyses lie in `folder`; empty for none."""
-    parts = _verdicts(sorted(analyses, key=lambda analysis: analysis.slug), f"{folder}/")
-    return "".join(f"{part}\n\n" for part in parts)
-
-
-def _verdicts(analyses: Sequence[TaskAnalysis], folder: str = "") -> list[str]:
-    """The hypotheses, and a row a task with what the evidence says of each; nothing for no analyses."""
-    keys = sorted({hypothesis.key for analysis in analyses for hypothesis in analysis.hypotheses})
-    if not keys:
-        return []
-    rows = []
-    for analysis in analyses:
-        told = {hypothesis.key: words.tally(hypothesis.evidence) for hypothesis in analysis.hypotheses}
-        name = markdown.link(words.page_name(analysis), f"{folder}{analysis.slug}.md")
-        rows.append([name, *(told.get(key, fmt.MISSING) for key in keys)])
-    return [
-        markdown.bullets(f"**Hypothesis ({key}).** {words.HYPOTHESES[key]}." for key in keys),
-        markdown.pipe_table(["Task", *(f"Hypothesis ({key})" for key in keys)], rows),
-        "Tests that are for and against each hypothesis, and those that the data leave undecided.",
-    ]
-
-
-def task_markdown(analysis: TaskAnalysis, plots: Sequence[PagePlot], *, grid: bool) -> str:
+def task_markdown(
+    analysis: TaskAnalysis, plots: Sequence[PagePlot], *, grid: bool, cards: Sequence[HypothesisCard] = ()
+) -> str:
     """`<slug>.md`; plots are in `figures/` (`grid`: the samples' image too), the interactive page in `../site/`."""
     slug = analysis.slug
     parts = [f"# {words.TITLE}: {markdown.escape(words.page_name(analysis))}", words.LEAD]
@@ -207,26 +204,12 @@ def task_markdown(analysis: TaskAnalysis, plots: Sequence[PagePlot], *, grid: bo
     if analysis.left_out:
         lines = markdown.bullets(map(markdown.escape, analysis.left_out))
         parts.append(_folded(f"Runs left out ({len(analysis.left_out)})", lines))
-    parts.append("## The hypotheses")
-    for hypothesis in analysis.hypotheses:
-        parts += _hypothesis(analysis, hypothesis)
+    parts += ["## Hypotheses", words.CARDS if cards else words.NO_CARDS]
+    parts.append(markdown.markdown_table(cards_table(cards)) if cards else "")
     for part in parts_of(analysis):
         parts += _part(analysis, part, [plot for plot in plots if plot.static], grid)
     parts += ["## What the measures mean", _terms(words.measure_terms(analysis))]
     return markdown.page([*parts, words.SOURCE, markdown.escape(words.origin(analysis))])
-
-
-def _hypothesis(analysis: TaskAnalysis, hypothesis: Hypothesis) -> list[str]:
-    relations = tables.relation_table(analysis, hypothesis)
-    evidence = tables.evidence_table(analysis, hypothesis)
-    lead = evidence.keys if hypothesis.key == "a" else ()
-    return [
-        f"### ({hypothesis.key}) {words.HYPOTHESES[hypothesis.key]}",
-        f"*{markdown.escape(words.statement(analysis, hypothesis))}*",
-        f"**{words.verdict(hypothesis)}** {markdown.escape(words.details(analysis, hypothesis))}".rstrip(),
-        "" if relations is None else markdown.markdown_table(relations),
-        *(_tables([PageTable(evidence, lead=lead)]) if hypothesis.evidence else []),
-    ]
 
 
 def _part(analysis: TaskAnalysis, part: PagePart, plots: Iterable[PagePlot], grid: bool) -> list[str]:
@@ -250,10 +233,13 @@ def _tables(entries: Sequence[PageTable], hide: str = "") -> list[str]:
         table, rows = entry.table, len(entry.table.rows)
         said = "" if entry.words == hide else markdown.escape(entry.words)
         title = f"{table.title} ({fmt.plural(rows, 'row')})"
-        if rows > LONG and not entry.lead:
+        if rows > LONG and not entry.lead and not entry.first:
             elsewhere.append(markdown.escape(title))
             continue
-        if rows > LONG and table.keys != entry.lead:
+        if rows > LONG and entry.first:
+            table = simple_table(table.columns, table.rows[: entry.first], table.title)
+            title += f", the first {entry.first}"
+        elif rows > LONG and table.keys != entry.lead:
             table = table.choose(*entry.lead)
             title += ", the leading columns"
         text = markdown.markdown_table(table)
@@ -284,6 +270,7 @@ def task_page(
     *,
     siblings: Sequence[TaskAnalysis],
     grid: bool,
+    cards: Sequence[HypothesisCard] = (),
 ) -> str:
     """`<slug>-analysis.html`; it wants `plotly.min.js` beside it, and with `grid` the samples' image."""
     shown = [plot for plot in plots if not plot.static]
@@ -296,15 +283,12 @@ def task_page(
         words=words,
         name=words.page_name(analysis),
         siblings=[(other.slug, words.page_name(other)) for other in siblings],
-        hypotheses=[
-            (entry, tables.relation_table(analysis, entry), tables.evidence_table(analysis, entry))
-            for entry in analysis.hypotheses
-        ],
+        cards=html.trusted(cards_html(cards)) if cards else None,
         parts=parts_of(analysis),
         plots=[(plot.part, plot.picture) for plot in shown if isinstance(plot.picture, Plot)],
         maps=[picture for picture in pictures if isinstance(picture, HeatMap)],
         legend=[html.switch(name, styles[name], line=name in with_lines) for name in analysis.methods],
-        reference=html.reference("dense"),
+        reference=html.reference(analysis.reference),
         sparsities=[*map(fmt.sparsity, analysis.sparsities), *["native"] * bool(analysis.native)],
         grid=grid,
         data=html.script_json({"analysis": {"figures": html.page_figures(pictures)}}),
@@ -320,10 +304,11 @@ class BuiltPages:
 
     board: Leaderboard
     analyses: list[TaskAnalysis]
+    cards: HypothesisCards
 
 
 def build_pages(records: list[RunRecord], results: Sequence[Path], out: Path) -> BuiltPages:
-    """Write the leaderboard of these records under `out`, and the pages of the analyses stored in results folders.
+    """Write the leaderboard of these records under `out`, the cards, and the pages of the analyses stored in results.
 
     Raises StoreError for an analysis that cannot be read and where `out` cannot be written, UsageError for two
     analyses of one track.
@@ -332,16 +317,19 @@ def build_pages(records: list[RunRecord], results: Sequence[Path], out: Path) ->
     analyses = [analysis for found, _ in stored for analysis in found]
     grids = {slug: path for _, images in stored for slug, path in images.items()}
     standing = functools.reduce(Standing.merged, map(read_standing, results), NOTHING)
-    return _write(records, analyses, grids, out, standing)
+    cards = cards_of(records, read_seed_numbers([folder / FOLDER for folder in results]))
+    return BuiltPages(_write(records, analyses, grids, out, standing, cards), analyses, cards)
 
 
 def build_after_run(records: list[RunRecord], results: Path, out: Path) -> str | None:
     """Write the leaderboard after a run, and the pages that an earlier analysis left under `out`, in its colours.
 
+    Cards are made anew where there are such pages; a run alone makes none, as most need stored outputs looked at.
+
     Where the analyses cannot be read, which is no reason to fail after hours of training, there are no links to them,
     and the reason is returned.
     """
-    problem, standing = None, NOTHING
+    problem, standing, cards = None, NOTHING, None
     analyses: list[TaskAnalysis] = []
     grids: dict[str, Path] = {}
     try:
@@ -349,9 +337,11 @@ def build_after_run(records: list[RunRecord], results: Path, out: Path) -> str |
         found, grids = stored_analyses(results)
         pages = {link.slug: out / "site" / link.page for link in links_of(found)}
         analyses = [analysis for analysis in found if pages[analysis.slug].is_file()]
+        if analyses:
+            cards = cards_of(records, read_seed_numbers([results / FOLDER]))
     except PruneBenchError as error:
         problem = str(error)
-    _write(records, analyses, grids, out, standing)
+    _write(records, analyses, grids, out, standing, cards)
     return problem
 
 
@@ -361,8 +351,10 @@ def _write(
     grids: Mapping[str, Path],
     out: Path,
     standing: Standing,
-) -> BuiltPages:
+    cards: HypothesisCards | None,
+) -> Leaderboard:
     board = build_board(records, standing)
     files = board_files(board, links_of(analyses))
-    write_pages(out, files | (analysis_files(analyses, grids, board.labels) if analyses else {}))
-    return BuiltPages(board, analyses)
+    pages = analysis_files(analyses, grids, board.labels, cards) if analyses or cards is not None else {}
+    write_pages(out, files | pages)
+    return board

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prunebench.analysis import aggregate
+from prunebench.analysis.cards import CLAIMS, cards_of
 from prunebench.analysis.exemplars import caption, exemplar_rows, sample_grid, susceptible_samples
-from prunebench.analysis.hypotheses import dependence_key, evaluate_hypotheses
+from prunebench.analysis.exploratory import exploratory_lines
 from prunebench.analysis.measures import Outputs, measure_run, output_measures, read_outputs, task_measures
 from prunebench.analysis.predictability import predict_attributes, predict_samples
-from prunebench.analysis.seed_numbers import seed_numbers, write_seed_numbers
+from prunebench.analysis.preregistered import card_sentence
+from prunebench.analysis.seed_numbers import read_seed_numbers, seed_numbers, write_seed_numbers
 from prunebench.analysis.values import FOLDER, SCHEMA_VERSION, TaskAnalysis, write_analysis
 from prunebench.errors import PruneBenchError, StoreError, UsageError, unknown
 from prunebench.results.store import open_results, write_atomically
@@ -66,7 +67,7 @@ def analyze_outputs(outputs: Outputs) -> TaskAnalysis:
     accuracy, bias = (
         ("attribute_accuracy", "bias_amplification") if attributes else ("in_distribution", "bias_gap")
     )
-    dependence = dependence_key(attributes is not None)
+    dependence = "interdependence" if attributes else "logit_correlation"
     conditions = {
         key: [measure_run(run, outputs.truths[run.seed]) for run in runs]
         for key, runs in outputs.conditions.items()
@@ -74,11 +75,14 @@ def analyze_outputs(outputs: Outputs) -> TaskAnalysis:
     summaries = aggregate.summarize_conditions(conditions)
     names = attributes.names if attributes else tuple(f"class {index}" for index in range(task.num_classes))
     exemplars, masks = exemplar_rows(conditions, outputs)
-    pairs = [("sparsity", "uncertain_share"), ("sparsity", bias), ("uncertain_share", bias)]
+    others = ["uncertain_share"]
     if attributes is not None or task.num_classes > 2:  # two classes have one logit, and its opposite
-        pairs += [("sparsity", dependence), (dependence, bias)]
+        others.append(dependence)
+    with_sparsity = [("sparsity", key) for key in (*others, bias)]
+    with_bias = [(key, bias) for key in others]
+    unpruned = next(iter(aggregate.reference_runs(conditions).values())).run.method
     recipe: Any = outputs.spec["recipe"]
-    analysis = TaskAnalysis(
+    return TaskAnalysis(
         schema_version=SCHEMA_VERSION,
         slug=outputs.slug,
         task=task.name,
@@ -92,6 +96,7 @@ def analyze_outputs(outputs: Outputs) -> TaskAnalysis:
         bias_name=task.bias_name,
         accuracy_key=accuracy,
         bias_key=bias,
+        reference=unpruned,
         seeds=tuple(sorted({run.seed for run in outputs.runs})),
         samples=len(outputs.test_y),
         runs=len(outputs.runs),
@@ -103,14 +108,15 @@ def analyze_outputs(outputs: Outputs) -> TaskAnalysis:
         groups=tuple(aggregate.group_changes(conditions, outputs)),
         exemplars=tuple(exemplars),
         splits=tuple(aggregate.loss_splits(conditions, outputs)),
-        correlations=tuple(aggregate.correlate(conditions, pairs, accuracy)),
+        correlations=(
+            *aggregate.correlate(conditions, with_sparsity, accuracy),
+            *aggregate.correlate(conditions, with_bias, accuracy, given="sparsity"),
+        ),
         sample_predictability=tuple(predict_samples(conditions, outputs, masks)),
         attribute_predictability=tuple(predict_attributes(conditions, outputs)),
         susceptible=tuple(susceptible_samples(conditions, outputs)),
-        hypotheses=(),
         code=describe_code(),
     )
-    return dataclasses.replace(analysis, hypotheses=evaluate_hypotheses(analysis))
 
 
 def analyze_folder(results: Path, data_root: Path | None, tasks: Sequence[str], console: Console) -> int:
@@ -135,6 +141,7 @@ def analyze_folder(results: Path, data_root: Path | None, tasks: Sequence[str], 
             if numbers.rows:
                 write_seed_numbers(numbers, results / FOLDER)
             _report(found.analysis, console)
+    _report_cards(results, tasks, console)
     return failed
 
 
@@ -153,11 +160,21 @@ def store_analysis(analysis: TaskAnalysis, task: Any, data_root: Path | None, fo
 
 
 def _report(analysis: TaskAnalysis, console: Console) -> None:
-    from prunebench.analysis.words import answer
+    from prunebench.analysis.words import found_lines
     from prunebench.report.format import listed
 
     console.print(f"{analysis.slug}: {analysis.runs} runs, {listed('seed', analysis.seeds)}", soft_wrap=True)
     for reason in analysis.left_out:
         console.print(f"  left out: {reason}", style="yellow", soft_wrap=True)
-    for hypothesis in analysis.hypotheses:
-        console.print(f"  ({hypothesis.key}) {answer(analysis, hypothesis)}", soft_wrap=True)
+    console.print(f"  exploratory: {found_lines(exploratory_lines(analysis))}", soft_wrap=True)
+
+
+def _report_cards(results: Path, tasks: Sequence[str], console: Console) -> None:
+    """The cards of each track, or of some tasks', and the board's, a line each."""
+    records = open_results(results).records()[0]
+    cards = cards_of(records, read_seed_numbers([results / FOLDER]))
+    for slug, runs in split_tracks(records).items():
+        if not tasks or runs[0].spec["task"] in tasks:
+            for card in cards.tracks[slug]:
+                console.print(f"{slug}: {CLAIMS[card.key]}: {card_sentence(card)}", soft_wrap=True)
+    console.print(f"{CLAIMS['tasks']}: {card_sentence(cards.board)}", soft_wrap=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from typing import Any
 
 from prunebench.analysis import words
-from prunebench.analysis.values import Evidence, GroupChange, Hypothesis, LossSplit, Measure, TaskAnalysis
+from prunebench.analysis.exploratory import RANK_CORRELATION, ExploratoryLine
+from prunebench.analysis.values import GroupChange, LossSplit, Measure, TaskAnalysis
 from prunebench.leaderboard.columns import NATIVE
 from prunebench.report import format as fmt
 from prunebench.report.table import Column, Table, grouped_rows, simple_table, text_column
@@ -94,58 +95,21 @@ def condition_table(title: str, columns: Iterable[Column[Any]], rows: Iterable[A
     return Table((sparsity(), METHOD, *columns), grouped_rows(groups), title, tag=sparsity_tag)
 
 
-# Hypotheses
+# Exploratory lines
 
 
-def evidence_table(analysis: TaskAnalysis, hypothesis: Hypothesis) -> Table[Any]:
-    """Every line of evidence with its numbers and verdict; columns that say nothing are left out."""
-    measures = {measure.key: measure for measure in analysis.measures}
-    names = {"rho": "Spearman's rho", "area_under_curve": "AUROC"}
+def exploratory_table(analysis: TaskAnalysis, lines: Sequence[ExploratoryLine]) -> Table[Any]:
+    """Every tested effect with p and q, the smallest p first."""
     columns = [
-        text_column("subject", "Evidence", value=partial(words.subject, analysis)),
-        RUNS,
-        sparsity(lambda row: row if row.scope == "condition" else None),
-        number("density", "Weights left, %", "Of those that may be pruned", words.density, 1, 100),
-    ]
-    for quantity in dict.fromkeys(test.quantity for row in hypothesis.evidence for test in row.tests):
-        value, help = _estimate(quantity), "With its 95 % interval"
-        if quantity in names:
-            columns.append(ends(quantity, names[quantity], help, value))
-        else:
-            measure = measures[quantity]
-            columns.append(scaled_ends(quantity, f"{measure.title}, change, points", help, value, measure))
-    told = "Seeds behind a rank correlation over runs; outputs behind one over outputs"
-    columns += [Column("n", "Number", told, _number), text_column("verdict", "Verdict")]
-    several = len({words.subject(analysis, row) for row in hypothesis.evidence}) > 1
-    title = f"Evidence for hypothesis {hypothesis.key}"
-    return simple_table(columns[not several :], hypothesis.evidence, title).without_empty()
-
-
-def _estimate(quantity: str) -> Value:
-    """The estimate of a quantity that evidence tests."""
-    return lambda row: next((test.estimate for test in row.tests if test.quantity == quantity), None)
-
-
-def _number(evidence: Evidence) -> int | None:
-    test = evidence.tests[0]
-    return test.estimate.n if test.quantity == "rho" else None
-
-
-def relation_table(analysis: TaskAnalysis, hypothesis: Hypothesis) -> Table[Any] | None:
-    """Of hypothesis (b): what rises with what, over all methods and within methods; None for the others."""
-    scopes = ("all methods", "within methods")
-    found: dict[str, dict[str, Evidence]] = {}
-    for entry in hypothesis.evidence:
-        if entry.scope in scopes:
-            found.setdefault(words.subject(analysis, entry), {})[entry.scope] = entry
-
-    def told(scope: str) -> Value:
-        return lambda row: words.verdict_and_rho(row[1][scope]) if scope in row[1] else None
-
-    columns = [text_column("relation", "Relation", value=lambda row: row[0], lead=True)]
-    columns += [text_column(scope, scope.capitalize(), value=told(scope)) for scope in scopes]
-    title = f"Hypothesis {hypothesis.key}: what rises with what"
-    return simple_table(columns, found.items(), title) if found else None
+        text_column("quantity", "Effect", "Its distance from 0", value=partial(words.effect_name, analysis), lead=True),
+        text_column("method", "Method", "Or over which runs"),
+        sparsity(lambda row: None if row.quantity == RANK_CORRELATION else row),
+        text_column("effect", "Estimate", "With its 95 % t-interval over seeds", value=partial(words.effect, analysis)),
+        Column("n", "n", "Seeds; of a correlation over outputs, outputs", attrgetter("effect.n")),
+        p_value("p_value", "p", "Two-sided t-test, paired where it is a difference"),
+        p_value("q_value", "q", "Benjamini and Hochberg, over all lines of this table"),
+    ]  # fmt: skip
+    return simple_table(columns, lines, "Exploratory lines")
 
 
 # Conditions
@@ -161,11 +125,11 @@ def measures_table(analysis: TaskAnalysis) -> Table[Any]:
 
 
 def changes_table(analysis: TaskAnalysis) -> Table[Any]:
-    """Differences from the dense model of the same seed."""
+    """Differences from the reference of the same seed."""
     pruned = [row for row in analysis.conditions if not row.dense]
     measures = [m for m in analysis.measures if any(m.key in row.changes for row in pruned)]
     columns = [half_width(m, words.titled(m, change=True), _entry("changes", m.key)) for m in measures]
-    return condition_table("Changes from the dense model", columns, pruned if measures else [])
+    return condition_table(f"Changes from {analysis.reference}", columns, pruned if measures else [])
 
 
 def sampled_table(analysis: TaskAnalysis) -> Table[Any]:
@@ -173,7 +137,7 @@ def sampled_table(analysis: TaskAnalysis) -> Table[Any]:
     measures = [m for m in analysis.measures if any(m.key in row.sampled for row in analysis.conditions)]
     columns: Columns = []
     for m in measures:
-        change, help = f"{m.title}, change, points", f"Pruned minus dense. {m.help}"
+        change, help = f"{m.title}, change, points", f"Minus {analysis.reference}. {m.help}"
         columns.append(scaled_ends(m.key, words.titled(m), m.help, _entry("sampled", m.key), m))
         columns.append(scaled_ends(f"{m.key} change", change, help, _entry("sampled_changes", m.key), m))
     return condition_table("Over other images too", columns, analysis.conditions if measures else [])
@@ -239,7 +203,7 @@ def changed_groups_table(analysis: TaskAnalysis) -> tuple[Table[Any], int]:
         text_column("kind", "Kind", "Bias-aligned or bias-conflicting",
                     value=lambda row: "aligned" if row.aligned else "conflicting"),
         Column("samples", "Samples"),
-        percent("dense_accuracy", "Dense, %", "Accuracy of the dense models, mean over seeds"),
+        percent("dense_accuracy", "Reference, %", f"Accuracy of {analysis.reference}, mean over seeds"),
         percent("accuracy", "Pruned, %", "Accuracy of the pruned models, mean over seeds"),
         percent("change", "Change, points"),
         p_value("p_value", "p", "Welch's t-test over seeds"),
@@ -254,23 +218,17 @@ def changed_groups_table(analysis: TaskAnalysis) -> tuple[Table[Any], int]:
 
 
 def exemplar_table(analysis: TaskAnalysis) -> Table[Any]:
-    """Compression-identified exemplars beside what other seeds alone would give."""
+    """How often models of other seeds disagree, pruned and unpruned; and compression-identified exemplars."""
     columns = [
-        percent("share", "CIE, %", "Samples whose most frequent label differs between all dense and all pruned models"),
-        percent("matched_share", "Equal populations, %", "The same between as many dense as pruned models"),
-        percent("control_share", "Control, %", "The same between dense models of other seeds"),
-        percent("beyond", "Beyond seeds, points", "Equal populations minus control: what pruning adds",
-                lambda row: _difference(row.matched_share, row.control_share)),
-        number("l1_distance", "L1 distance", "Mean L1 distance of the label distributions (0-2), equal populations"),
-        number("control_l1_distance", "L1 distance, control", "The same between dense models of other seeds"),
+        percent("disagreement", "Disagreement, %", f"Of a pruned model and {analysis.reference} of another seed"),
+        percent("control", "Control, %", f"Of {analysis.reference} of two seeds"),
+        Column("added", "Added by pruning, points", "The difference, with its 95 % jackknife interval over seeds",
+               format=partial(words.with_ends, decimals=1, scale=100)),
+        percent("share", "CIE, %", "Samples whose most frequent label over all seeds differs"),
         percent("right_share", "Right when pruned, %", "Of the exemplars, those that the pruned mode gets right"),
-        Column("population", "Population", "Models on each side of the equal populations"),
+        Column("seeds", "Seeds", value=attrgetter("added.n")),
     ]  # fmt: skip
-    return condition_table("Exemplars and their control", columns, analysis.exemplars)
-
-
-def _difference(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else first - second
+    return condition_table("Disagreement and exemplars", columns, analysis.exemplars)
 
 
 def split_table(analysis: TaskAnalysis) -> Table[Any]:
@@ -295,6 +253,8 @@ def correlation_table(analysis: TaskAnalysis) -> Table[Any]:
         text_column("first", "First measure", value=lambda row: words.measure_title(analysis, row.first)),
         text_column("second", "Second measure",
                     value=lambda row: words.measure_title(analysis, row.second, working=row.working)),
+        text_column("given", "Given", "What is held: a partial correlation",
+                    value=lambda row: None if row.given is None else words.measure_title(analysis, row.given)),
         ends("rho", "Spearman's rho", "With its 95 % interval"),
         Column("seeds", "Seeds", value=attrgetter("rho.n")),
     ]  # fmt: skip
@@ -309,6 +269,8 @@ def sample_table(analysis: TaskAnalysis) -> Table[Any]:
         text_column("event", "Event"),
         percent("event_rate", "Event rate, %", "Share of the samples"),
         ends("area_under_curve", "AUROC", "0.5: no better than chance; with its 95 % interval",
+             format=partial(words.with_ends, decimals=3)),
+        ends("beyond_control", "Minus control", "Of what the reference changed, paired by seed; with its 95 % interval",
              format=partial(words.with_ends, decimals=3)),
         number("average_precision", "Average precision"),
         percent("recall_at_5_percent", "Recall at 5 %", "Of the changed samples, those among the 5 % least sure; in %"),

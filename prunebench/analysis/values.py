@@ -15,18 +15,14 @@ from prunebench.errors import StoreError
 from prunebench.results.record import without_nan
 from prunebench.results.store import write_atomically
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FOLDER = "analysis"
 """In a results folder: `<slug>.json` and `<slug>-samples.png` of every analysed track."""
 
-Verdict = Literal["supported", "contradicted", "undecided"]
-VERDICTS: tuple[Verdict, ...] = ("supported", "contradicted", "undecided")
-Scope = Literal["all methods", "within methods", "method", "condition"]
-"""Over the runs of all methods; over their ranks among those of their own method; of one method; of one condition."""
-Kind = Literal["harmless pruning", "rank correlation", "changed samples", "biased outputs"]
+Scope = Literal["all methods", "within methods", "method"]
+"""Over the runs of all methods; over their ranks among those of their own method; of one method."""
 WORKING_SHARE = 0.9
 """A run works if it has at least this share of its dense model's accuracy on data as in training."""
-Relation = Literal["at least", "at most", "above"]
 
 
 def defined(value: float) -> float | None:
@@ -86,7 +82,7 @@ class Condition:
     Args:
         achieved: share of zeros counted, mean over seeds.
         values: by measure, mean and t interval over seeds.
-        changes: the same of the differences from the dense model of the same seed.
+        changes: the same of the differences from the reference of the same seed.
         sampled, sampled_changes: bootstrap intervals over seeds and samples, of the accuracies.
         deferred: in some run the dense model answered for some samples, so that its weights are needed too.
     """
@@ -116,7 +112,7 @@ class AttributeRow:
 
 @dataclass(frozen=True)
 class GroupChange:
-    """Accuracy of one (label, bias) group in the dense models and in those of a condition, and whether it changed.
+    """Accuracy of one (label, bias) group in the reference and in the models of a condition, and whether it changed.
 
     `change` is a difference of shares; `p_value` Welch's, `corrected_p` Holm's over the groups of the condition.
     """
@@ -136,22 +132,20 @@ class GroupChange:
 
 @dataclass(frozen=True)
 class ExemplarRow:
-    """Compression-identified exemplars (CIE) of a condition: see `metrics.populations.Exemplars`.
+    """Compression-identified exemplars (CIE) of a condition, and how often models of other seeds disagree.
 
-    `share` compares all dense with all sparse seeds; `matched_share` with `l1_distance`, and `control_share` with
-    `control_l1_distance`, populations of equal size, sparse and dense. `right_share`: of the exemplars, those that
-    the sparse mode gets right.
+    `share`: samples whose most frequent label over all seeds differs from the reference's; `right_share`: of these,
+    those that the sparse mode gets right. `disagreement`, `control` and their difference `added` are of
+    `metrics.populations.Disagreement`, over the seeds that the condition shares with the reference.
     """
 
     method: str
     sparsity: float | None
     share: float | None
-    matched_share: float | None
-    control_share: float | None
-    l1_distance: float | None
-    control_l1_distance: float | None
     right_share: float | None
-    population: int
+    disagreement: float | None
+    control: float | None
+    added: Estimate
 
 
 @dataclass(frozen=True)
@@ -159,6 +153,8 @@ class SamplePredictability:
     """How well the dense models' uncertainty ranks the samples that pruning changes.
 
     `event`: `modal exemplar`, `flip` (a seed's label changed) or `new error`; `event_rate`: its share of the samples.
+    `beyond_control`: of flips and new errors, the area minus that of the control of the same seed: what the reference
+    changed, or, where a track has none, the next seed's dense model.
     """
 
     method: str
@@ -168,6 +164,7 @@ class SamplePredictability:
     area_under_curve: Estimate
     average_precision: float | None
     recall_at_5_percent: float | None
+    beyond_control: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -185,9 +182,10 @@ class AttributePredictability:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rho of two measures over runs: one a seed; mean and t interval over seeds.
+    """Spearman's rho of two measures over runs: one a seed; mean, t interval and two-sided p over seeds.
 
-    `method` is given where the scope is one method; `working`: over the runs that keep most of the dense accuracy.
+    `method` is given where the scope is one method; `working`: over the runs that keep most of the dense accuracy;
+    `given`: the measure that is held (a partial correlation), so that what both owe to it is left out.
     """
 
     scope: Scope
@@ -196,6 +194,8 @@ class Correlation:
     second: str
     working: bool
     rho: Estimate
+    given: str | None = None
+    p_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -208,50 +208,6 @@ class LossSplit:
     loss: float | None
     bias_squared: float | None
     variance: float | None
-
-
-@dataclass(frozen=True)
-class BoundTest:
-    """An estimate against a threshold: what its whole 95 % interval says.
-
-    Supported where it lies wholly on the side that `relation` names, contradicted where wholly on the other.
-    """
-
-    quantity: str
-    estimate: Estimate
-    relation: Relation
-    threshold: float
-    verdict: Verdict
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What the data say of a hypothesis in one place.
-
-    Args:
-        subject: what is looked at: measures, an event, or a criterion of the dense model.
-        method: of scopes `method` and `condition`; `sparsity` and `achieved` of the latter.
-        working: whether only runs that keep most of the dense accuracy are looked at.
-        verdict: of all tests together: contradicted if one is, supported if all are.
-    """
-
-    kind: Kind
-    subject: tuple[str, ...]
-    scope: Scope
-    method: str | None
-    sparsity: float | None
-    achieved: float | None
-    working: bool
-    tests: tuple[BoundTest, ...]
-    verdict: Verdict
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """A hypothesis of Iofinova et al. (2023), by its letter, and all evidence."""
-
-    key: Literal["a", "b", "c"]
-    evidence: tuple[Evidence, ...]
 
 
 @dataclass(frozen=True)
@@ -278,7 +234,8 @@ class TaskAnalysis:
 
     Args:
         outputs: names of the classes or attributes.
-        accuracy_key: the measure that hypothesis (a) takes as accuracy: on data distributed as in training.
+        accuracy_key: accuracy on data distributed as in training.
+        reference: what changes are measured from: `dense-finetuned`, or `dense` where the track has no run of it.
         left_out: runs that could not be analysed, and why.
         code: package version and commit that computed this.
     """
@@ -296,6 +253,7 @@ class TaskAnalysis:
     bias_name: str
     accuracy_key: str
     bias_key: str
+    reference: str
     seeds: tuple[int, ...]
     samples: int
     runs: int
@@ -311,18 +269,17 @@ class TaskAnalysis:
     sample_predictability: tuple[SamplePredictability, ...]
     attribute_predictability: tuple[AttributePredictability, ...]
     susceptible: tuple[SusceptibleSample, ...]
-    hypotheses: tuple[Hypothesis, ...]
     code: dict[str, str | bool | None]
 
     @property
     def methods(self) -> list[str]:
-        """The pruned methods, each once, by name."""
-        return sorted({row.method for row in self.conditions if not row.dense})
+        """The methods that prune, each once, by name: those with nothing but unpruned runs are references."""
+        return sorted({row.method for row in self.conditions if not row.dense and row.sparsity != 0})
 
     @property
-    def dense(self) -> list[Condition]:
-        """The conditions of dense models: what the others are compared with."""
-        return [row for row in self.conditions if row.dense]
+    def reference_rows(self) -> list[Condition]:
+        """The condition that the others are compared with; none where nothing was run."""
+        return [row for row in self.conditions if row.method == self.reference]
 
     @property
     def native(self) -> list[Condition]:
@@ -331,8 +288,11 @@ class TaskAnalysis:
 
     @property
     def sparsities(self) -> list[float]:
-        """The sparsities that were asked for, dense aside."""
-        return sorted({row.sparsity for row in self.conditions if not row.dense and row.sparsity is not None})
+        """The sparsities that were asked for of methods that prune."""
+        methods = self.methods
+        return sorted(
+            {row.sparsity for row in self.conditions if row.method in methods and row.sparsity is not None}
+        )
 
     @property
     def grid_name(self) -> str:

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-from prunebench.analysis.hypotheses import ACCURACY_TOLERANCE, BIAS_TOLERANCE, USEFUL_AREA
-from prunebench.analysis.values import (
-    VERDICTS,
-    WORKING_SHARE,
-    Condition,
-    Estimate,
-    Evidence,
-    Hypothesis,
-    Measure,
-    Scope,
-    TaskAnalysis,
+from prunebench.analysis.exploratory import (
+    AREA,
+    FALSE_DISCOVERY_RATE,
+    OVER_OUTPUTS,
+    RANK_CORRELATION,
+    ExploratoryLine,
 )
+from prunebench.analysis.values import Condition, Estimate, Measure, Scope, TaskAnalysis
 from prunebench.report import format as fmt
 
 TITLE = "Bias under pruning"
 LEAD = (
-    "What pruning did to bias, uncertainty and dependence, and whether the dense model told it before: the three "
-    "hypotheses of Iofinova, Peste and Alistarh (2023), with every number for and against them on this data."
+    "What pruning did to bias, uncertainty and dependence, and whether the dense model told it before. It repeats the "
+    "questions of Iofinova, Peste and Alistarh (2023), not their experiment."
 )
 SOURCE = (
     "E. Iofinova, A. Peste, D. Alistarh: Bias in Pruned Vision Models: In-Depth Analysis and Countermeasures, "
@@ -33,8 +29,20 @@ PLUS_MINUS = (
     "experiment, and one seed gives none (en dash)."
 )
 CHANGES = (
-    "Pruned minus the dense model of the same seed, so that what a seed does to both cancels; mean ± half-width of "
-    "the 95 % t-interval over seeds."
+    "Minus the reference of the same seed, so that what a seed does to both cancels; mean ± half-width of the 95 % "
+    "t-interval over seeds. The reference is unpruned and has as many steps as a pruned network (`dense-finetuned`); "
+    "where a track has no run of it, the dense model, and a change may then come from more steps alone."
+)
+CARDS = (
+    "Each hypothesis has one test that was fixed before the runs that it counts existed, a control, and one of three "
+    "outcomes. Not supported is not refuted; not testable says what is missing."
+)
+NO_CARDS = "The cards are made from records, with the leaderboard."
+EXPLORATORY = (
+    "All other effects that were tested, in one family: changes of accuracy and bias from the reference; the area "
+    "under the curve beyond that of the control; rank correlations, of bias with uncertainty and with dependence "
+    "given sparsity. p is two-sided over seeds, q is Benjamini and Hochberg's over all lines: of the lines with q up "
+    f"to {FALSE_DISCOVERY_RATE:g}, that share is expected to be false."
 )
 SAMPLED = (
     "In brackets the 95 % bootstrap interval over seeds and test samples: it speaks of other seeds and of other "
@@ -48,32 +56,35 @@ GROUPS = (
     "of the condition; a change is significant where corrected p < 0.05."
 )
 EXEMPLARS = (
-    "A compression-identified exemplar (CIE) is a test sample whose most frequent label over dense seeds differs from "
-    "that over pruned seeds. Other seeds alone change some too: the control compares dense with other dense models in "
-    "populations of the same size, and what pruning adds is the difference."
+    "Disagreement is the chance that a pruned model and an unpruned one of another seed give a sample different "
+    "labels. Other seeds alone change some: the control is the same for two unpruned ones, and what pruning adds is "
+    "the difference. A compression-identified exemplar (CIE) is a sample whose most frequent label over all seeds "
+    "differs."
 )
 SPLITS = (
     "The squared loss of the probabilities is bias squared (what the mean over seeds gets wrong) plus variance "
     "(how far the seeds scatter about their mean)."
 )
 CORRELATIONS = (
-    "Spearman's rank correlation over the runs of a seed, of sparsity, uncertainty, dependence and bias: mean over "
-    "seeds, in brackets the 95 % t-interval over seeds; none where a seed has fewer than five runs. Working runs are "
-    "those that keep most of the dense accuracy, because a network at chance treats all groups alike. Within methods, "
-    "a run's rank is that among the runs of its own method, without the dense ones: what differs between methods is "
-    "left out."
+    "Spearman's rank correlation over the runs of a seed, of sparsity, uncertainty, dependence and bias; of bias with "
+    "the others given sparsity, which all of them follow. Mean over seeds, in brackets the 95 % t-interval over "
+    "seeds; none where a seed has fewer than five runs. Working runs are those that keep most of the dense accuracy, "
+    "because a network at chance treats all groups alike. Within methods, a run's rank is that among the runs of its "
+    "own method, without the dense ones: what differs between methods is left out."
 )
 SAMPLES = (
     "Samples (with several attributes: outputs, of a sample and an attribute) are ranked by the dense models' "
-    "uncertainty, and asked is whether those that changed stand on top: modal "
-    "exemplars, flips (the label of the dense model of the same seed changed) and new errors (a right one became "
-    "wrong). AUROC is the chance that a changed sample ranks above an unchanged one; 0.5 is guessing. Its 95 % "
-    "interval is a bootstrap over samples for modal exemplars and a t-interval over seeds for flips and new errors."
+    "uncertainty, and asked is whether those that changed stand on top: modal exemplars, flips (the label of the "
+    "dense model of the same seed changed) and new errors (a right one became wrong). AUROC is the chance that a "
+    "changed sample ranks above an unchanged one; 0.5 is guessing. Its 95 % interval is a bootstrap over samples for "
+    "modal exemplars and a t-interval over seeds for flips and new errors. Labels change without pruning too, and the "
+    "dense model tells of those as well: the control is what the reference changed (without one, the next seed's "
+    "dense model)."
 )
 OUTPUTS = (
     "Do {names} that look risky in the dense models gain the most bias? Spearman's rank correlation over {names}, with "
     "its 95 % bootstrap interval in brackets. The criteria amplification and combined hold the dense bias, from which "
-    "the gain is measured: noise in it alone pulls them below 0, so the hypotheses leave them out."
+    "the gain is measured: noise in it alone pulls them below 0."
 )
 SUSCEPTIBLE = (
     "The test samples of which the dense models are least sure. Under each: its true label; then what the dense "
@@ -86,25 +97,14 @@ HOW_TO_READ = {
     ),
     "Condition": "One method at one sparsity, over its seeds.",
     "Changes": (
-        "Pruned minus the dense model of the same seed, in percentage points where shares are compared."
+        "Minus the unpruned reference of the same seed, in percentage points where shares are compared."
     ),
     "Sparsity": (
         "The share of zeros asked for among the weights that may be pruned. Native: the method chose it; stars in the "
         "plots, at the sparsity achieved."
     ),
     "Missing": "A value that is undefined, or that a missing run leaves open, is an em dash, never 0.",
-    "Verdicts": (
-        "A test supports or contradicts a hypothesis only where its whole 95 % interval does; otherwise it is "
-        "undecided. The intervals are not corrected for the number of tests."
-    ),
 }
-HYPOTHESES = {
-    "a": "A tenth of the weights or fewer, without loss of accuracy or more bias",
-    "b": "Uncertainty and dependence rise with sparsity, and bias with them",
-    "c": "The dense model alone predicts what pruning will change",
-}
-MARKS = {"supported": "for", "contradicted": "against", "undecided": "undecided"}
-"""Verdicts where there is room for a word alone."""
 UNITS = {"percent": "%", "points": "percentage points", "number": ""}
 LONGEST_TITLE = 24
 
@@ -148,97 +148,39 @@ def sentence(text: str) -> str:
     return text if text[-1:] in (".", "!", "?") else f"{text}."
 
 
-# Hypotheses
+# Exploratory lines
 
 
-def statement(analysis: TaskAnalysis, hypothesis: Hypothesis) -> str:
-    """What it says, and what counts for and against it."""
-    names = analysis.output_noun
-    tolerance = 100 * BIAS_TOLERANCE[analysis.bias_key]
-    return {
-        "a": "Pruning to a tenth of the weights or fewer is possible without loss of accuracy or substantially more "
-        f"bias (tolerances: {100 * ACCURACY_TOLERANCE:g} point of accuracy, {tolerance:g} of bias; a condition "
-        "supports this if the whole intervals lie within them, and contradicts it if one lies wholly outside).",
-        "b": "Uncertainty and dependence between outputs rise with sparsity, and bias rises with them (rank "
-        "correlations over the runs of a seed, mean over seeds; working runs have at least "
-        f"{100 * WORKING_SHARE:g} % of the dense accuracy).",
-        "c": "The dense model alone predicts which samples pruning will change (area under the ROC curve of its "
-        f"uncertainty at least {USEFUL_AREA}) and which {names} it will bias (positive rank correlation).",
-    }[hypothesis.key]
+def effect_name(analysis: TaskAnalysis, line: ExploratoryLine) -> str:
+    """What an effect is of, as a reader is told it."""
+    if line.quantity == AREA:
+        return f"AUROC of {line.subject[0]}s beyond the control's"
+    if line.quantity not in (RANK_CORRELATION, OVER_OUTPUTS):
+        return f"change of {measure_title(analysis, line.quantity).lower()}"
+    first, second = (measure_title(analysis, key).lower() for key in line.subject)
+    if line.quantity == OVER_OUTPUTS:
+        over, first = f" over {analysis.output_noun}", f"dense {first.replace('_', ' ')}"
+        return f"rank correlation{over} of {first} and change of {second}"
+    held = "" if line.given is None else f", given {measure_title(analysis, line.given).lower()}"
+    return f"rank correlation of {first} and {second}{held}" + ", working runs" * line.working
 
 
-def answer(analysis: TaskAnalysis, hypothesis: Hypothesis) -> str:
-    """What the evidence says of a hypothesis: how much is for and against it, and what that is."""
-    return " ".join(filter(None, (verdict(hypothesis), details(analysis, hypothesis))))
-
-
-def verdict(hypothesis: Hypothesis) -> str:
-    """`Of 12 tests 0 support it, 9 contradict it and 3 are undecided.`"""
-    evidence = hypothesis.evidence
-    if not evidence:
-        return "Nothing to judge it by."
-    pro, contra, between = (sum(entry.verdict == kind for entry in evidence) for kind in VERDICTS)
+def effect(analysis: TaskAnalysis, line: ExploratoryLine) -> str:
+    """The estimate with its ends, in points where shares are compared."""
+    shares = {m.key: m for m in analysis.measures if m.unit != "number"}
+    measure = shares.get(line.quantity)
     return (
-        f"Of {fmt.plural(len(evidence), 'test')} {pro} support{'s' * (pro == 1)} it, {contra} "
-        f"contradict{'s' * (contra == 1)} it and {between} {'is' if between == 1 else 'are'} undecided."
+        with_ends(line.effect, 3)
+        if measure is None
+        else with_ends(line.effect, measure.decimals, measure.scale)
     )
 
 
-def details(analysis: TaskAnalysis, hypothesis: Hypothesis) -> str:
-    """Which evidence is for it, by what it looks at; empty without any."""
-    evidence = hypothesis.evidence
-    if not evidence:
-        return ""
-    if hypothesis.key == "a":
-        found = [
-            f"{entry.method} at {100 * (density(entry) or 0):.3g} % of weights"
-            for entry in evidence
-            if entry.verdict == "supported"
-        ]
-        return f"Harmless: {'; '.join(found) or 'none shown to be'}."
-    named: dict[str, list[Evidence]] = {}
-    for entry in evidence:
-        if hypothesis.key == "b" and entry.scope in ("all methods", "within methods"):
-            named.setdefault(entry.scope, []).append(entry)
-        elif hypothesis.key == "c":
-            named.setdefault(subject(analysis, entry), []).append(entry)
-    told = "; ".join(f"{name}: {tally(entries)}" for name, entries in named.items())
-    return f"{told[:1].upper()}{told[1:]}." if told else ""
-
-
-def tally(evidence: Iterable[Evidence]) -> str:
-    """`0 for, 9 against, 3 undecided`."""
-    verdicts = [entry.verdict for entry in evidence]
-    return ", ".join(f"{verdicts.count(kind)} {MARKS[kind]}" for kind in VERDICTS)
-
-
-def subject(analysis: TaskAnalysis, evidence: Evidence) -> str:
-    """What evidence looks at."""
-    if evidence.kind == "harmless pruning":
-        return "accuracy kept, bias not raised"
-    if evidence.kind == "rank correlation":
-        first, second = (
-            "uncertainty" if key == "uncertain_share" else "dependence between outputs"
-            for key in evidence.subject
-        )
-        if evidence.subject[0] == "sparsity":
-            return f"{second} rises with sparsity"
-        return f"bias rises with {first}" + ", working runs" * evidence.working
-    (name,) = evidence.subject
-    if evidence.kind == "changed samples":
-        return f"samples, {name}"
-    return f"{analysis.output_noun}, by {name.replace('_', ' ')}"
-
-
-def density(evidence: Evidence) -> float | None:
-    """The share of weights that are left."""
-    return None if evidence.achieved is None else 1 - evidence.achieved
-
-
-def verdict_and_rho(evidence: Evidence) -> str:
-    """`supported: 0.50 [0.25, 0.75], 3 seeds`, of a rank correlation."""
-    (test,) = evidence.tests
-    return f"{evidence.verdict}: {with_ends(test.estimate)}, {fmt.plural(test.estimate.n, 'seed')}"
+def found_lines(lines: Sequence[ExploratoryLine]) -> str:
+    """`12 of 340 lines have q up to 0.05.`"""
+    small = sum(line.q_value <= FALSE_DISCOVERY_RATE for line in lines)
+    verb = "has" if small == 1 else "have"
+    return f"{small} of {fmt.plural(len(lines), 'line')} {verb} q up to {FALSE_DISCOVERY_RATE:g}."
 
 
 # Numbers
@@ -275,7 +217,7 @@ def measure_title(analysis: TaskAnalysis, key: str, *, working: bool = False) ->
 
 
 def rho_lines(analysis: TaskAnalysis, first: str, second: str) -> list[str]:
-    """`all runs 0.20 [0.05, 0.35]`, `working runs ...` of two measures; empty where not computed."""
+    """`all runs 0.20 [0.05, 0.35]`, `working runs ...` of two measures, given sparsity; empty where not computed."""
     found = {(c.scope, c.first, c.second, c.working): c.rho for c in analysis.correlations}
     choices: tuple[tuple[str, Scope, bool], ...] = (
         ("all runs", "all methods", False),
@@ -295,5 +237,5 @@ def measure_terms(analysis: TaskAnalysis) -> dict[str, str]:
 
 
 def place_hint(row: Condition) -> str:
-    """`sparsity 0.9`, `sparsity native, 0.424`, or `dense`."""
-    return "dense" if row.dense else f"sparsity {fmt.sparsity(row.sparsity, row.achieved)}"
+    """`sparsity 0.9`, `sparsity native, 0.424`, or the unpruned model's name."""
+    return row.method if row.sparsity == 0 else f"sparsity {fmt.sparsity(row.sparsity, row.achieved)}"

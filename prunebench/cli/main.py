@@ -152,7 +152,7 @@ def analyze(
     ] = None,
     task: Annotated[list[str], typer.Option(help="Only these tasks.")] = [],  # noqa: B006
 ) -> None:
-    """What pruning did to uncertainty, dependence and bias: tables, plots, pages, and three hypotheses."""
+    """What pruning did to uncertainty, dependence and bias: cards of the hypotheses, tables, plots, pages."""
     from prunebench.cli.progress import analyze_with_progress
 
     raise typer.Exit(analyze_with_progress(results, data_root, out, task))

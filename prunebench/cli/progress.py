@@ -171,7 +171,8 @@ def write_leaderboard(results: Sequence[Path], out: Path, readme: Path | None = 
 
     Gives the exit status: 1 if a record is damaged or does not pass `check`.
     """
-    from prunebench.analysis.report import build_pages, hypotheses_excerpt
+    from prunebench.analysis.card_pages import cards_excerpt
+    from prunebench.analysis.report import build_pages
     from prunebench.leaderboard.readme import update_readme
     from prunebench.results.store import open_results
     from prunebench.submission import sound_records
@@ -182,10 +183,10 @@ def write_leaderboard(results: Sequence[Path], out: Path, readme: Path | None = 
         errors.print(f"left out: {entry.reason}", style="red", soft_wrap=True)
     made = build_pages([record for found, _ in read for record in found], results, out)
     if readme is not None:
-        update_readme(made.board, readme, hypotheses_excerpt(made.analyses))
+        update_readme(made.board, readme, cards_excerpt(made.cards))
     console.print(
         f"{made.board.runs} runs -> {out / 'README.md'}, {out / 'site' / 'index.html'}"
-        + (f"; {len(made.analyses)} analyses -> {out / 'analysis' / 'README.md'}" if made.analyses else ""),
+        f"; cards, {len(made.analyses)} analyses -> {out / 'analysis' / 'README.md'}",
         soft_wrap=True,
     )
     return 1 if damaged else 0

@@ -22,16 +22,16 @@ EXAMPLE, EXAMPLE_SPARSITIES = "channel-relative", (0.5, 0.9, 0.98)
 
 
 def update_readme(
-    board: Leaderboard, readme: Path, claims: str = "", *, figures: str = "leaderboard/figures"
+    board: Leaderboard, readme: Path, hypotheses: str = "", *, figures: str = "leaderboard/figures"
 ) -> None:
-    """Replace what stands between `<!-- board:begin -->` / `end`, and the same for `claims` and `example`.
+    """Replace what stands between `<!-- board:begin -->` / `end`, and the same for `hypotheses` and `example`.
 
     A part whose markers the file lacks is left out; the board's must be there.
 
     Args:
         board: where the numbers come from.
         readme: the file.
-        claims: what analyses say.
+        hypotheses: what the cards say.
         figures: the folder of the board's figures, as the file sees it.
 
     Raises:
@@ -40,7 +40,11 @@ def update_readme(
     if not readme.is_file():
         raise UsageError(f"no file {readme}")
     text = readme.read_text(encoding="utf-8")
-    excerpts = {"board": board_excerpt(board, figures), "claims": claims, "example": example_excerpt(board)}
+    excerpts = {
+        "board": board_excerpt(board, figures),
+        "hypotheses": hypotheses,
+        "example": example_excerpt(board),
+    }
     for name, content in excerpts.items():
         pattern = rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)"
         parts = re.split(pattern, text, flags=re.DOTALL)

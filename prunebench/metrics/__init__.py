@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from prunebench.metrics.groups import GroupTable, group_accuracy, group_tables
     from prunebench.metrics.populations import (
         BiasVariance,
+        Disagreement,
         Exemplars,
         RecallChange,
         bias_variance,
         compression_identified_exemplars,
+        expected_disagreement,
         holm,
         recall_change,
     )
@@ -69,6 +71,7 @@ __all__ = [
     "BiasAmplification",
     "BiasVariance",
     "DirectionalBiasAmplification",
+    "Disagreement",
     "Exemplars",
     "GroupTable",
     "Predictability",
@@ -87,6 +90,7 @@ __all__ = [
     "entropy",
     "evaluate_predictability",
     "expected_calibration_error",
+    "expected_disagreement",
     "group_accuracy",
     "group_tables",
     "holm",

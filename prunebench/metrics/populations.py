@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import random
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +14,6 @@ from prunebench.errors import MetricError
 from prunebench.metrics.arrays import Array, as_classes, as_finite, as_given, check_table, compact, read_array
 from prunebench.stats.multiplicity import holm_adjusted
 
-SPLITS = 50
-"""At most so many draws of equal populations are averaged."""
 COUNTS_AT_A_TIME = 1 << 22
 """Samples times classes of a table of counts: 32 MiB."""
 
@@ -29,20 +25,11 @@ MANY_CLASSES = 4096
 class Exemplars:
     """Compression-identified exemplars: `modal` bool `[N]`, `l1_distance` float64 `[N]` in 0..2.
 
-    `matched_share` and `matched_l1_distance` compare h dense with h sparse models, `control_share` and
-    `control_l1_distance` h dense with h other dense models (h = min(R // 2, S), mean over splits): what pruning adds
-    is matched minus control. Populations of one size are taken for the same seeds in the same order, and the sparse
-    models then are of other seeds than the dense ones, as in the control: a model and its own pruned copy agree more
-    than two seeds do. All four are nan with a single dense model.
+    Other seeds alone change some of them: `expected_disagreement` has the control.
     """
 
     modal: Tensor
     l1_distance: Tensor
-    population: int
-    matched_share: float
-    matched_l1_distance: float
-    control_share: float
-    control_l1_distance: float
 
     @property
     def share(self) -> float:
@@ -55,7 +42,7 @@ def compression_identified_exemplars(dense_prediction: Array, sparse_prediction:
     """Compression-identified exemplars: samples that a population of sparse models treats differently from dense ones.
 
     modal: the most frequent label differs (ties go to the lowest class). l1_distance: of the two label distributions.
-    Source: Hooker et al., 2019 (modal), and 2020 (L1 distance, there "taxicab"); the control is this project's.
+    Source: Hooker et al., 2019 (modal), and 2020 (L1 distance, there "taxicab").
 
     Args:
         dense_prediction: class indices `[R, N]` of R models.
@@ -70,23 +57,69 @@ def compression_identified_exemplars(dense_prediction: Array, sparse_prediction:
         raise MetricError(
             f"sparse_prediction: has {sparse.shape[1]} samples, dense_prediction {dense.shape[1]}"
         )
-    modal, l1_distance = _compare(dense, sparse)
-    half = min(len(dense) // 2, len(sparse))
-    if half == 0:
-        return Exemplars(modal, l1_distance, 0, *[math.nan] * 4)
-    matched: list[tuple[float, float]] = []
-    control: list[tuple[float, float]] = []
-    for first, rest in _halves(len(dense), half):
-        unrelated = sparse[rest] if len(sparse) == len(dense) else sparse
-        for others, pool in ((matched, unrelated), (control, dense[rest])):
-            flipped, distance = _compare(dense[first], pool[:half])
-            others.append((float(flipped.double().mean()), float(distance.mean())))
-    (matched_share, matched_l1_distance), (control_share, control_l1_distance) = (
-        np.mean(values, axis=0).tolist() for values in (matched, control)
+    return Exemplars(*_compare(dense, sparse))
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """How often two models of different seeds give a sample different labels.
+
+    `sparse`: a dense and a sparse one; `control`: two dense ones; `difference`: what pruning adds, with its 95 %
+    jackknife interval over seeds from `low` to `high`. `seeds` stand behind them; nan where there are too few.
+    """
+
+    sparse: float
+    control: float
+    difference: float
+    low: float
+    high: float
+    seeds: int
+
+
+@as_given
+def expected_disagreement(dense_prediction: Array, sparse_prediction: Array) -> Disagreement:
+    """Expected disagreement of dense and sparse models, beside that of dense models among themselves.
+
+    Over all pairs of seeds s != t: the mean share of samples to which s dense and t sparse (control: t dense) give
+    different labels. That is half the expected L1 ("taxicab") distance of two models' one-hot labels, and unlike modes
+    of two models against two it uses every pair and has no ties. A model and its own pruned copy are no pair: they
+    agree more than two seeds do. Seeds recur in pairs, so the interval is the jackknife's: Student's t about the
+    difference, variance (R - 1) / R sum (d_-s - mean)^2 of the differences without each seed. Two seeds have no
+    interval, one has nothing. Source: Hooker et al., 2020 (taxicab); Efron & Stein, 1981 (jackknife).
+
+    Args:
+        dense_prediction: class indices `[R, N]` of R seeds.
+        sparse_prediction: class indices `[R, N]` of the same seeds in the same order.
+
+    Raises:
+        MetricError: shapes that disagree, or negative classes.
+    """
+    from scipy.special import stdtrit
+
+    dense = as_classes("dense_prediction", dense_prediction, ndim=2)
+    sparse = as_classes("sparse_prediction", sparse_prediction, ndim=2)
+    if dense.shape != sparse.shape:
+        raise MetricError(
+            f"sparse_prediction: is {list(sparse.shape)}, dense_prediction {list(dense.shape)}: want the same seeds"
+        )
+    seeds = len(dense)
+    shares = np.array(
+        [
+            [[float((one != two).double().mean()) for two in other] for one in dense]
+            for other in (sparse, dense)
+        ]
     )
-    return Exemplars(
-        modal, l1_distance, half, matched_share, matched_l1_distance, control_share, control_l1_distance
-    )
+    if seeds < 2:
+        return Disagreement(math.nan, math.nan, math.nan, math.nan, math.nan, seeds)
+    apart = ~np.eye(seeds, dtype=bool)
+    found, control = (float(table[apart].mean()) for table in shares)
+    difference, half = found - control, math.nan
+    if seeds > 2:
+        gap = np.where(apart, shares[0] - shares[1], 0.0)
+        without = (gap.sum() - gap.sum(0) - gap.sum(1)) / ((seeds - 1) * (seeds - 2))
+        variance = (seeds - 1) / seeds * float(((without - without.mean()) ** 2).sum())
+        half = float(stdtrit(seeds - 1, 0.975)) * math.sqrt(variance)
+    return Disagreement(found, control, difference, difference - half, difference + half, seeds)
 
 
 def _compare(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,16 +142,6 @@ def _label_shares(prediction: Tensor, classes: int) -> Tensor:
     one = torch.ones((), dtype=torch.float64).expand(prediction.T.shape)
     counts = torch.zeros(prediction.shape[1], classes, dtype=torch.float64)
     return counts.scatter_add_(1, prediction.T, one).div_(len(prediction))
-
-
-def _halves(total: int, half: int) -> list[tuple[list[int], list[int]]]:
-    """Ways to take `half` of `total` models and to leave the rest: all of them, or a fixed sample of 50."""
-    if math.comb(total, half) <= SPLITS:
-        chosen = [list(pick) for pick in itertools.combinations(range(total), half)]
-    else:
-        generator = random.Random(0)
-        chosen = [sorted(generator.sample(range(total), half)) for _ in range(SPLITS)]
-    return [(pick, [model for model in range(total) if model not in pick]) for pick in chosen]
 
 
 @dataclass(frozen=True)

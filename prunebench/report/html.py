@@ -39,6 +39,13 @@ def html_table(table: Table[Any], caption: str = "") -> str:
     return render("table.html.j2", table=table, caption=caption or table.title)
 
 
+def trusted(markup: str) -> Any:
+    """What `render` made, to stand in another template as it is."""
+    from markupsafe import Markup
+
+    return Markup(markup)
+
+
 def script_json(values: Any) -> Any:
     """JSON that may stand inside a script element whatever its strings hold."""
     from markupsafe import Markup

@@ -43,6 +43,20 @@ def _centred_ranks(values: Floats) -> Floats:
     return ranks - ranks.mean(1, keepdims=True)
 
 
+def rank_p_value(rho: float | None, n: int) -> float:
+    """Two-sided p of a rank correlation of 0 over n points, by Student's t of n - 2; nan for fewer than five.
+
+    t = rho sqrt((n - 2) / (1 - rho^2)). Source: Kendall & Stuart, The advanced theory of statistics, vol. 2.
+    """
+    from scipy.special import stdtr
+
+    if rho is None or n < 5 or not math.isfinite(rho):
+        return math.nan
+    if abs(rho) >= 1:
+        return 0.0
+    return 2 * float(stdtr(n - 2, -abs(rho) * math.sqrt((n - 2) / (1 - rho**2))))
+
+
 def partial_spearman(
     first: Floats, second: Floats, given: Floats, confidence: float = 0.95
 ) -> CorrelationInterval:

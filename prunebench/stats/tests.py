@@ -19,9 +19,13 @@ def paired_p_value(first: Mapping[int, float], second: Mapping[int, float]) -> f
     Differences that are all 0 give 1. Where they are equal and not 0 the seeds show no spread to weigh them by: nan,
     for p = 0 would claim a certainty that no data give.
     """
+    return mean_p_value([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
+
+
+def mean_p_value(differences: Sequence[float]) -> float:
+    """Two-sided p of the t-test of a mean of 0; nan with fewer than two, or an undefined one."""
     from scipy.special import stdtr
 
-    differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
     n = len(differences)
     if n < 2 or not all(map(math.isfinite, differences)):
         return math.nan
@@ -31,6 +35,18 @@ def paired_p_value(first: Mapping[int, float], second: Mapping[int, float]) -> f
         return 1.0 if mean == 0 else math.nan
     statistic = mean * math.sqrt(n) / deviation
     return 2 * float(stdtr(n - 1, -abs(statistic)))
+
+
+def interval_p_value(mean: float, half_width: float, n: int, confidence: float = 0.95) -> float:
+    """Two-sided p of a mean of 0 from its t interval over n values; nan with fewer than two."""
+    from scipy.special import stdtr, stdtrit
+
+    if n < 2 or not (math.isfinite(mean) and math.isfinite(half_width)):
+        return math.nan
+    if half_width == 0:
+        return 1.0 if mean == 0 else 0.0
+    quantile = float(stdtrit(n - 1, 1 - (1 - confidence) / 2))
+    return 2 * float(stdtr(n - 1, -abs(mean) * quantile / half_width))
 
 
 def greater_p_value(differences: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -27,9 +28,12 @@ from browsing import Visit, chromium
 from PIL import Image
 
 from prunebench.analysis import plots, tables, words
+from prunebench.analysis.card_pages import cards_excerpt, cards_html, cards_json, cards_markdown
+from prunebench.analysis.cards import CLAIMS, HypothesisCards
 from prunebench.analysis.exemplars import SHOWN_SAMPLES, sample_grid
-from prunebench.analysis.hypotheses import evaluate_hypotheses
+from prunebench.analysis.exploratory import exploratory_lines
 from prunebench.analysis.plots import PagePlot, analysis_styles, plots_of
+from prunebench.analysis.preregistered import HypothesisCard
 from prunebench.analysis.report import (
     analysis_files,
     build_after_run,
@@ -144,10 +148,12 @@ def test_one_seed_has_no_half_width() -> None:
     assert not any("bars" in grid.subtitle for grid in pictures if isinstance(grid, PlotGrid))
 
 
-def test_exemplars_stand_beside_their_control_with_the_difference() -> None:
-    shown = cells(tables.exemplar_table(class_analysis(FEW)), "0.5", "dcwp")
-    apart = float(shown["matched_share"]) - float(shown["control_share"])
-    assert float(shown["beyond"]) == pytest.approx(apart, abs=0.06)
+def test_disagreement_stands_beside_its_control_with_the_difference() -> None:
+    analysis = class_analysis(FEW)
+    shown = cells(tables.exemplar_table(analysis), "0.5", "dcwp")
+    row = next(row for row in analysis.exemplars if (row.method, row.sparsity) == ("dcwp", 0.5))
+    assert float(shown["disagreement"]) == pytest.approx(100 * (row.disagreement or 0), abs=0.06)
+    assert shown["added"] == words.with_ends(row.added, 1, 100)
 
 
 def test_intervals_that_are_not_symmetric_show_both_ends() -> None:
@@ -184,61 +190,83 @@ def test_rows_are_dense_then_by_sparsity_then_native() -> None:
     assert {table.tag_of(row) for row in table.rows} >= {"dense", "0.5", "native"}
 
 
-def test_all_evidence_is_listed_with_its_numbers_and_verdict() -> None:
+def test_exploratory_lines_are_listed_with_p_and_q() -> None:
     analysis = class_analysis(FEW)
-    for hypothesis in analysis.hypotheses:
-        table = tables.evidence_table(analysis, hypothesis)
-        assert len(table.rows) == len(hypothesis.evidence) > 0
-        shown = [dict(zip(table.keys, texts, strict=True)) for texts in table.texts()]
-        assert [row["verdict"] for row in shown] == [line.verdict for line in hypothesis.evidence]
-        for row, line in zip(shown, hypothesis.evidence):
-            for test in line.tests:
-                scale = 1 if test.quantity in ("rho", "area_under_curve") else 100
-                value = row[test.quantity].split(" ")[0].replace("\u2212", "-")
-                assert float(value) == pytest.approx(scale * (test.estimate.mean or 0), abs=0.06)
+    lines = exploratory_lines(analysis)
+    table = tables.exploratory_table(analysis, lines)
+    shown = [dict(zip(table.keys, texts, strict=True)) for texts in table.texts()]
+    assert len(shown) == len(lines) > 20
+    assert [row["method"] for row in shown] == [line.method for line in lines]
+    change = next(k for k, line in enumerate(lines) if line.quantity == "bias_gap")
+    assert shown[change]["quantity"] == "change of bias gap"
+    assert shown[change]["effect"] == words.with_ends(lines[change].effect, 1, 100)
+    tied = next(k for k, line in enumerate(lines) if line.given)
+    assert shown[tied]["quantity"].endswith("and bias gap, given sparsity")
+    assert shown[tied]["sparsity"] == MISSING
 
 
 # Markdown
 
 
-def test_every_hypothesis_is_answered_with_its_evidence() -> None:
+def made_up_cards(slug: str = "few") -> HypothesisCards:
+    """One card of each outcome on a track whose name tries to be markup."""
+    supported = HypothesisCard(
+        "a", "supported", "magnitude against dense-finetuned: within the margin", "bias_gap", "magnitude",
+        Estimate(0.004, -0.002, 0.01, 5), "seeds", 0.012, 0.62, "dense-finetuned", seeds=(5, 6, 7, 8, 9),
+    )  # fmt: skip
+    other = HypothesisCard(
+        "b", "not supported", "the measures are not shown to go together", "rank correlation"
+    )
+    missing = HypothesisCard("c", "not testable", "no stored outputs were analysed")
+    board = HypothesisCard("tasks", "not testable", "two tasks needed")
+    return HypothesisCards({slug: (supported, other, missing)}, board, {slug: NASTY})
+
+
+def test_cards_are_shown_in_markdown_html_and_json() -> None:
+    cards = made_up_cards()
+    text, page = cards_markdown(cards), cards_html(cards.tracks["few"], NASTY)
+    for card in (*cards.tracks["few"], cards.board):
+        assert CLAIMS[card.key] in text
+        assert card.reason in text
+    assert escape("0.004 [\u22120.002, 0.010]") in text
+    assert "0.620 (dense-finetuned)" in text
+    assert "| 5-9 |" in text
+    assert re.findall(r'data-outcome="([a-z-]+)"', page) == ["supported", "not-supported", "not-testable"]
+    assert "<script" not in text + page
+    assert "0.004 [\u22120.002, 0.010], 5 seeds, p 0.012" in page
+    read = json.loads(cards_json(cards))
+    assert read["tracks"]["few"]["task"] == NASTY
+    outcomes = [card["outcome"] for card in read["tracks"]["few"]["cards"]]
+    assert outcomes == [card.outcome for card in cards.tracks["few"]]
+    assert read["tracks"]["few"]["cards"][0]["effect"] == {"mean": 0.004, "low": -0.002, "high": 0.01, "n": 5}
+    assert read["board"]["key"] == "tasks"
+
+
+def test_the_excerpt_has_a_row_a_track_and_no_counts() -> None:
+    text = cards_excerpt(made_up_cards())
+    assert "| supported | not supported | not testable |" in text
+    assert f"{CLAIMS['tasks']}: not testable." in text
+    assert not re.search(r"\d+ (for|against|undecided)", text)
+    assert cards_excerpt(HypothesisCards({}, made_up_cards().board, {})) == ""
+
+
+def test_a_tasks_pages_show_its_cards() -> None:
+    analysis, cards = few(class_analysis(FEW)), made_up_cards()
+    files = analysis_files([analysis], {}, cards=cards)
+    for name in ("analysis/README.md", "analysis/few.md", "site/few-analysis.html"):
+        assert "no stored outputs were analysed" in files[name].decode(), name
+    assert json.loads(files["analysis/cards.json"])["tracks"].keys() == {"few"}
+    without = analysis_files([analysis], {})
+    assert words.NO_CARDS in without["analysis/few.md"].decode()
+    assert "analysis/cards.json" not in without
+
+
+def test_every_measure_is_explained() -> None:
     analysis = class_analysis(FEW)
     text = markdown_of(analysis, grid=True)
-    for hypothesis in analysis.hypotheses:
-        assert words.verdict(hypothesis) in text
-        assert words.HYPOTHESES[hypothesis.key] in text
-        assert f"Evidence for hypothesis {hypothesis.key}" in text
+    assert words.found_lines(exploratory_lines(analysis)) in text
     for measure in analysis.measures:
         assert measure.help.split("|")[0] in text
-
-
-def test_the_relations_of_hypothesis_b_stand_side_by_side() -> None:
-    rho = Estimate(0.5, 0.25, 0.75, 3)
-    unsure = Estimate(0.1, -0.5, 0.75, 3)
-    rows = (
-        Correlation("all methods", None, "uncertain_share", "bias_gap", False, unsure),
-        Correlation("within methods", None, "uncertain_share", "bias_gap", False, rho),
-        Correlation("method", "snip", "uncertain_share", "bias_gap", False, rho),
-        Correlation("within methods", None, "sparsity", "uncertain_share", False, rho),
-    )
-    analysis = replace(few(class_analysis(FEW)), correlations=rows)
-    analysis = replace(analysis, hypotheses=evaluate_hypotheses(analysis))
-    first, hypothesis, _ = analysis.hypotheses
-    assert words.answer(analysis, hypothesis) == (
-        "Of 4 tests 3 support it, 0 contradict it and 1 is undecided. All methods: 0 for, 0 against, 1 undecided; "
-        "within methods: 2 for, 0 against, 0 undecided."
-    )
-    table = tables.relation_table(analysis, hypothesis)
-    assert table is not None
-    assert table.texts() == [
-        ["bias rises with uncertainty", "undecided: 0.10 [\u22120.50, 0.75], 3 seeds",
-         "supported: 0.50 [0.25, 0.75], 3 seeds"],
-        ["uncertainty rises with sparsity", MISSING, "supported: 0.50 [0.25, 0.75], 3 seeds"],
-    ]  # fmt: skip
-    assert "| bias rises with uncertainty | undecided: 0.10" in markdown_of(analysis)
-    page = analysis_files([analysis], {})[f"site/{analysis.slug}-analysis.html"].decode()
-    assert "undecided: 0.10 [\u22120.50, 0.75], 3 seeds<" in page
-    assert tables.relation_table(analysis, first) is None
 
 
 def test_coverage_is_stated() -> None:
@@ -252,26 +280,27 @@ def test_coverage_is_stated() -> None:
     assert "one seed gives none" in text
 
 
-def test_the_index_has_a_row_a_task_and_the_answers() -> None:
-    text = index_markdown([class_analysis(FEW), attribute_analysis()])
-    for analysis in (class_analysis(FEW), attribute_analysis()):
-        assert f"| [{analysis.task}]({analysis.slug}.md)" in text
-        for hypothesis in analysis.hypotheses:
-            assert escape(words.answer(analysis, hypothesis)) in text
-            assert words.tally(hypothesis.evidence) in text
+def test_the_index_has_the_cards_and_a_line_a_task() -> None:
+    analyses = [class_analysis(FEW), attribute_analysis()]
+    text = index_markdown(analyses, made_up_cards())
+    for analysis in analyses:
+        assert f"- [{analysis.task}]({analysis.slug}.md): " in text
+        assert words.found_lines(exploratory_lines(analysis)) in text
+    assert cards_markdown(made_up_cards()) in text
     assert "no analyses yet" in index_markdown([])
 
 
 def test_rank_correlations_over_all_runs_come_first_then_those_within_methods() -> None:
     analysis = class_analysis(FEW)
     within = Correlation(
-        "within methods", None, "uncertain_share", "bias_gap", True, Estimate(0.5, 0.4, 0.6, 60)
+        "within methods", None, "uncertain_share", "bias_gap", True, Estimate(0.5, 0.4, 0.6, 60), "sparsity"
     )
     analysis = replace(analysis, correlations=(*analysis.correlations, within))
     rows = tables.correlation_table(analysis).texts()
     assert [row[0] for row in rows] == ["all methods", "all methods", "within methods", "dcwp"]
     assert rows[2] == [
-        "within methods", "Fraction of uncertain predictions", "Bias gap, working runs", "0.50 [0.40, 0.60]", "60"
+        "within methods", "Fraction of uncertain predictions", "Bias gap, working runs", "Sparsity",
+        "0.50 [0.40, 0.60]", "60",
     ]  # fmt: skip
     assert words.rho_lines(analysis, "uncertain_share", "bias_gap") == [
         "all runs 0.62 [0.50, 0.71]", "working runs within methods 0.50 [0.40, 0.60]",
@@ -497,7 +526,10 @@ def test_without_analyses_the_board_has_the_same_bytes(tmp_path: Path) -> None:
     for record in sound_records():
         Store(results).write(record)
     assert write_leaderboard([results], tmp_path / "after") == 0
-    assert files_of(tmp_path / "before") == files_of(tmp_path / "after")
+    before, after = (files_of(tmp_path / name) for name in ("before", "after"))
+    del before[MANIFEST], after[MANIFEST]
+    assert set(after) - set(before) == {"analysis/README.md", "analysis/cards.json"}
+    assert {name: after[name] for name in before} == before
 
 
 def test_the_board_links_to_the_stored_analyses_and_writes_their_pages(tmp_path: Path, grid: Path) -> None:
@@ -529,14 +561,13 @@ def test_a_section_links_to_the_analysis_of_its_own_task_alone(tmp_path: Path) -
 # What is committed
 
 
-def test_committed_verdicts_follow_from_the_committed_rows() -> None:
+def test_committed_analyses_have_their_images_and_name_their_reference() -> None:
     found, grids = stored_analyses(COMMITTED)
     assert set(grids) == {analysis.slug for analysis in found}
     for analysis in found:
-        assert analysis.hypotheses == evaluate_hypotheses(analysis)
-        assert {row.method for row in analysis.conditions if row.deferred} <= {
-            "gmp-pt-deferred", "magnitude-deferred",
-        }  # fmt: skip
+        assert analysis.reference in {row.method for row in analysis.conditions}
+        assert analysis.methods
+        assert all(line.q_value >= line.p_value for line in exploratory_lines(analysis))
 
 
 def test_committed_pages_are_small() -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from prunebench.analysis.report import hypotheses_excerpt
-from prunebench.analysis.values import stored_analyses
+from prunebench.analysis.card_pages import cards_excerpt
+from prunebench.analysis.cards import cards_of
+from prunebench.analysis.seed_numbers import read_seed_numbers
 from prunebench.cli.progress import write_leaderboard
 from prunebench.leaderboard.build import MANIFEST, PLOTLY
 from prunebench.leaderboard.readme import EXAMPLE, update_readme
@@ -38,10 +39,12 @@ def test_everything_generated_is_byte_for_byte_what_the_results_give(tmp_path: P
 
 
 @pytest.mark.slow
-def test_the_readme_shows_what_the_board_says(board: Leaderboard, tmp_path: Path) -> None:
+def test_the_readme_shows_what_the_board_says(
+    board: Leaderboard, records: list[RunRecord], tmp_path: Path
+) -> None:
     copy = tmp_path / "README.md"
     shutil.copy(ROOT / "README.md", copy)
-    update_readme(board, copy, hypotheses_excerpt(stored_analyses(RESULTS)[0]))
+    update_readme(board, copy, cards_excerpt(cards_of(records, read_seed_numbers([RESULTS / "analysis"]))))
     assert copy.read_bytes() == (ROOT / "README.md").read_bytes()
     assert REFERENCE in copy.read_text()
 

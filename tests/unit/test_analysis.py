@@ -7,20 +7,21 @@ import io
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from analysis_values import odd_analysis
+from analysis_values import class_analysis, odd_analysis
 from helpers import TASK, run_inline, tiny_suite
 from rich.console import Console
+from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
-from prunebench.analysis import aggregate, hypotheses, words
+from prunebench.analysis import aggregate
 from prunebench.analysis.aggregate import estimate, summarize_conditions
 from prunebench.analysis.exemplars import caption
+from prunebench.analysis.exploratory import exploratory_lines
 from prunebench.analysis.measures import (
     MeasuredRun,
     Outputs,
@@ -34,11 +35,7 @@ from prunebench.analysis.plots import analysis_styles
 from prunebench.analysis.session import analyze_folder, analyze_outputs, analyze_results
 from prunebench.analysis.values import (
     SCHEMA_VERSION,
-    Condition,
-    Correlation,
     Estimate,
-    Hypothesis,
-    SamplePredictability,
     SusceptibleSample,
     TaskAnalysis,
     read_analysis,
@@ -48,9 +45,11 @@ from prunebench.analysis.values import (
 from prunebench.cli.progress import write_leaderboard
 from prunebench.errors import StoreError, UsageError
 from prunebench.leaderboard import build_board
+from prunebench.metrics.predictability import evaluate_predictability, margin_uncertainty
 from prunebench.metrics.registry import metrics
 from prunebench.results.store import Store
 from prunebench.runner.ground_truth import GroundTruth
+from prunebench.stats.multiplicity import benjamini_hochberg
 from prunebench.tasks import Attributes, Splits, Task, resolve_task
 from prunebench.tasks.colored_digits import ColoredDigits
 
@@ -157,7 +156,8 @@ def test_an_analysis_of_everything(truth: GroundTruth, tmp_path: Path) -> None:
     runs += [run_of(truth, wrong, seed=seed) for seed in (0, 1)]
     found = analyze_outputs(outputs_of(truth, runs))
     (exemplars,) = found.exemplars
-    assert (exemplars.share, exemplars.control_share, exemplars.right_share) == (0.1, 0, 0)
+    assert (exemplars.share, exemplars.control, exemplars.right_share) == (0.1, 0, 0)
+    assert (exemplars.disagreement, exemplars.added.mean) == (0.1, 0.1)
     told = {row.event: row for row in found.sample_predictability}
     assert told["modal exemplar"].area_under_curve.mean == 1
     assert told["flip"].event_rate == 0.1
@@ -168,7 +168,7 @@ def test_an_analysis_of_everything(truth: GroundTruth, tmp_path: Path) -> None:
     assert first.flipped_share == 1
     assert (first.label, first.dense) == (str(int(label[first.index])),) * 2
     assert first.sparse == str((int(label[first.index]) + 1) % CLASSES)
-    assert [entry.key for entry in found.hypotheses] == ["a", "b", "c"]
+    assert found.reference == "dense"
     assert found.left_out == ("x: no logits",)
     dense, pruned = found.conditions
     assert dense.sampled["unbiased"].mean == 1
@@ -190,11 +190,11 @@ def test_pruning_that_changes_no_label_has_no_exemplars(truth: GroundTruth) -> N
     ]
     found = analyze_outputs(outputs_of(truth, runs))
     (exemplars,) = found.exemplars
-    assert (exemplars.share, exemplars.l1_distance, exemplars.right_share) == (0, 0, None)
+    assert (exemplars.share, exemplars.disagreement, exemplars.right_share) == (0, 0, None)
 
 
-def test_equal_populations_have_their_own_distance(truth: GroundTruth) -> None:
-    """Of two seeds one says the next class of every sample, dense as pruned: distance 2 from the other seed."""
+def test_only_other_seeds_disagree(truth: GroundTruth) -> None:
+    """Of two seeds one says the next class of every sample, dense as pruned: all differ from the other seed."""
     label = truth.y["test"]
     said = (label, (label + 1) % CLASSES)
     runs = [
@@ -202,8 +202,7 @@ def test_equal_populations_have_their_own_distance(truth: GroundTruth) -> None:
     ]
     (exemplars,) = analyze_outputs(outputs_of(truth, runs)).exemplars
     assert exemplars.share == 0
-    assert (exemplars.l1_distance, exemplars.control_l1_distance) == (2, 2)
-    assert (exemplars.matched_share, exemplars.control_share) == (1, 1)
+    assert (exemplars.disagreement, exemplars.control, exemplars.added.mean) == (1, 1, 0)
 
 
 def test_what_defers_to_the_dense_model_says_nothing_of_few_weights(truth: GroundTruth) -> None:
@@ -213,7 +212,8 @@ def test_what_defers_to_the_dense_model_says_nothing_of_few_weights(truth: Groun
         dataclasses.replace(run_of(truth, label, method="n", seed=seed), deferred=True) for seed in (0, 1)
     ]
     found = analyze_outputs(outputs_of(truth, runs))
-    assert [(line.method, line.sparsity) for line in found.hypotheses[0].evidence] == [("m", 0.9)]
+    changes = [line for line in exploratory_lines(found) if line.quantity == "bias_gap"]
+    assert [(line.method, line.sparsity) for line in changes] == [("m", 0.9)]
     assert {row.method: row.deferred for row in found.conditions} == {"dense": False, "m": False, "n": True}
 
 
@@ -257,9 +257,9 @@ def test_a_single_seed_has_neither_tests_nor_control(truth: GroundTruth) -> None
     assert not found.splits
     assert {row.corrected_p for row in found.groups} == {None}
     (exemplars,) = found.exemplars
-    assert exemplars.control_share is None
+    assert exemplars.control is None
     assert exemplars.share == pytest.approx(0.9)
-    assert {line.verdict for line in found.hypotheses[0].evidence} == {"undecided"}
+    assert exploratory_lines(found) == ()
 
 
 def test_attributes_are_analysed_by_output(truth: GroundTruth) -> None:
@@ -295,67 +295,81 @@ def test_attributes_are_analysed_by_output(truth: GroundTruth) -> None:
     assert {row.label for row in found.groups} == {"a", "not a"}
 
 
-def judged(**rows: Any) -> tuple[Hypothesis, Hypothesis, Hypothesis]:
-    """The hypotheses of an analysis of classes that holds nothing but these rows."""
-    bare = dataclasses.replace(odd_analysis(), **{"conditions": (), **rows})
-    first, second, third = hypotheses.evaluate_hypotheses(bare)
-    return first, second, third
+def test_changes_are_from_the_reference_where_a_track_has_one(truth: GroundTruth) -> None:
+    """Dense reads the bias; with more steps it is right, and so is the pruned one: nothing changed."""
+    label, bias = truth.y["test"], truth.bias["test"]
+    runs = [run_of(truth, bias, method="dense", seed=seed) for seed in (0, 1)]
+    runs += [run_of(truth, label, method="dense-finetuned", sparsity=0.0, seed=seed) for seed in (0, 1)]
+    runs += [run_of(truth, label, method="m", seed=seed) for seed in (0, 1)]
+    found = analyze_outputs(outputs_of(truth, runs))
+    assert (found.reference, found.methods, found.sparsities) == ("dense-finetuned", ["m"], [0.9])
+    rows = {row.method: row for row in found.conditions}
+    assert rows["m"].changes["bias_gap"].mean == 0
+    assert rows["m"].sampled_changes["unbiased"].mean == 0
+    assert rows["dense"].changes["bias_gap"].mean == 1
+    assert not rows["dense-finetuned"].changes
+    (pruned,) = (row for row in found.exemplars if row.method == "m")
+    assert (pruned.share, pruned.disagreement) == (0, 0)
+    flips = {row.method: row for row in found.sample_predictability if row.event == "flip"}
+    assert flips["m"].event_rate == pytest.approx(0.9)  # of the dense label, as with the control
+    assert flips["m"].beyond_control is not None
+    assert flips["m"].beyond_control.mean == 0
+    assert flips["dense-finetuned"].beyond_control is None
 
 
-def condition(accuracy: tuple[float, float], bias: tuple[float, float], achieved: float = 0.9) -> Condition:
-    changes = {
-        name: Estimate(sum(ends) / 2, *ends, 3)
-        for name, ends in (("in_distribution", accuracy), ("bias_gap", bias))
-    }
-    return Condition("m", achieved, False, achieved, (0, 1, 2), {}, changes)
+def test_without_a_reference_the_control_is_the_next_seeds_dense_model(truth: GroundTruth) -> None:
+    generator = torch.Generator().manual_seed(3)
+    runs = []
+    for method in ("dense", "m"):
+        for seed in range(3):
+            run = run_of(
+                truth, torch.randint(CLASSES, (SAMPLES,), generator=generator), method=method, seed=seed
+            )
+            run.logits["test"] += torch.rand(SAMPLES, CLASSES, generator=generator)
+            runs.append(run)
+    found = analyze_outputs(outputs_of(truth, runs))
+    row = next(row for row in found.sample_predictability if row.event == "flip")
+    conditions = {run.seed: run for run in runs if run.method == "dense"}
+    pruned = {run.seed: run for run in runs if run.method == "m"}
+
+    def area(seed: int, other: StoredRun) -> float:
+        dense = conditions[seed].logits["test"]
+        changed = other.logits["test"].argmax(1) != dense.argmax(1)
+        return evaluate_predictability(margin_uncertainty(dense), changed).area_under_curve
+
+    wanted = [area(seed, pruned[seed]) - area(seed, conditions[(seed + 1) % 3]) for seed in range(3)]
+    assert row.beyond_control == estimate(wanted)
 
 
-@pytest.mark.parametrize(
-    ("accuracy", "bias", "verdict"),
-    [
-        ((-0.005, 0.01), (-0.01, 0.01), "supported"),
-        ((-0.01, 0.01), (-0.01, 0.02), "supported"),
-        ((-0.005, 0.01), (0.03, 0.05), "contradicted"),
-        ((-0.05, -0.02), (-0.01, 0.01), "contradicted"),
-        ((-0.05, 0.02), (-0.01, 0.01), "undecided"),
-        ((-0.005, 0.01), (0.01, 0.05), "undecided"),
-    ],
-)
-def test_harmless_pruning_is_judged_by_whole_intervals(
-    accuracy: tuple[float, float], bias: tuple[float, float], verdict: str
-) -> None:
-    hypothesis, *_ = judged(conditions=(condition(accuracy, bias),))
-    (line,) = hypothesis.evidence
-    assert line.verdict == verdict
-    assert (line.scope, line.method, line.sparsity) == ("condition", "m", 0.9)
-    assert [(test.quantity, test.relation, test.threshold) for test in line.tests] == [
-        ("in_distribution", "at least", -0.01), ("bias_gap", "at most", 0.02),
-    ]  # fmt: skip
-    assert ("m at 10 % of weights" in words.answer(odd_analysis(), hypothesis)) == (verdict == "supported")
+def test_ten_classes_are_too_few_to_correlate_over(truth: GroundTruth) -> None:
+    runs = [run_of(truth, truth.bias["test"], method=m, seed=seed) for m in ("dense", "m") for seed in (0, 1)]
+    assert analyze_outputs(outputs_of(truth, runs)).attribute_predictability == ()
 
 
-def test_conditions_with_more_weights_say_nothing_about_the_first_hypothesis() -> None:
-    hypothesis, *_ = judged(conditions=(condition((0, 0), (0, 0), achieved=0.5),))
-    assert not hypothesis.evidence
-    assert words.answer(odd_analysis(), hypothesis) == "Nothing to judge it by."
+def test_exploratory_lines_have_q_over_all_of_them() -> None:
+    lines = exploratory_lines(class_analysis(("dcwp", "snip")))
+    p_values = [line.p_value for line in lines]
+    assert p_values == sorted(p_values)
+    assert [line.q_value for line in lines] == benjamini_hochberg(p_values)
+    assert {line.quantity for line in lines} == {
+        "in_distribution", "bias_gap", "area under the curve", "rank correlation", "rank correlation over outputs",
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [
-        (0.1, 0.5, "supported"),
-        (-0.5, -0.1, "contradicted"),
-        (-0.1, 0.1, "undecided"),
-        (0.0, 0.1, "undecided"),
-    ],
-)
-def test_correlations_are_judged_by_their_sign(low: float, high: float, verdict: str) -> None:
-    rho = Estimate((low + high) / 2, low, high, 9)
-    pairs = (("uncertain_share", "bias_gap", True), ("sparsity", "uncertain_share", True))
-    rows = tuple(Correlation("all methods", None, *pair, rho) for pair in pairs)
-    _, hypothesis, _ = judged(correlations=rows)
-    (line,) = hypothesis.evidence  # sparsity is looked at over all runs alone
-    assert (line.verdict, line.scope, line.working) == (verdict, "all methods", True)
+def test_the_p_of_a_line_is_that_of_its_values() -> None:
+    values = [0.01, 0.03, -0.005, 0.02, 0.025]
+    change = estimate(values)
+    base = class_analysis(("snip",))
+    row = next(row for row in base.conditions if row.sparsity == 0.9)
+    bare = dataclasses.replace(
+        base,
+        conditions=(dataclasses.replace(row, changes={"bias_gap": change}),),
+        correlations=(),
+        sample_predictability=(),
+        attribute_predictability=(),
+    )
+    (line,) = exploratory_lines(bare)
+    assert line.p_value == line.q_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
 
 
 def measured_at(truth: GroundTruth, method: str, values: dict[str, float], seed: int = 0) -> MeasuredRun:
@@ -384,6 +398,29 @@ def test_correlations_within_methods_leave_out_what_differs_between_them(truth: 
     assert [found[name].mean for name in ("m", "n", "within methods")] == pytest.approx([1, 1, 1])
     assert found["all methods"].mean == pytest.approx(-0.5151, abs=1e-3)
     assert found["all methods"].n == 2
+
+
+def test_a_common_rise_with_sparsity_is_held(truth: GroundTruth) -> None:
+    """Both rise with sparsity; at the same sparsity the method with more uncertainty has less bias."""
+    cells = {
+        (method, step / 10): [
+            measured_at(truth, method, {"u": step + own + wobble, "b": step - own - wobble}, seed)
+            for seed in (0, 1)
+        ]
+        for method, own in (("m", 0.0), ("n", 0.2))
+        for step in range(1, 7)
+        for wobble in (0.03 * (step % 3),)
+    }
+    for (_, sparsity), runs in cells.items():
+        for place, run in enumerate(runs):
+            stored = dataclasses.replace(run.run, achieved=sparsity)
+            runs[place] = dataclasses.replace(run, run=stored)
+    assert rhos_of(cells)["all methods"].mean > 0.9  # type: ignore[operator]
+    held = aggregate.correlate(cells, [("u", "b")], "accuracy", given="sparsity")
+    assert {(entry.scope, entry.given) for entry in held} == {
+        ("all methods", "sparsity"), ("within methods", "sparsity"),
+    }  # fmt: skip
+    assert next(entry.rho.mean for entry in held if entry.scope == "all methods") < -0.5  # type: ignore[operator]
 
 
 def test_dense_runs_are_no_part_of_every_method(truth: GroundTruth) -> None:
@@ -433,15 +470,6 @@ def test_changes_of_amplification_are_over_outputs_defined_in_both_runs(truth: G
     assert dense.values["amplification_defined"] == 1
     never = measure_run(run_of(truth, bias.clamp(min=1)), truth)
     assert never.values["amplification_defined"] == pytest.approx(0.9)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "verdict"), [(0.7, 0.9, "supported"), (0.5, 0.6, "contradicted"), (0.6, 0.8, "undecided")]
-)
-def test_predictability_needs_a_useful_area(low: float, high: float, verdict: str) -> None:
-    row = SamplePredictability("m", 0.9, "flip", 0.1, Estimate((low + high) / 2, low, high, 3), 0.2, 0.3)
-    *_, hypothesis = judged(sample_predictability=(row,))
-    assert [(line.verdict, line.subject) for line in hypothesis.evidence] == [(verdict, ("flip",))]
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,7 @@ def test_the_board_before_protocol_2_is_not_testable() -> None:
     harmless, association, prediction = tracks_cards(board(references=False))
     assert harmless.outcome == prediction.outcome == "not testable"
     assert harmless.reason.startswith(
-        "no rows of dense-finetuned with seeds that count; no rows of dense-from-init"
+        "no rows with seeds that count of dense-finetuned, dense-from-init, gmp-ri"
     )
     assert prediction.reason == NO_OUTPUTS
     assert association.outcome == "supported"

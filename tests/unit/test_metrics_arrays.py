@@ -48,6 +48,7 @@ CALLS: dict[str, Callable[[Callable[[np.ndarray], Any]], Any]] = {
     "compression_identified_exemplars": lambda to: metrics.compression_identified_exemplars(
         to(MODELS), to(MODELS[::-1])
     ),
+    "expected_disagreement": lambda to: metrics.expected_disagreement(to(MODELS), to(MODELS[::-1])),
     "recall_change": lambda to: metrics.recall_change(to(MODELS), to(MODELS[:2]), to(LABEL)),
     "bias_risks": lambda to: metrics.bias_risks(
         to(LOGITS), to(BINARY), to(IDENTITY), train_label=to(BINARY), train_identity=to(IDENTITY)

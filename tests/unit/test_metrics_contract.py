@@ -30,6 +30,7 @@ SIGNATURES = {
     "rare_value_underprediction": ["prediction", "label", "train_label"],
     "area_under_curve": ["logits", "label"],
     "compression_identified_exemplars": ["dense_prediction", "sparse_prediction"],
+    "expected_disagreement": ["dense_prediction", "sparse_prediction"],
     "margin_uncertainty": ["dense_logits"],
     "evaluate_predictability": ["score", "event"],
     "bias_variance": ["probabilities", "label"],
@@ -171,6 +172,7 @@ VALID: dict[str, dict[str, Any]] = {
     "one_hot": {"labels": CLASS, "classes": 3},
     "one_vs_rest": {"logits": Z},
     "compression_identified_exemplars": {"dense_prediction": POPULATION, "sparse_prediction": POPULATION},
+    "expected_disagreement": {"dense_prediction": POPULATION, "sparse_prediction": POPULATION},
     "recall_change": {
         "dense_prediction": POPULATION,
         "sparse_prediction": POPULATION,
@@ -265,9 +267,8 @@ UNDEFINED: dict[str, Callable[[], Any]] = {
             Y, Y, Y, 0 * Y, train_task=Y, train_attribute=Y
         ).attribute_to_task
     ),
-    "one dense model: no control": lambda: (
-        metrics.compression_identified_exemplars(CLASS[None], POPULATION).control_share
-    ),
+    "one dense model: no control": lambda: metrics.expected_disagreement(CLASS[None], CLASS[None]).control,
+    "two seeds: no interval": lambda: metrics.expected_disagreement(POPULATION[:2], POPULATION[:2]).low,
     "a group without samples": lambda: metrics.recall_change(POPULATION, POPULATION, CLASS, 2 * G).p_value[1],
     "nothing happened": lambda: metrics.evaluate_predictability(Z[:, 0], 0 * G).area_under_curve,
     "two pairs": lambda: metrics.rank_correlation(Z[:2, 0], Z[:2, 1]).rho,

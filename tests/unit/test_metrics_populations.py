@@ -17,6 +17,7 @@ from prunebench.metrics import populations
 from prunebench.metrics.populations import (
     bias_variance,
     compression_identified_exemplars,
+    expected_disagreement,
     holm,
     recall_change,
 )
@@ -37,35 +38,54 @@ def test_exemplars_by_hand() -> None:
     assert result.modal.tolist() == [False, True, False, False]
     assert result.share == 0.25
     assert result.l1_distance.tolist() == pytest.approx([2 / 3, 1.5, 1.0, 1.0])
-    assert result.population == 1
 
 
-def test_the_control_of_identical_dense_models_is_zero_and_of_random_ones_is_not() -> None:
-    same = np.tile(np.arange(50) % 5, (6, 1))
-    quiet = compression_identified_exemplars(same, (same + 1) % 5)
-    assert (quiet.control_share, quiet.control_l1_distance) == (0, 0)
-    assert (quiet.matched_share, quiet.matched_l1_distance) == (1, 2)
-    noise = np.random.default_rng(0).integers(0, 5, (12, 2000))
-    loud = compression_identified_exemplars(noise[:6], noise[6:])
-    assert loud.share > 0.5  # seed noise alone looks like exemplars...
-    assert loud.control_share == pytest.approx(loud.matched_share, abs=0.02)  # ...and the control says so
+def test_disagreement_by_hand() -> None:
+    """Seed 2 differs in half of the samples, dense; all sparse models say 9 of the last one."""
+    dense = np.array([[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 3, 2]])
+    sparse = dense.copy()
+    sparse[:, 3] = 9
+    found = expected_disagreement(dense, sparse)
+    assert found.control == pytest.approx((0 + 0.5 + 0.5) / 3)
+    assert found.sparse == pytest.approx((0.25 + 0.5 + 0.5) / 3)
+    assert found.difference == pytest.approx(0.25 / 3)
+    without = np.array([0.0, 0.0, 0.25])  # of pairs without seed 0, 1, 2
+    half = stats.t.ppf(0.975, 2) * math.sqrt(2 / 3 * ((without - without.mean()) ** 2).sum())
+    assert (found.low, found.high) == pytest.approx((found.difference - half, found.difference + half))
+    assert found.seeds == 3
 
 
 @pytest.mark.parametrize("models", [2, 5])
 def test_pruning_that_changes_nothing_adds_nothing_to_what_seeds_change(models: int) -> None:
     """Sparse models that are the dense ones, seed by seed: only those of other seeds are compared."""
     noise = np.random.default_rng(0).integers(0, 3, (models, 500))
-    result = compression_identified_exemplars(noise, noise)
-    assert result.share == 0
-    assert result.matched_share == result.control_share > 0.3
-    assert result.matched_l1_distance == result.control_l1_distance > 0
+    found = expected_disagreement(noise, noise)
+    assert found.sparse == found.control > 0.3
+    assert found.difference == 0
 
 
-def test_one_dense_model_has_no_control() -> None:
-    result = compression_identified_exemplars(np.zeros((1, 3), dtype=int), np.ones((2, 3), dtype=int))
-    assert result.share == 1
-    assert math.isnan(result.control_share)
-    assert math.isnan(result.matched_l1_distance)
+def test_disagreement_is_covered_by_its_interval() -> None:
+    """Models that redraw some labels at random, pruned ones more: five seeds tell how much more."""
+    generator = np.random.default_rng(4)
+    covered = 0
+    for _ in range(200):
+        base = generator.integers(0, 10, 300)
+        own = 0.05 + 0.1 * generator.random((2, 5, 1))  # how often a model errs, dense and sparse
+        own[1] += 0.2
+        drawn = np.where(generator.random((2, 5, 300)) < own, generator.integers(0, 10, (2, 5, 300)), base)
+        found = expected_disagreement(drawn[0], drawn[1])
+        shift = np.array([0.1, 0.3])  # mean rates; labels that are drawn are the same in one of ten
+        wanted = [0.9 * (a + b - a * b) for a, b in ((shift[0], shift[1]), (shift[0], shift[0]))]
+        covered += found.low <= wanted[0] - wanted[1] <= found.high
+    assert covered >= 180
+
+
+def test_one_seed_has_no_disagreement() -> None:
+    found = expected_disagreement(np.zeros((1, 3), dtype=int), np.ones((1, 3), dtype=int))
+    assert math.isnan(found.sparse)
+    assert math.isnan(found.difference)
+    with pytest.raises(MetricError, match=r"^sparse_prediction: is \[1, 3\], dense_prediction \[2, 3\]"):
+        expected_disagreement(np.zeros((2, 3), dtype=int), np.zeros((1, 3), dtype=int))
 
 
 def test_exemplars_name_wrong_arguments() -> None:
@@ -83,7 +103,6 @@ def test_exemplars_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = compression_identified_exemplars(dense, sparse)
     assert np.array_equal(pieces.modal, whole.modal)
     assert np.array_equal(pieces.l1_distance, whole.l1_distance)
-    assert pieces.control_share == whole.control_share
     shares = [(values[..., None] == np.arange(5)).mean(0) for values in (dense, sparse)]
     assert whole.modal.tolist() == (shares[0].argmax(1) != shares[1].argmax(1)).tolist()
     np.testing.assert_allclose(whole.l1_distance, np.abs(shares[0] - shares[1]).sum(1), atol=1e-15)

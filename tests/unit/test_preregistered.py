@@ -106,7 +106,7 @@ def test_where_harm_cannot_be_tested() -> None:
     for pairs, words in (
         ([], "no rows"),
         (few, "3 seeds that count, 5 needed"),
-        (without, "no rows of dense-finetuned"),
+        (without, "no rows with seeds that count of dense-finetuned"),
         (broken, "does not work"),
         (arm([math.nan] * 5, SMALL), "undefined"),
     ):
