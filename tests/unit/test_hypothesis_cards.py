@@ -105,7 +105,7 @@ def test_the_board_before_protocol_2_is_not_testable() -> None:
     harmless, association, prediction = tracks_cards(board(references=False))
     assert harmless.outcome == prediction.outcome == "not testable"
     assert harmless.reason.startswith(
-        "no rows with seeds that count of dense-finetuned, dense-from-init, gmp-ri"
+        "no rows with seeds that count of dense-finetuned, dense-from-init, lff-dense, lff"
     )
     assert prediction.reason == NO_OUTPUTS
     assert association.outcome == "supported"
@@ -120,7 +120,7 @@ def test_cards_are_shown_as_a_table() -> None:
     )
     assert "| 5 seeds | 0.880 (dense-finetuned) |" in lines[4]
     missing = markdown_table(cards_table(tracks_cards(board(references=False)))).splitlines()[4]
-    assert "| not testable | — | — | — | — | — | no stored outputs were analysed |" in missing
+    assert "| not testable | — | — | — | — | — | — | no stored outputs were analysed |" in missing
 
 
 def test_seeds_that_existed_before_are_left_out() -> None:
