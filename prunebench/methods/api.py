@@ -87,6 +87,13 @@ class Method:
         with experiment.counted():
             return self.build(**self.params).fit(experiment, sparsity)
 
+    def facts(self) -> dict[str, Any]:
+        """All that is declared, as JSON values; neither how it is built nor which settings matter."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if not callable(value)} | {
+            "settings": dict(self.settings)
+        }
+
     def sparsities(self, asked: Iterable[float]) -> tuple[float | None, ...]:
         """The sparsities that it runs at, in order, where `asked` ones are wanted of methods that take any."""
         if self.native:

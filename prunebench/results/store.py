@@ -224,13 +224,23 @@ class Store:
 
     def shared(self, stage_id: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of a stage: read if they are there, else computed once, kept, and read back."""
-        path = self.root / "shared" / f"{stage_id}.safetensors"
         with self.lock(f"stage-{stage_id}"):
-            if path.is_file():
-                with contextlib.suppress(StoreError):
-                    return read_tensors(path)
-            write_tensors(path, compute())
-            return read_tensors(path)
+            found = self.find_stage(stage_id)
+            return self.keep_stage(stage_id, compute()) if found is None else found
+
+    def find_stage(self, stage_id: str) -> dict[str, Tensor] | None:
+        """The tensors of a stage that was kept; to be called under its lock, `stage-ID`."""
+        path = self.root / "shared" / f"{stage_id}.safetensors"
+        if path.is_file():
+            with contextlib.suppress(StoreError):
+                return read_tensors(path)
+        return None
+
+    def keep_stage(self, stage_id: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Keep the tensors of a stage and read them back; to be called under its lock."""
+        path = self.root / "shared" / f"{stage_id}.safetensors"
+        write_tensors(path, tensors)
+        return read_tensors(path)
 
 
 class CommittedStore(Store):

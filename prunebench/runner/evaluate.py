@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunebench.data.images import Images, StreamedImages
+from prunebench.data.transforms import ImageTransform
 from prunebench.errors import MaskError
 from prunebench.inference.cascade import TEST_NOTE, THRESHOLD_NOTE, VALIDATION_NOTE, Cascade
 from prunebench.inference.cost import count_macs, count_parameters
@@ -53,6 +54,7 @@ class TaskData:
         self.labels = GroundTruth.of(task, splits)
         self.images: dict[str, Images] = {}
         self._written: dict[str, int] = {}
+        self.overlays: dict[str, ImageTransform | None] = {}
         for name in SPLITS:
             self._hold(name, getattr(splits, name))
         self._make_balanced = balanced_validation(task, splits, seed)
@@ -60,6 +62,8 @@ class TaskData:
 
     def _hold(self, name: str, split: Split) -> None:
         kind, task = Images if split.digest is None else StreamedImages, self.task
+        self.overlays[name] = split.overlay
+        self.overlays[name] = split.overlay
         self.images[name] = kind(
             split.x, mean=task.mean, std=task.std, device=self.device, view=task.view, overlay=split.overlay
         )

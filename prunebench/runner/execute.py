@@ -10,7 +10,7 @@ import contextlib
 import functools
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 import torch
@@ -20,8 +20,8 @@ from prunebench.errors import MaskError, PruneBenchError, UsageError
 from prunebench.inference.cascade import TEST_NOTE, Cascade, Deferral
 from prunebench.inference.latency import reset_peak_memory
 from prunebench.methods.api import Method
-from prunebench.methods.discovery import resolve_method
 from prunebench.methods.experiment import Experiment, ExperimentContext, Pruned, VisibleSplit
+from prunebench.methods.fitting import check_returned, ending_raises
 from prunebench.methods.isolation import kept
 from prunebench.models import Classifier, narrowed
 from prunebench.models.checkpoints import checkpoint_digest, load_checkpoint
@@ -30,6 +30,7 @@ from prunebench.pruning.masks import count_zeros, verify, whole_masks
 from prunebench.pruning.wrapped import state_of
 from prunebench.results.record import SCHEMA_VERSION, RunRecord, SparsityReport
 from prunebench.results.store import Store
+from prunebench.runner.described import find_method, is_users
 from prunebench.runner.environment import describe_code, describe_environment
 from prunebench.runner.evaluate import (
     TaskData,
@@ -40,11 +41,10 @@ from prunebench.runner.evaluate import (
     measure_outputs,
     measure_removal,
 )
+from prunebench.runner.fitted import CPU_NOTE, Fitted, Progress, fit_apart, run_apart
 from prunebench.runner.plan import PlannedRun, RunContext
 from prunebench.tasks.base import data_withheld
 from prunebench.training.loop import resolve_precision
-
-Progress = Callable[[str, int, int, float], None]
 
 OUTSIDE_NOTE = "trained_outside"
 """The note of a dense run whose weights come from a checkpoint."""
@@ -76,7 +76,7 @@ def record_failure(run: PlannedRun, context: RunContext, error: Exception | str)
     """Record that a run failed, with the traceback if there is one."""
     record = begin_record(run, context)
     if isinstance(error, Exception):
-        trace = "".join(traceback.format_exception(error))
+        trace = getattr(error, "trace", None) or "".join(traceback.format_exception(error))
         reason = str(error) if isinstance(error, PruneBenchError) else f"{type(error).__name__}: {error}"
         record = replace(record, reason=shortened(reason), traceback=shortened(trace, LONGEST_TRACEBACK))
     else:
@@ -103,9 +103,20 @@ def begin_record(run: PlannedRun, context: RunContext) -> RunRecord:
         spec=run.spec.to_dict(),
         method=dict(run.metadata),
         started_utc=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        environment=describe_environment(context.device, run.spec.recipe.precision),
+        environment=describe_environment(context.device, run.spec.recipe.precision)
+        | _confinement(run, context),
         code=describe_code(),
     )
+
+
+def _confinement(run: PlannedRun, context: RunContext) -> dict[str, str | int | None]:
+    """What a record says of how a user's method was kept from what is withheld."""
+    if not is_users(run.method):
+        return {}
+    return {
+        "isolation": "own process" if run_apart(run) else "none",
+        "sandbox": "yes" if context.sandbox and run_apart(run) else "no",
+    }
 
 
 def _dense_problem(run: PlannedRun, context: RunContext, store: Store) -> str | None:
@@ -119,8 +130,8 @@ def _dense_problem(run: PlannedRun, context: RunContext, store: Store) -> str | 
     return None
 
 
-def _current_method(run: PlannedRun) -> Method:
-    method = resolve_method(run.method)
+def _current_method(run: PlannedRun, context: RunContext) -> Method:
+    method = find_method(run.method, sandbox=context.sandbox)
     if (method.name, method.version) != (run.spec.method, run.spec.method_version):
         raise UsageError(f"{run.method} changed since the run was planned; run the same command again")
     return method.with_params(dict(run.spec.params))
@@ -129,43 +140,39 @@ def _current_method(run: PlannedRun) -> Method:
 def _fit_and_measure(
     run: PlannedRun, context: RunContext, data: TaskData, progress: Progress | None
 ) -> RunRecord:
-    method, record = _current_method(run), begin_record(run, context)
+    method, record = _current_method(run, context), begin_record(run, context)
     seconds: dict[str, float] = {"data": data.seconds}
     store, spec, device = Store(context.out), run.spec, data.device
     reset_peak_memory(device)
-    with _timed(seconds, "fit"), data_withheld(), kept(spec.seed), _no_exit(method):
-        balanced = data.visible_balanced(method.supervision)
-        experiment = Experiment(
-            spec,
-            data.task.num_outputs,
-            data.visible("train", method.supervision),
-            data.visible("val", method.supervision),
-            ExperimentContext(
-                store, functools.partial(_dense_state, store, run), context.data_root, progress
-            ),
-            conflicting_share=data.conflicting_share(method.supervision),
-            supervision=method.supervision,
-            val_balanced=balanced,
-        )
-        given = run.is_dense and experiment.trained_outside
-        fit = functools.partial(_take_checkpoint, context) if given else method.fit
-        pruned = _checked(method, fit(experiment, spec.sparsity or 0.0))
-        if not data.intact:
-            raise PruneBenchError(
-                f"method {method.name!r} changed the images in place; other runs share them: change a copy"
-            )
+    dense = functools.partial(_dense_state, store, run)
+    balanced = data.visible_balanced(method.supervision)
+    experiment = Experiment(
+        spec,
+        data.task.num_outputs,
+        data.visible("train", method.supervision),
+        data.visible("val", method.supervision),
+        ExperimentContext(store, dense, context.data_root, progress),
+        conflicting_share=data.conflicting_share(method.supervision),
+        supervision=method.supervision,
+        val_balanced=balanced,
+    )
+    with _timed(seconds, "fit"):
+        if run_apart(run):
+            fitted = fit_apart(run, context, data, experiment, dense, progress)
+        else:
+            fitted = _fit_here(run, context, data, method, experiment)
     with _timed(seconds, "verify"):
-        model = _as_the_tasks_network(experiment, pruned)
-        masks = {name: mask.to(device) for name, mask in pruned.masks.items()}
-        report = verify(model, masks, None if method.native or pruned.structured else spec.sparsity)
+        model = _as_the_tasks_network(experiment, fitted)
+        masks = {name: mask.to(device) for name, mask in fitted.masks.items()}
+        report = verify(model, masks, None if method.native or fitted.structured else spec.sparsity)
         report = report if method.dense or method.unpruned else count_zeros(model, report)
         removed: dict[str, float] = {}
-        if pruned.structured:
+        if fitted.structured:
             report, removed = measure_removal(experiment.harness_model(), model, report, spec.sparsity, data)
     with _timed(seconds, "evaluate"):
-        measured, deferred = _with_deferral(experiment, model, pruned, data)
+        measured, deferred = _with_deferral(experiment, model, fitted.threshold, data)
         outputs, tables, metrics, validation = measure_outputs(measured, data)
-        fitted = measure_fit(measured, data)
+        learned = measure_fit(measured, data)
     with _timed(seconds, "cost"):
         steps = (experiment.training_steps, spec.recipe.steps)
         share = deferred.get(TEST_NOTE, 0.0)
@@ -186,18 +193,38 @@ def _fit_and_measure(
         groups=tables,
         metrics=metrics,
         validation=validation,
-        mining=measure_mining(experiment.mined, data),
+        mining=measure_mining(fitted.mined, data),
         cost=cost,
-        notes={**experiment.notes, **fitted, **deferred, **removed, **_remarkable(given, balanced)},
+        notes={**fitted.notes, **learned, **deferred, **removed, **_remarkable(run, experiment, balanced)},
     )
     keep = run.is_dense or context.keep_models
     return store.write(record, outputs, model=state_of(model) if keep else None)
 
 
-def _remarkable(given: bool, balanced: VisibleSplit | None) -> dict[str, float]:
+def _remarkable(run: PlannedRun, experiment: Experiment, balanced: VisibleSplit | None) -> dict[str, float]:
     """Notes that the weights come from outside, and how many groups balanced validation has no image of."""
     missing = 0 if balanced is None else len(balanced.missing_groups)
+    given = run.is_dense and experiment.trained_outside
     return {**({OUTSIDE_NOTE: 1.0} if given else {}), **({MISSING_NOTE: float(missing)} if missing else {})}
+
+
+def _fit_here(
+    run: PlannedRun, context: RunContext, data: TaskData, method: Method, experiment: Experiment
+) -> Fitted:
+    """Fit a built-in method in this process, with torch's state kept and no task to be loaded."""
+    spec = run.spec
+    given = run.is_dense and experiment.trained_outside
+    start = time.process_time()
+    with data_withheld(), kept(spec.seed), ending_raises(method.name):
+        fit = functools.partial(_take_checkpoint, context) if given else method.fit
+        pruned = check_returned(method, fit(experiment, spec.sparsity or 0.0))
+        if not data.intact:
+            raise PruneBenchError(
+                f"method {method.name!r} changed the images in place; other runs share them: change a copy"
+            )
+    fitted = Fitted.of(pruned, experiment)
+    spent = round(time.process_time() - start, 3)
+    return replace(fitted, notes={**fitted.notes, CPU_NOTE: spent})
 
 
 def _take_checkpoint(context: RunContext, experiment: Experiment, _: float) -> Pruned:
@@ -211,48 +238,13 @@ def _take_checkpoint(context: RunContext, experiment: Experiment, _: float) -> P
     return Pruned(model, whole_masks(model))
 
 
-@contextlib.contextmanager
-def _no_exit(method: Method) -> Iterator[None]:
-    """A method that ends the process (`sys.exit`) fails its run, whatever status it asks for."""
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, Exception | KeyboardInterrupt):
-            raise
-        raise RuntimeError(
-            f"method {method.name!r} called for the end of the process ({type(error).__name__}: {error}); "
-            "raise an error to fail a run, return to end it"
-        ) from error
-
-
-def _checked(method: Method, returned: object) -> Pruned:
-    """What `fit` returned, if it is what it must be. Raises MaskError that says what it is instead."""
-    if not isinstance(returned, Pruned):
-        hint = "(model, masks)" if isinstance(returned, nn.Module) else ""
-        raise MaskError(
-            f"method {method.name!r}: fit must return Pruned(model, masks), got {type(returned).__name__}; "
-            f"write `return Pruned{hint or '(...)'}` with a bool mask for every convolution and linear weight"
-        )
-    if not isinstance(returned.model, nn.Module):
-        raise MaskError(
-            f"method {method.name!r}: Pruned.model must be the network, got {type(returned.model).__name__}"
-        )
-    if not isinstance(returned.masks, Mapping) or not all(
-        isinstance(mask, torch.Tensor) for mask in returned.masks.values()
-    ):
-        raise MaskError(
-            f"method {method.name!r}: Pruned.masks must be bool tensors by the name of their weight"
-        )
-    return returned
-
-
-def _as_the_tasks_network(experiment: Experiment, pruned: Pruned) -> Classifier:
+def _as_the_tasks_network(experiment: Experiment, fitted: Fitted) -> Classifier:
     """The returned weights in a fresh network of the task: what is measured holds nothing else.
 
     Of a structured result the network has the channels that are left.
     """
-    net, state = experiment.harness_model(), state_of(pruned.model)
-    if pruned.structured:
+    net, state = experiment.harness_model(), fitted.state
+    if fitted.structured:
         narrowed(net, state)
     try:
         net.load_state_dict({name: value.to(experiment.device) for name, value in state.items()})
@@ -265,13 +257,13 @@ def _as_the_tasks_network(experiment: Experiment, pruned: Pruned) -> Classifier:
 
 
 def _with_deferral(
-    experiment: Experiment, model: Classifier, pruned: Pruned, data: TaskData
+    experiment: Experiment, model: Classifier, threshold: float | None, data: TaskData
 ) -> tuple[nn.Module, dict[str, float]]:
     """What answers: the model, or the model with the shared dense one behind it (then charged); and notes of it."""
-    if pruned.deferral is None:
+    if threshold is None:
         return model, {}
     multi_label = data.task.attributes is not None
-    deferral = Deferral(float(pruned.deferral.threshold))  # a number is all that comes from the method
+    deferral = Deferral(threshold)  # a number is all that comes from the method
     dense = experiment.dense_model().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stages = Cascade(model, dense, deferral, multi_label=multi_label)
     return stages, measure_deferral(stages, data)

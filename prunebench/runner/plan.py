@@ -19,6 +19,7 @@ from prunebench.models.nets import ModelName
 from prunebench.pruning.masks import check_feasible, prunable
 from prunebench.results.spec import RunSpec
 from prunebench.results.store import Store
+from prunebench.runner.described import find_method
 from prunebench.suites import Suite
 from prunebench.tasks import Task, resolve_task
 
@@ -54,7 +55,8 @@ class RunContext:
     """Where runs run: the results folder, the data, the device; and whether pruned weights are kept.
 
     `latency_skipped` says why latencies would mean little (many runs on one GPU): sparse inference
-    is then not measured. `dense` is a checkpoint that stands for the dense model, trained outside.
+    is then not measured. `dense` is a checkpoint that stands for the dense model, trained outside. Methods of users'
+    files are ended after `timeout` seconds, and see nothing of the machine in a `sandbox` (`jail`).
     """
 
     out: Path
@@ -63,6 +65,8 @@ class RunContext:
     keep_models: bool = True
     latency_skipped: str | None = None
     dense: Path | None = None
+    sandbox: bool = False
+    timeout: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -79,14 +83,16 @@ class RunContext:
         )
 
 
-def expand(suite: Suite, data_root: Path | None, dense: Path | None = None) -> list[PlannedRun]:
+def expand(
+    suite: Suite, data_root: Path | None, dense: Path | None = None, *, sandbox: bool = False
+) -> list[PlannedRun]:
     """All runs of a suite: the dense models, then method by method. Raises UsageError before anything is trained.
 
     `dense` is a checkpoint that stands for the dense model of the one task, for every seed; its hash becomes part of
     the model's name. A suite that is stopped has whole rows of its first methods; within one, runs of a seed stand
     apart, so that workers do not wait for each other's shared stages.
     """
-    methods = choose_methods(suite)
+    methods = choose_methods(suite, sandbox=sandbox)
     tasks = {name: resolve_task(name, data_root) for name in suite.tasks}
     if len({task.name for task in tasks.values()}) != len(tasks):
         raise UsageError("two of the tasks share one name; rename a folder or run them into different --out")
@@ -106,9 +112,9 @@ def expand(suite: Suite, data_root: Path | None, dense: Path | None = None) -> l
     return runs
 
 
-def choose_methods(suite: Suite) -> dict[str, Method]:
+def choose_methods(suite: Suite, *, sandbox: bool = False) -> dict[str, Method]:
     """The suite's methods with its settings, by the name or file they were asked for with."""
-    methods = {asked: resolve_method(asked) for asked in suite.methods}
+    methods = {asked: find_method(asked, sandbox=sandbox) for asked in suite.methods}
     names = {method.name for method in methods.values()}
     if len(names) != len(methods):
         raise UsageError("two of the methods share one name; rename yours")
