@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from prunebench.errors import PruneBenchError
-from prunebench.methods.discovery import SHUFFLED, resolve_method
+from prunebench.methods.discovery import SHUFFLED
 from prunebench.pruning.masks import keep_count
 from prunebench.results.record import REMOVED_NOTE, RunRecord
 from prunebench.results.store import Store
+from prunebench.runner.described import find_method
 from prunebench.runner.evaluate import TaskData
 from prunebench.runner.execute import execute
 from prunebench.runner.plan import PlannedRun, RunContext, expand
@@ -40,7 +41,7 @@ def check_method(name: str) -> list[Finding]:
         findings, "it can be loaded, cites its source and declares its supervision", lambda: _load(name)
     ):
         return findings
-    method = resolve_method(name)
+    method = find_method(name)
     with tempfile.TemporaryDirectory() as folder:
         runs: list[tuple[PlannedRun, RunRecord]] = []
 
@@ -74,7 +75,7 @@ def _rule(findings: list[Finding], what: str, test: Callable[[], None]) -> bool:
 
 
 def _load(name: str) -> None:
-    resolve_method(name)
+    find_method(name)
 
 
 def _beside_shuffled(name: str, runs: Sequence[tuple[PlannedRun, RunRecord]], out: Path) -> str:
@@ -83,7 +84,7 @@ def _beside_shuffled(name: str, runs: Sequence[tuple[PlannedRun, RunRecord]], ou
         control = _tiny_runs(f"{SHUFFLED}{name}", out, SPARSITIES[:1])
     except PruneBenchError as error:
         return f"for information: its masks were not shuffled ({str(error).splitlines()[0]})"
-    method = resolve_method(name)
+    method = find_method(name)
     own = [record for run, record in runs if run.spec.sparsity in (None, SPARSITIES[0]) and not run.is_dense]
     accuracy, beside = (record.metrics.get("conflicting") or 0.0 for record in (own[0], control[-1][1]))
     level = "its own sparsity" if method.native else f"sparsity {SPARSITIES[0]:g}"
@@ -97,7 +98,7 @@ def _tiny_runs(
     name: str, out: Path, sparsities: tuple[float, ...] = SPARSITIES
 ) -> list[tuple[PlannedRun, RunRecord]]:
     """Dense and the method's runs at two sparsities, run here. Raises PruneBenchError if one fails."""
-    method = resolve_method(name)
+    method = find_method(name)
     settings = {key: value for key, value in TINY_SETTINGS.items() if key in method.params}
     suite = Suite(
         name="check",

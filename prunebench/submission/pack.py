@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prunebench.errors import StoreError, UsageError, unknown
-from prunebench.methods.discovery import builtin_names, digest_of, is_package, resolve_method, source_files
+from prunebench.methods.discovery import builtin_names, digest_of, is_package, source_files
 from prunebench.results.artifacts import Manifest as Objects
 from prunebench.results.artifacts import Stored, manifest_text
 from prunebench.results.committed import encode_task, safe_name
@@ -18,6 +18,7 @@ from prunebench.results.objects import sha256_of
 from prunebench.results.record import PREDICTIONS_NOTE, RunRecord
 from prunebench.results.store import Document, Store, open_results, write_atomically, writing
 from prunebench.results.tracks import is_dense
+from prunebench.runner.described import find_method
 from prunebench.runner.environment import describe_environment
 from prunebench.submission.card import CARD, read_card, write_template
 from prunebench.submission.folder import (
@@ -105,7 +106,7 @@ def choose_runs(store: Store, results: Path, method: str, tasks: Sequence[str] =
     path = Path(method)
     is_source = method.endswith(".py") or (method not in builtin_names() and is_package(path))
     documents = [entry for entry in store.documents() if isinstance(entry, Document)]
-    name = resolve_method(method).name if is_source else method
+    name = find_method(method).name if is_source else method
     found = Counter(document.record.spec["method"] for document in documents)
     if name not in found or name == "dense":
         raise (
@@ -121,7 +122,7 @@ def choose_runs(store: Store, results: Path, method: str, tasks: Sequence[str] =
             f"{name} is a method of yours: name its file, `--method my_method.py`, so that it is packed"
         )
     predicted = versions == {PREDICTED}
-    version = PREDICTED if predicted else resolve_method(method).version
+    version = PREDICTED if predicted else find_method(method).version
     if version not in versions:
         raise UsageError(
             f"the runs of {name} in {results} are of version {', '.join(sorted(versions))}, it is {version} now: "
