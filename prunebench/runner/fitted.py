@@ -24,7 +24,7 @@ from prunebench.methods.experiment import Experiment, Pruned, VisibleSplit
 from prunebench.models.nets import PRETRAINED, ModelName, find_imagenet_weights
 from prunebench.pruning.masks import Masks
 from prunebench.pruning.wrapped import state_of
-from prunebench.results.record import REMOVED_NOTE
+from prunebench.results.record import FITTED_NOTE, REMOVED_NOTE
 from prunebench.results.spec import hash_of
 from prunebench.results.store import Store
 from prunebench.runner.apart import ApartError, Request, can_run_apart, fork_server, jail_of, shared_files
@@ -249,7 +249,7 @@ def _notes(values: Any) -> dict[str, float]:
     """What the method logged: numbers by short names, none of those that the harness writes."""
     if not isinstance(values, dict) or len(values) > MOST_NOTES:
         raise ApartError(f"the method logged more than {MOST_NOTES} numbers")
-    reserved = (*NOTES, REMOVED_NOTE, CPU_NOTE, DECLARED_NOTE)
+    reserved = (*NOTES, FITTED_NOTE, REMOVED_NOTE, CPU_NOTE, DECLARED_NOTE)
     for name, value in values.items():
         if name in reserved:
             raise UsageError(f"log: {name} is written by the harness; choose another name")
