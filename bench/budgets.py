@@ -137,6 +137,11 @@ def choose(grid: Sequence[Budget]) -> Budget:
     return next((budget for budget in grid if budget.fitted >= ENOUGH), grid[-1])
 
 
+def mean_of(values: Sequence[float]) -> float | None:
+    """None of none: a network that is still to be trained."""
+    return statistics.fmean(values) if values else None
+
+
 def table(runs: Sequence[Measured]) -> str:
     """All budgets as Markdown, the chosen ones marked."""
 
@@ -146,7 +151,7 @@ def table(runs: Sequence[Measured]) -> str:
         return Column(
             f"{of}_{field}",
             f"{titles[field]}{words} (%)",
-            value=lambda budget: statistics.fmean(getattr(run, field) for run in getattr(budget, of)),
+            value=lambda budget: mean_of([getattr(run, field) for run in getattr(budget, of)]),
             format=lambda value: f"{100 * value:.1f}",
         )
 
