@@ -2,8 +2,9 @@
 
     uv run python bench/review_table.py [--out results/review] [--seed 3] [--page docs/controls.md]
 
-Runs what is missing of the suite `review` (the same command resumes), writes the table between the markers of the page
-and its numbers beside it. Only finished runs of the current plan are shown; an arm that lacks seeds has no row.
+Runs what the board's results and --out lack of the suite `review` (the same command resumes), writes the table between
+the markers of the page and its numbers beside it. Only finished runs of the current plan are shown; an arm that lacks
+seeds has no row.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import io
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prunebench.api import execute_plan, make_plan
@@ -22,7 +23,7 @@ from prunebench.report import format as fmt
 from prunebench.report.markdown import escape, fill_part, markdown_table
 from prunebench.report.table import Column, RowGroup, Table, text_column
 from prunebench.results.record import RunRecord
-from prunebench.results.store import Store, write_atomically
+from prunebench.results.store import Store, open_results, write_atomically
 from prunebench.stats.intervals import Interval, mean_interval
 from prunebench.stats.multiplicity import holm_adjusted
 from prunebench.stats.tests import paired_p_value
@@ -117,16 +118,25 @@ def run_of(record: RunRecord) -> ReviewRun:
     )
 
 
-def run_suite(suite: Suite, out: Path, workers: int | None) -> list[ReviewRun]:
-    """Run what a folder lacks of a suite; gives the finished runs of the plan."""
+def run_suite(suite: Suite, out: Path, workers: int | None, known: Sequence[Path] = ()) -> list[ReviewRun]:
+    """Run what a folder, and results that are `known`, lack of a suite; gives the finished runs of the plan."""
     plan = make_plan(suite, out=out, device="cpu")
-    print(f"{len(plan.todo)} of {len(plan.runs)} runs to do", file=sys.stderr)
-    outcome = execute_plan(plan, workers=workers)
+    planned = {run.spec.run_id for run in plan.runs}
+    found = {
+        entry.run_id: entry
+        for folder in known
+        for entry in open_results(folder).records()[0]
+        if entry.status == "ok" and entry.run_id in planned
+    }
+    todo = [run for run in plan.todo if run.spec.run_id not in found]
+    print(f"{len(todo)} of {len(plan.runs)} runs to do", file=sys.stderr)
+    outcome = execute_plan(replace(plan, todo=todo), workers=workers)
     if outcome.failed:
         print(f"{outcome.failed} runs failed; the same command tries them again", file=sys.stderr)
-    planned = {run.spec.run_id for run in plan.runs}
-    records = Store(out).records()[0]
-    return [run_of(entry) for entry in records if entry.status == "ok" and entry.run_id in planned]
+    for entry in Store(out).records()[0]:
+        if entry.status == "ok" and entry.run_id in planned:
+            found[entry.run_id] = entry
+    return [run_of(entry) for entry in found.values()]
 
 
 # Table
@@ -252,7 +262,9 @@ def main() -> None:
             recipe=SMOKE,
             params=params,
         )
-    runs = run_suite(suite, options.out, options.workers)
+    runs = run_suite(
+        suite, options.out, options.workers, () if options.smoke else [ROOT / "leaderboard" / "results"]
+    )
     table = review_markdown(runs)
     print(table)
     if not options.smoke:
