@@ -69,6 +69,7 @@ def estimate(mean: float, half: float, seeds: int = 3) -> Estimate:
 LEVELS = {
     "in_distribution": (0.985, -0.25), "attribute_accuracy": (0.96, -0.2), "unbiased": (0.6, -0.45),
     "aligned": (0.95, -0.2), "conflicting": (0.5, -0.45), "worst_group": (0.1, -0.1),
+    "conflicting_seen": (0.55, -0.45), "conflicting_unseen": (0.3, -0.3),
     "worst_tenth": (0.2, -0.2), "worst_class_conflicting": (0.3, -0.3), "bias_gap": (0.4, 0.45),
     "bias_amplification": (0.05, 0.2), "amplification_defined": (1.0, -0.1),
     "calibrated_bias_amplification": (0.02, 0.1),

@@ -39,6 +39,7 @@ from prunebench.results.tracks import (
     finished_runs,
     is_dense,
     is_unpruned,
+    seed_plan,
     split_tracks,
     track_identity,
     variant_labels,
@@ -120,7 +121,13 @@ def _track(
         rows=rows,
         aligned=_aligned(runs),
         problems=tuple(_problems(runs, rows)),
-        notes=(*_notes(runs), *_reference_notes(ranking), *_mixed_rows(rows), *_extra_seeds(every, seeds)),
+        notes=(
+            *_notes(runs),
+            *_plan_notes(seed_plan(every, plans), seeds),
+            *_reference_notes(ranking),
+            *_mixed_rows(rows),
+            *_extra_seeds(every, seeds),
+        ),
         reference=None if ranking.reference is None else ranking.reference[1],
         remarks=(*_folded_words(rows), *_collapse_words(ranking), *_mask_words(rows)),
     )
@@ -401,6 +408,15 @@ def _mixed_rows(rows: Sequence[MethodRow]) -> list[str]:
         f"† {at_sparsity(row.method, row.sparsity, dense=row.dense)}: its mean rests on {'; '.join(row.mixed)}."
         for row in rows
         if row.mixed
+    ]
+
+
+def _plan_notes(plan: Sequence[int], seeds: Sequence[int]) -> list[str]:
+    """That no planned seed has a run, and which ones are shown in their place."""
+    if not plan or set(plan) & set(seeds):
+        return []
+    return [
+        f"None of the planned seeds ({', '.join(map(str, plan))}) has a run: rows are of {listed('seed', seeds)}."
     ]
 
 

@@ -36,6 +36,7 @@ VERIFIED_HELP = (
     "Of submitted rows: consistent, re-evaluated (zeros counted and logits computed here from the stored weights), "
     "re-trained (some runs, drawn by a public seed, trained here), or unverified weights (predictions alone)"
 )
+SEEN, UNSEEN = "conflicting_seen", "conflicting_unseen"
 MASK_WORDS = {True: "beats its shuffled mask", False: "not shown to beat its shuffled mask"}
 NATIVE = "Native sparsity: chosen by the method"
 TERMINAL = (
@@ -254,15 +255,18 @@ def board_table(track: Track, *, by_setup: bool = False) -> Table[BoardLine]:
 def shown_metrics(track: Track, *, attributes: bool) -> list[str]:
     """The keys of a track's metrics: those of its groups, or those over several attributes.
 
-    Metrics that no row has are left out, and those that no row's sparsity leaves anything to say.
+    Metrics that no row has are left out, those that are folded in every row, and the two parts of the conflicting groups
+    where training saw all of them.
     """
     done = [row for row in track.rows if row.has_means]
+    parted = any(math.isfinite(row.metric(UNSEEN).mean) for row in done)
     return [
         metric.name
         for metric in board_metrics()
         if of_attributes(metric) == attributes
         and (metric.name in track.metrics or not track.finished)
         and not (done and all(metric.name in row.folded for row in done))
+        and (parted or metric.name not in (SEEN, UNSEEN))
     ]
 
 

@@ -134,18 +134,29 @@ def finished_runs(runs: Iterable[RunRecord]) -> dict[int, RunRecord]:
     return {run.spec["seed"]: run for run in ordered if run.status == "ok"}
 
 
-def planned_seeds(runs: Sequence[RunRecord], plans: Sequence[SeedPlan] = ()) -> tuple[int, ...]:
-    """The seeds of a track: those of its plan; without one, those that at least half of its rows have a record of.
+def seed_plan(runs: Sequence[RunRecord], plans: Sequence[SeedPlan]) -> tuple[int, ...]:
+    """The seeds that are planned of a track; none where no plan fits.
 
-    Of several plans the one that says most of model and recipe counts, then that with most seeds. One method that was
-    run with a seed more leaves no other row without all its seeds.
+    Of several plans the one that says most of model and recipe counts, then that with most seeds.
     """
     fitting = [plan for plan in plans if plan.fits(runs[0].spec)]
-    if fitting:
-        best = max(
-            fitting, key=lambda plan: (plan.model is not None, len(plan.recipe), len(plan.seeds), plan.seeds)
-        )
-        return tuple(sorted(best.seeds))
+    if not fitting:
+        return ()
+    best = max(
+        fitting, key=lambda plan: (plan.model is not None, len(plan.recipe), len(plan.seeds), plan.seeds)
+    )
+    return tuple(sorted(best.seeds))
+
+
+def planned_seeds(runs: Sequence[RunRecord], plans: Sequence[SeedPlan] = ()) -> tuple[int, ...]:
+    """The seeds of a track: those of its plan, else those that at least half of its rows have a record of.
+
+    A plan counts where any record has a seed of it: results of other seeds alone are still shown, by the second rule.
+    One method that was run with a seed more leaves no other row without all its seeds.
+    """
+    wanted = seed_plan(runs, plans)
+    if any(run.spec["seed"] in wanted for run in runs):
+        return wanted
     rows: dict[str, set[int]] = {}
     for run in runs:
         if not is_dense(run):

@@ -276,6 +276,12 @@ def test_seeds_are_those_of_the_plan_and_others_stand_apart() -> None:
     assert "beta at sparsity 0.9, seeds 1, 2, 3, 4: no record" in track.problems
 
 
+def test_results_without_any_planned_seed_are_shown_and_told() -> None:
+    (track,) = build_board([run("alpha", 0.9, 0, 0.4)], plans=[SeedPlan(CELL.task, (5, 6, 7))]).tracks
+    assert track.rows[0].metric("conflicting").mean == 0.4
+    assert "None of the planned seeds (5, 6, 7) has a run: rows are of seed 0." in track.notes
+
+
 def test_the_more_special_plan_counts() -> None:
     plans = [
         SeedPlan(CELL.task, (0, 1)),
@@ -408,6 +414,15 @@ def test_columns_that_say_the_same_are_folded_and_told() -> None:
     assert texts(both, accuracy_table, "alpha", "0.5")["unbiased"] == FOLDED
     assert texts(both, accuracy_table, "alpha", "0.9")["unbiased"] == "65.0 ± 0.0"
     assert texts(both, accuracy_table, "alpha", "0.5")["worst_group"] == FOLDED
+
+
+def test_conflicting_groups_that_training_never_saw_stand_apart() -> None:
+    """Only where there are any: else `seen` is the conflicting accuracy itself."""
+    seen, unseen = metrics(0.4) | {"conflicting_seen": 0.5}, {"conflicting_unseen": 0.3}
+    apart = only_track([run("alpha", 0.5, seed, metrics=seen | unseen) for seed in range(2)])
+    assert {"conflicting_seen", "conflicting_unseen"} <= set(accuracy_table(apart).keys)
+    all_seen = [run("alpha", 0.5, seed, metrics=seen | {"conflicting_unseen": None}) for seed in range(2)]
+    assert not {"conflicting_seen", "conflicting_unseen"} & set(accuracy_table(only_track(all_seen)).keys)
 
 
 def test_intervals_stay_within_what_a_share_can_be() -> None:

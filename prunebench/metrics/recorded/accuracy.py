@@ -89,6 +89,7 @@ def conflicting(groups: GroupTable) -> float:
     help="Mean accuracy over the bias-conflicting groups that the training split has an image of",
     cite="PruneBench",
     range=SHARE,
+    board=True,
 )
 def conflicting_seen(groups: GroupTable, train_count: Tensor) -> float:
     return groups.conflicting_where(train_count, seen=True)
@@ -103,6 +104,7 @@ def conflicting_seen(groups: GroupTable, train_count: Tensor) -> float:
     help="Mean accuracy over the bias-conflicting groups that the training split has no image of",
     cite="PruneBench",
     range=SHARE,
+    board=True,
 )
 def conflicting_unseen(groups: GroupTable, train_count: Tensor) -> float:
     return groups.conflicting_where(train_count, seen=False)
