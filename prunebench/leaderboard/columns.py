@@ -255,8 +255,8 @@ def board_table(track: Track, *, by_setup: bool = False) -> Table[BoardLine]:
 def shown_metrics(track: Track, *, attributes: bool) -> list[str]:
     """The keys of a track's metrics: those of its groups, or those over several attributes.
 
-    Metrics that no row has are left out, those that are folded in every row, and the two parts of the conflicting groups
-    where training saw all of them.
+    Metrics that no row has are left out, those that are folded in every row, and the two parts of the conflicting
+    groups where training saw all of them.
     """
     done = [row for row in track.rows if row.has_means]
     parted = any(math.isfinite(row.metric(UNSEEN).mean) for row in done)
