@@ -118,7 +118,9 @@ def run_of(record: RunRecord) -> ReviewRun:
     )
 
 
-def run_suite(suite: Suite, out: Path, workers: int | None, known: Sequence[Path] = ()) -> list[ReviewRun]:
+def run_suite(
+    suite: Suite, out: Path, workers: int | None, known: Sequence[Path] = (), *, train: bool = True
+) -> list[ReviewRun]:
     """Run what a folder, and results that are `known`, lack of a suite; gives the finished runs of the plan."""
     plan = make_plan(suite, out=out, device="cpu")
     planned = {run.spec.run_id for run in plan.runs}
@@ -130,7 +132,7 @@ def run_suite(suite: Suite, out: Path, workers: int | None, known: Sequence[Path
     }
     todo = [run for run in plan.todo if run.spec.run_id not in found]
     print(f"{len(todo)} of {len(plan.runs)} runs to do", file=sys.stderr)
-    outcome = execute_plan(replace(plan, todo=todo), workers=workers)
+    outcome = execute_plan(replace(plan, todo=todo if train else []), workers=workers)
     if outcome.failed:
         print(f"{outcome.failed} runs failed; the same command tries them again", file=sys.stderr)
     for entry in Store(out).records()[0]:
@@ -159,7 +161,7 @@ def rows_of(runs: Sequence[ReviewRun]) -> tuple[dict[str, list[ReviewRow]], list
 
     def row(arm: Arm) -> ReviewRow:
         members = [by_arm[arm.method][seed] for seed in sorted(seeds)]
-        difference = None
+        difference, p_value = None, p_values.get(arm.method, math.nan)
         if arm.method in p_values:
             control = values[arm.control or ""]
             difference = mean_interval([run.conflicting - control[run.seed] for run in members])
@@ -171,7 +173,7 @@ def rows_of(runs: Sequence[ReviewRun]) -> tuple[dict[str, list[ReviewRow]], list
             mean_interval([run.conflicting for run in members]),
             mean_interval([run.aligned for run in members]),
             difference,
-            p_values.get(arm.method),
+            p_value if math.isfinite(p_value) else None,
         )
 
     found = {name: [row(arm) for arm in group if arm.method in whole] for name, group in GROUPS.items()}
@@ -244,6 +246,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, nargs="+", default=[], help="these seeds in place of the suite's")
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page whose marked part is replaced")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        nargs="+",
+        default=[ROOT / "leaderboard" / "results"],
+        help="results folders whose rows are taken as they are (default: the board's)",
+    )
+    parser.add_argument("--no-run", action="store_true", help="show what is there and train nothing")
     parser.add_argument("--smoke", action="store_true", help="a few steps a run; prints and writes no page")
     options = parser.parse_args()
     suite = load_suite("review").narrowed(seeds=options.seed)
@@ -262,9 +272,8 @@ def main() -> None:
             recipe=SMOKE,
             params=params,
         )
-    runs = run_suite(
-        suite, options.out, options.workers, () if options.smoke else [ROOT / "leaderboard" / "results"]
-    )
+    known = [] if options.smoke else options.results
+    runs = run_suite(suite, options.out, options.workers, known, train=not options.no_run)
     table = review_markdown(runs)
     print(table)
     if not options.smoke:

@@ -137,9 +137,7 @@ def analyze_folder(results: Path, data_root: Path | None, tasks: Sequence[str], 
             console.print(f"{found.slug}: not analysed: {found.problem}", style="red", soft_wrap=True)
         else:
             store_analysis(found.analysis, found.outputs.task, data_root, results / FOLDER)
-            numbers = seed_numbers(found.outputs)
-            if numbers.rows:
-                write_seed_numbers(numbers, results / FOLDER)
+            write_seed_numbers(seed_numbers(found.outputs), results / FOLDER)
             _report(found.analysis, console)
     _report_cards(results, tasks, console)
     return failed

@@ -38,13 +38,13 @@ def mean_p_value(differences: Sequence[float]) -> float:
 
 
 def interval_p_value(mean: float, half_width: float, n: int, confidence: float = 0.95) -> float:
-    """Two-sided p of a mean of 0 from its t interval over n values; nan with fewer than two."""
+    """Two-sided p of a mean of 0 from its t interval over n values; nan with fewer than two, or equal ones."""
     from scipy.special import stdtr, stdtrit
 
     if n < 2 or not (math.isfinite(mean) and math.isfinite(half_width)):
         return math.nan
-    if half_width == 0:
-        return 1.0 if mean == 0 else 0.0
+    if half_width <= ROUNDING * abs(mean):
+        return 1.0 if mean == 0 else math.nan
     quantile = float(stdtrit(n - 1, 1 - (1 - confidence) / 2))
     return 2 * float(stdtr(n - 1, -abs(mean) * quantile / half_width))
 

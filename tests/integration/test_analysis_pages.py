@@ -87,7 +87,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, grid: Path) -> Path:
     """All three fake analyses as pages, beside a board."""
     out = tmp_path_factory.mktemp("out")
     analyses = [few(class_analysis(FEW)), attribute_analysis(), odd_analysis()]
-    write_pages(out, analysis_files(analyses, {"few": grid, "digit-attributes": grid}))
+    write_pages(out, analysis_files(analyses, {"few": grid, "digit-attributes": grid}, cards=made_up_cards()))
     write_board(full_records(), out, links_of(analyses))
     return out
 
@@ -376,7 +376,7 @@ def test_the_same_numbers_give_the_same_bytes_in_any_order_and_through_json(
     analyses = [odd_analysis(), attribute_analysis(), few(class_analysis(FEW))]
     again = [read_analysis(write_analysis(analysis, tmp_path)) for analysis in analyses]
     out = tmp_path / "again"
-    write_pages(out, analysis_files(again, {"few": grid, "digit-attributes": grid}))
+    write_pages(out, analysis_files(again, {"few": grid, "digit-attributes": grid}, cards=made_up_cards()))
     made, before = files_of(out), files_of(written)
     del made[MANIFEST]
     assert {name for name in before if "analysis" in name or "samples" in name} <= set(made)

@@ -13,7 +13,7 @@ from scipy import stats
 
 from prunebench.errors import MetricError
 from prunebench.stats.clusters import cluster_sums, clustered_mcnemar_p_value, clustered_t
-from prunebench.stats.correlation import correlate_units, partial_spearman, row_spearman
+from prunebench.stats.correlation import correlate_units, partial_spearman, rank_p_value, row_spearman
 from prunebench.stats.equivalence import equivalence_test, seeds_needed
 from prunebench.stats.intervals import Interval, mean_interval, share_bounds
 from prunebench.stats.multiplicity import (
@@ -22,7 +22,7 @@ from prunebench.stats.multiplicity import (
     holm_adjusted,
     paired_verdicts,
 )
-from prunebench.stats.tests import paired_p_value
+from prunebench.stats.tests import interval_p_value, mean_p_value, paired_p_value
 
 # Equivalence
 
@@ -340,3 +340,25 @@ def test_cutting_loses_no_coverage() -> None:
         held += abs(interval.mean - 0.97) <= interval.half_width
         cut += low <= 0.97 <= high
     assert cut == held
+
+
+def test_p_of_an_interval_is_that_of_the_values_it_is_made_of() -> None:
+    values = [0.02, 0.01, 0.05, -0.01]
+    found = mean_interval(values)
+    expected = stats.ttest_1samp(values, 0).pvalue
+    assert interval_p_value(found.mean, found.half_width, found.n) == pytest.approx(expected)
+    assert mean_p_value(values) == pytest.approx(expected)
+    assert math.isnan(interval_p_value(0.1, 0.0, 3))
+    assert interval_p_value(0.0, 0.0, 3) == 1
+    assert math.isnan(interval_p_value(0.1, 0.1, 1))
+
+
+def test_p_of_a_rank_correlation_is_scipys() -> None:
+    generator = np.random.default_rng(2)
+    first = generator.normal(size=30)
+    second = first + generator.normal(size=30)
+    rho, expected = stats.spearmanr(first, second)
+    assert rank_p_value(float(rho), 30) == pytest.approx(expected)
+    assert rank_p_value(1.0, 30) == 0
+    assert math.isnan(rank_p_value(0.5, 4))
+    assert math.isnan(rank_p_value(None, 30))
