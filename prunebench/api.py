@@ -170,15 +170,18 @@ def run(  # noqa: PLR0913
     methods: Sequence[str] = (),
     sparsities: Sequence[float] = (),
     seeds: Sequence[int] = (),
+    settings: Sequence[str] = (),
     on_event: Callable[[Event], None] | None = None,
 ) -> Outcome:
     """Run a suite (a packaged name, a TOML path or a `Suite`) and write its leaderboard.
 
-    Calling it again resumes. `tasks`, `methods`, `sparsities` and `seeds` replace the suite's own lists. Raises
+    Calling it again resumes. `tasks`, `methods`, `sparsities` and `seeds` replace the suite's own lists;
+    `settings` are `method.key=value`, as behind `--set`. Raises
     `prunebench.errors.PruneBenchError` with a message that names the fix.
     """
     suite = load_suite(suite) if isinstance(suite, str) else suite
     suite = suite.narrowed(tasks=tasks, methods=methods, sparsities=sparsities, seeds=seeds)
+    suite = suite.with_settings(settings)
     plan = make_plan(suite, out=out, data_root=data_root, device=device)
     outcome = run_plan(plan, workers=workers, on_event=on_event)
     if outcome.problem is not None:

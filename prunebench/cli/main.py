@@ -66,6 +66,12 @@ def run(  # noqa: PLR0913
     ] = [],  # noqa: B006
     sparsity: Annotated[list[float], typer.Option(help="These sparsities (share of zeros).")] = [],  # noqa: B006
     seed: Annotated[list[int], typer.Option(help="These seeds.")] = [],  # noqa: B006
+    settings: Annotated[
+        list[str],
+        typer.Option(
+            "--set", help="METHOD.KEY=VALUE: a method's setting; VALUE,VALUE,... runs each (repeatable)."
+        ),
+    ] = [],  # noqa: B006
     dense: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Your own trained network (.safetensors) as the dense model, for one task."),
@@ -82,6 +88,7 @@ def run(  # noqa: PLR0913
     from prunebench.suites import load_suite
 
     chosen = load_suite(suite).narrowed(tasks=task, methods=method, sparsities=sparsity, seeds=seed)
+    chosen = chosen.with_settings(settings)
     plan = make_plan(
         chosen, out=out, data_root=data_root, device=device, keep_models=keep_models, dense=dense
     )

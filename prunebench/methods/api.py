@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
 from prunebench.errors import UsageError, unknown
 from prunebench.methods.criteria import LONGEST_CITE, check_name, check_setting
@@ -52,6 +52,8 @@ class Method:
     ranked: bool = True
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other names of settings."""
+    choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """The values that some settings may have; `prunebench check` tries each."""
 
     def __post_init__(self) -> None:
         check_name("method", self.name)
@@ -138,9 +140,19 @@ def method(  # noqa: PLR0913
             multi_label=multi_label,
             unpruned=unpruned,
             ranked=ranked,
+            choices=literals_of(cls) if dataclasses.is_dataclass(cls) else {},
         )
 
     return wrap
+
+
+def literals_of(annotated: Any) -> dict[str, tuple[Any, ...]]:
+    """The values of what a class or function annotates with `Literal`, by name; none where they do not resolve."""
+    try:
+        hints = get_type_hints(annotated)
+    except (NameError, TypeError, AttributeError):
+        return {}
+    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
 
 
 def defaults_of(cls: type) -> dict[str, Any]:

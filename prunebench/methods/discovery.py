@@ -234,6 +234,7 @@ def check_method_name(name: str) -> None:
     name = name.removeprefix(SHUFFLED)
     if name not in builtin_names():
         name = name.removesuffix(SHUFFLED_NAME)
+        name = place_and_name(name)[0]
     if not (name.endswith(".py") or is_package(Path(name))) and name not in (known := builtin_names()):
         raise unknown("method", name, known)
 
@@ -280,8 +281,27 @@ def _methods_in(module: ModuleType) -> Iterator[Method]:
             yield value
 
 
+def place_and_name(name: str) -> tuple[str, str]:
+    """The file or package and the method in it of `my_methods.py:NAME`; of all else the name itself, and nothing."""
+    place, colon, wanted = name.rpartition(":")
+    if colon and (place.endswith(".py") or is_package(Path(place))):
+        return place, wanted
+    return name, ""
+
+
+def all_names(name: str) -> list[str]:
+    """The names of all methods that a file or package holds, each to be resolved; of all else the name itself."""
+    place = name.removeprefix(SHUFFLED)
+    if not place.endswith(".py") and (place in builtin_names() or not is_package(Path(place))):
+        return [name]
+    found = file_methods(Path(place))
+    return [name] if len(found) == 1 else [f"{name}:{each}" for each in found]
+
+
 def resolve_method(name: str) -> Method:
     """The method called `name`, or the only one in the file or package `name`; with `shuffled:` before it, its control.
+
+    `my_methods.py:NAME` is one of several in a file.
 
     Raises UsageError with a suggestion.
     """
@@ -291,11 +311,14 @@ def resolve_method(name: str) -> Method:
 
         base = resolve_method(name.removeprefix(SHUFFLED).removesuffix(SHUFFLED_NAME))
         return shuffled_mask(base, f"{base.name}{SHUFFLED_NAME}")
-    if name.endswith(".py") or (name not in known and is_package(Path(name))):
-        found = file_methods(Path(name))
-        if len(found) > 1:
-            raise UsageError(f"{name} holds {', '.join(found)}: keep one method a file")
-        return next(iter(found.values()))
+    place, wanted = place_and_name(name)
+    if place.endswith(".py") or (name not in known and is_package(Path(place))):
+        found = file_methods(Path(place))
+        if wanted and wanted not in found:
+            raise unknown(f"method in {place}", wanted, found)
+        if len(found) > 1 and not wanted:
+            raise UsageError(f"{place} holds {', '.join(found)}: name one, {place}:{next(iter(found))}")
+        return found[wanted] if wanted else next(iter(found.values()))
     if name not in known:
         raise unknown("method", name, known)
     return known[name]

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from prunebench.errors import UsageError, unknown
-from prunebench.methods.api import Method, defaults_of
+from prunebench.methods.api import Method, defaults_of, literals_of
 from prunebench.methods.criteria import Criterion, check_name
 from prunebench.methods.experiment import Experiment, Pruned
 from prunebench.pruning.distribution import ALLOCATIONS, Distribution
 from prunebench.pruning.masks import Masks, apply_masks, make_masks, prunable
-from prunebench.pruning.pattern import check_structure, largest_masks, n_and_m
+from prunebench.pruning.pattern import PATTERNS, check_structure, largest_masks, n_and_m
 from prunebench.pruning.schedule import SCHEDULES, exponential_targets, pruning_steps, pruning_targets
 from prunebench.results.spec import LR_SCHEDULES, OPTIMIZERS
 
 ALIASES = {"distribution": "allocation"}
 """Other names of settings."""
+CHOICES = {"allocation": ALLOCATIONS, "structure": PATTERNS, "schedule": SCHEDULES}
 STARTS = ("dense", "init")
 BUDGETS = ("steps", "finetune_steps")
 
@@ -224,6 +225,7 @@ def prune_by(
         unpruned=unpruned,
         ranked=not unpruned,
         aliases=ALIASES,
+        choices={} if native else {**CHOICES, **literals_of(criterion.score)},
     )
     entry = entry.with_params(chosen)
     built = entry.build(**entry.params)

@@ -22,7 +22,7 @@ from prunebench.data.transforms import TRIGGERS, ImageTransform
 from prunebench.errors import PruneBenchError, SupervisionError
 from prunebench.methods.api import Method
 from prunebench.methods.counting import watching_engine
-from prunebench.methods.discovery import resolve_method
+from prunebench.methods.discovery import SHUFFLED, file_methods, resolve_method
 from prunebench.methods.experiment import Experiment, ExperimentContext, Pruned, TrainingCost, VisibleSplit
 from prunebench.methods.fitting import check_returned, ending_raises
 from prunebench.methods.isolation import kept
@@ -103,6 +103,7 @@ def run_child(request: Mapping[str, Any], talk: Channel, out: int, shared: Seque
     harness = Harness(talk, out)
     jobs: dict[str, Callable[[], tuple[dict[str, Any], dict[str, Tensor] | None]]] = {
         "describe": lambda: (_describe(request), None),
+        "names": lambda: (_names(request), None),
         "fit": lambda: _fit(request, harness, shared),
     }
     try:
@@ -136,6 +137,12 @@ def _describe(request: Mapping[str, Any]) -> dict[str, Any]:
         except (TypeError, ValueError) as error:
             raise PruneBenchError(f"settings of {method.name}: {error}") from error
     return {"kind": "described", "facts": facts, "params": method.params}
+
+
+def _names(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The methods that a file holds."""
+    place = request["method"].removeprefix(SHUFFLED)
+    return {"kind": "described", "names": list(file_methods(Path(place)))}
 
 
 def _fit(

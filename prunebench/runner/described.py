@@ -16,9 +16,11 @@ from prunebench.errors import PruneBenchError, UsageError
 from prunebench.methods.api import Method, Procedure
 from prunebench.methods.discovery import (
     SHUFFLED,
+    all_names,
     builtin_methods,
     digest_of,
     is_package,
+    place_and_name,
     resolve_method,
     source_files,
 )
@@ -28,38 +30,61 @@ DESCRIBE_SECONDS = 300.0
 """That an import may take."""
 
 
+def place_of(name: str) -> tuple[Path, str]:
+    """The file or package of a user's method, or of the base of its shuffled control, and its own name if given."""
+    place, own = place_and_name(name.removeprefix(SHUFFLED))
+    return Path(place), own
+
+
 def is_users(name: str) -> bool:
-    """Whether a method, or the base of its shuffled control, is a file or package of a user."""
-    path = Path(name.removeprefix(SHUFFLED))
+    """Whether a method, or the base of its shuffled control, is in a file or package of a user."""
+    path = place_of(name)[0]
     return path.suffix == ".py" or (str(path) not in builtin_methods() and is_package(path))
 
 
 def absolute(name: str) -> str:
     """The name of a user's method wherever the process that imports it stands."""
-    shuffled = SHUFFLED if name.startswith(SHUFFLED) else ""
-    return f"{shuffled}{Path(name.removeprefix(SHUFFLED)).resolve()}"
+    path, own = place_of(name)
+    return f"{SHUFFLED if name.startswith(SHUFFLED) else ''}{path.resolve()}{own and f':{own}'}"
 
 
 def files_of(name: str) -> list[str]:
     """What a user's method may read of its folder: the file and its helpers, or the package."""
-    path = Path(name.removeprefix(SHUFFLED)).resolve()
+    path = place_of(name)[0].resolve()
     return [str(path)] if path.is_dir() else [str(file) for file in source_files(path)]
+
+
+def find_names(name: str, *, sandbox: bool = False) -> list[str]:
+    """The names of all methods of a user's file, each to be found; of all else the name itself. Raises UsageError."""
+    path, own = place_of(name)
+    if own or not is_users(name):
+        return [name]
+    if not can_run_apart():
+        return all_names(name)
+    _check_there(path)
+    found = _ask(absolute(name), digest_of(path), sandbox, "names")["names"]
+    return [name] if len(found) == 1 else [f"{name}:{each}" for each in found]
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file() and not is_package(path):
+        raise UsageError(f"no method file {path}")
 
 
 def find_method(name: str, *, sandbox: bool = False) -> Method:
     """The method called `name`; of a user's file, one that says what it declares. Raises UsageError."""
     if not is_users(name) or not can_run_apart():
         return resolve_method(name)
-    path = Path(name.removeprefix(SHUFFLED))
-    if not path.is_file() and not is_package(path):
-        raise UsageError(f"no method file {path}")
-    asked = functools.partial(_ask, absolute(name), digest_of(path), sandbox)
+    path = place_of(name)[0]
+    _check_there(path)
+    asked = functools.partial(_ask, absolute(name), digest_of(path), sandbox, "describe")
     facts = asked(None)["facts"]
     fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in facts.items()
-        if key != "settings"
+        if key not in ("settings", "choices")
     }
+    choices = {key: tuple(values) for key, values in facts["choices"].items()}
 
     def build(**params: Any) -> Procedure:
         asked(json.dumps(params))
@@ -68,7 +93,7 @@ def find_method(name: str, *, sandbox: bool = False) -> Method:
     def relevant(settings: Mapping[str, Any]) -> Mapping[str, Any]:
         return asked(json.dumps(dict(settings)))["params"]
 
-    return Method(**fields, settings=facts["settings"], build=build, relevant=relevant)
+    return Method(**fields, settings=facts["settings"], choices=choices, build=build, relevant=relevant)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +109,11 @@ class _Elsewhere:
 
 
 @functools.cache
-def _ask(name: str, digest: str, sandbox: bool, changes: str | None) -> dict[str, Any]:
-    """What the file declares with changed settings; asked once for each state of the file."""
+def _ask(name: str, digest: str, sandbox: bool, kind: str, changes: str | None = None) -> dict[str, Any]:
+    """What the file declares with changed settings, or what it holds; asked once for each state of the file."""
     files = files_of(name)
     message = {
-        "kind": "describe",
+        "kind": kind,
         "method": name,
         "method_files": files,
         "changes": None if changes is None else json.loads(changes),

@@ -19,7 +19,7 @@ from prunebench.models.nets import ModelName
 from prunebench.pruning.masks import check_feasible, prunable
 from prunebench.results.spec import RunSpec
 from prunebench.results.store import Store
-from prunebench.runner.described import find_method
+from prunebench.runner.described import find_method, find_names
 from prunebench.suites import Suite
 from prunebench.tasks import Task, resolve_task
 
@@ -112,24 +112,32 @@ def expand(
     return runs
 
 
-def choose_methods(suite: Suite, *, sandbox: bool = False) -> dict[str, Method]:
-    """The suite's methods with its settings, by the name or file they were asked for with."""
-    methods = {asked: find_method(asked, sandbox=sandbox) for asked in suite.methods}
-    names = {method.name for method in methods.values()}
+def choose_methods(suite: Suite, *, sandbox: bool = False) -> list[tuple[str, Method]]:
+    """The suite's methods with its settings, each after the name or file that it was asked for with.
+
+    A file with several methods stands for all of them, a method with settings to sweep for one of each combination.
+    """
+    asked = list(dict.fromkeys(name for each in suite.methods for name in find_names(each, sandbox=sandbox)))
+    methods = [(name, find_method(name, sandbox=sandbox)) for name in asked]
+    names = {method.name for _, method in methods}
     if len(names) != len(methods):
         raise UsageError("two of the methods share one name; rename yours")
-    for name in suite.params:
+    for name in (*suite.params, *suite.sweep):
         if name not in names:
             resolve_method(name)
-    methods = {
-        asked: method.with_params(suite.params.get(method.name, {})) for asked, method in methods.items()
-    }
-    for method in methods.values():
+    chosen = [
+        (name, method.with_params({**suite.params.get(method.name, {}), **settings}))
+        for name, method in methods
+        for settings in suite.swept(method.name)
+    ]
+    for _, method in chosen:
         try:
             method.build(**method.params)
         except (TypeError, ValueError) as error:
             raise UsageError(f"settings of {method.name}: {error}") from error
-    return methods
+    if len({(method.name, str(sorted(method.params.items()))) for _, method in chosen}) != len(chosen):
+        raise UsageError("two values of a sweep are the same, or change nothing")
+    return chosen
 
 
 def _trained_outside(suite: Suite, model: str, dense: Path) -> str:
@@ -141,9 +149,9 @@ def _trained_outside(suite: Suite, model: str, dense: Path) -> str:
     return str(replace(ModelName.parse(model), outside=checkpoint_digest(dense)))
 
 
-def _check_labels(task: Task, methods: Mapping[str, Method]) -> None:
+def _check_labels(task: Task, methods: Sequence[tuple[str, Method]]) -> None:
     """Raise UsageError for a method that needs class labels where the task has attributes."""
-    unfit = [method.name for method in methods.values() if not method.multi_label]
+    unfit = sorted({method.name for _, method in methods if not method.multi_label})
     if task.attributes is not None and unfit:
         raise UsageError(
             f"{task.name} is multi-label, but {', '.join(unfit)} need{'s' * (len(unfit) == 1)} class labels: leave "
@@ -172,17 +180,14 @@ def _dense_spec(suite: Suite, task: Task, data_root: Path | None) -> RunSpec:
 
 
 def _runs_of_task(
-    name: str, base: RunSpec, methods: Mapping[str, Method], suite: Suite
+    name: str, base: RunSpec, methods: Sequence[tuple[str, Method]], suite: Suite
 ) -> Iterator[PlannedRun]:
     baseline = resolve_method("dense").metadata
     dense = {seed: replace(base, seed=seed) for seed in suite.seeds}
     for spec in dense.values():
         yield PlannedRun(spec, name, "dense", spec.run_id, baseline)
-    levels = {
-        asked: method.sparsities(suite.sparsities) for asked, method in methods.items() if not method.dense
-    }
-    for asked, method in methods.items():
-        for sparsity in levels.get(asked, ()):
+    for asked, method in methods:
+        for sparsity in () if method.dense else method.sparsities(suite.sparsities):
             for seed in suite.seeds:
                 spec = replace(
                     dense[seed],

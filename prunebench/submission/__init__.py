@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from prunebench.errors import UsageError
-from prunebench.methods.discovery import SHUFFLED, builtin_names, is_package
+from prunebench.methods.discovery import SHUFFLED, builtin_names, is_package, place_and_name
 from prunebench.results.committed import is_committed
-from prunebench.submission.methods import check_method
+from prunebench.submission.methods import check_method, check_methods
 from prunebench.submission.records import Finding, check_records, sound_records
 
 __all__ = ["Finding", "check_method", "check_path", "check_records", "sound_records"]
@@ -16,8 +16,9 @@ __all__ = ["Finding", "check_method", "check_path", "check_records", "sound_reco
 def check_path(path: Path) -> list[Finding]:
     """Check a method, by file or name, or a folder of results. Raises UsageError if it is none of them."""
     named = not path.exists() and str(path).removeprefix(SHUFFLED) in builtin_names()
-    if path.suffix == ".py" or is_package(path) or named:
-        return check_method(str(path))
+    place = Path(place_and_name(str(path))[0])
+    if place.suffix == ".py" or is_package(place) or named:
+        return check_methods(str(path))
     if (path / "runs").is_dir() or is_committed(path):
         return check_records(path)
     raise UsageError(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +16,7 @@ from prunebench.methods.discovery import SHUFFLED
 from prunebench.pruning.masks import keep_count
 from prunebench.results.record import REMOVED_NOTE, RunRecord
 from prunebench.results.store import Store
-from prunebench.runner.described import find_method
+from prunebench.runner.described import find_method, find_names
 from prunebench.runner.evaluate import TaskData
 from prunebench.runner.execute import execute
 from prunebench.runner.plan import PlannedRun, RunContext, expand
@@ -24,16 +26,37 @@ from prunebench.tasks import resolve_task
 
 TINY_TASK = "colored-digits@2pct"
 TINY_RECIPE = {"steps": 12, "finetune_steps": 6, "batch_size": 32, "schedule": "constant"}
-TINY_SETTINGS = {"mining_steps": 12, "mask_steps": 6}
-"""Settings that learned-mask methods have, cut down; others keep their own."""
+TINY_SETTINGS = {"mining_steps": 12, "mask_steps": 6, "rounds": 3}
+"""Settings that learned-mask methods and rounds have, cut down; others keep their own."""
+LONG_MODEL, LONG_BATCH = "convnet-small@0.25", 8
+"""What lets a method take all the steps that the task has, in seconds."""
 SPARSITIES = (0.5, 0.95)
+UNTIMED = "its file is checked"
+Runs = list[tuple[PlannedRun, RunRecord]]
+
+
+def check_methods(name: str) -> list[Finding]:
+    """The contract of a method, or of each that a file holds: see `check_method`."""
+    try:
+        several = find_names(name)
+    except PruneBenchError:
+        several = [name]
+    if len(several) == 1:
+        return check_method(name)
+    return [
+        replace(finding, what=f"{each.rpartition(':')[2]}: {finding.what}")
+        for each in several
+        for finding in check_method(each)
+    ]
 
 
 def check_method(name: str) -> list[Finding]:
     """The contract of a method (a name or a file), on a tiny budget and real digits.
 
     It declares itself, reaches the asked sparsity exactly, keeps its masks through training, is deterministic,
-    and touches neither bias labels nor the test split beyond what it declares. Beside that stands, to be read, what
+    and touches neither bias labels nor the test split beyond what it declares. It does so with every value of its
+    settings that it declares (`Literal`), and through as many steps as a real run has (on a narrow network): masks
+    that change every hundredth step do change. Beside that stands, to be read, what
     its masks are worth: the same masks shuffled. So few steps say little of it; `run` with `shuffled:NAME` does.
     """
     findings: list[Finding] = []
@@ -43,7 +66,7 @@ def check_method(name: str) -> list[Finding]:
         return findings
     method = find_method(name)
     with tempfile.TemporaryDirectory() as folder:
-        runs: list[tuple[PlannedRun, RunRecord]] = []
+        runs: Runs = []
 
         def run_all() -> None:
             runs.extend(_tiny_runs(name, Path(folder) / "once"))
@@ -57,6 +80,16 @@ def check_method(name: str) -> list[Finding]:
             _rule(findings, "its sparsity is exact by count", lambda: _exact(runs))
         _rule(findings, "the same spec twice gives the same numbers", lambda: _same(runs, name, Path(folder)))
         _rule(findings, "its training cost is counted", lambda: _cost(runs))
+        if method.choices:
+            _rule(
+                findings, "every declared value of its settings works", lambda: _choices(name, Path(folder))
+            )
+        if not method.dense:
+            _rule(
+                findings,
+                "it holds through all steps of a real run",
+                lambda: _exact(_long_runs(name, Path(folder))),
+            )
         if not (method.dense or method.unpruned or name.startswith(SHUFFLED)):
             findings.append(Finding(_beside_shuffled(name, runs, Path(folder) / "once"), True))
     return findings
@@ -95,26 +128,48 @@ def _beside_shuffled(name: str, runs: Sequence[tuple[PlannedRun, RunRecord]], ou
 
 
 def _tiny_runs(
-    name: str, out: Path, sparsities: tuple[float, ...] = SPARSITIES
-) -> list[tuple[PlannedRun, RunRecord]]:
-    """Dense and the method's runs at two sparsities, run here. Raises PruneBenchError if one fails."""
+    name: str,
+    out: Path,
+    sparsities: tuple[float, ...] = SPARSITIES,
+    changes: Mapping[str, Any] | None = None,
+) -> Runs:
+    """Dense and the method's runs at some sparsities, run here. Raises PruneBenchError if one fails."""
     method = find_method(name)
-    settings = {key: value for key, value in TINY_SETTINGS.items() if key in method.params}
-    suite = Suite(
-        name="check",
-        tasks=(TINY_TASK,),
-        methods=(name,),
-        sparsities=sparsities,
-        seeds=(0,),
-        recipe=TINY_RECIPE,
-        params={method.name: settings},
-    )
-    runs = expand(suite, None)
-    store, context = Store(out), RunContext(out)
+    chosen = method.with_params(changes or {})
+    settings = {key: value for key, value in TINY_SETTINGS.items() if key in chosen.params}
+    suite = _suite(name, sparsities, TINY_RECIPE, {method.name: {**settings, **(changes or {})}})
+    return _run_here(suite, out, UNTIMED if changes else None)
+
+
+def _choices(name: str, folder: Path) -> None:
+    method = find_method(name)
+    for key, values in method.choices.items():
+        for value in values:
+            if value != method.settings[key]:
+                _exact(_tiny_runs(name, folder / "choices", SPARSITIES[1:], {key: value}))
+
+
+def _long_runs(name: str, folder: Path) -> Runs:
+    """At one sparsity, with the settings and as many steps as a real run has, of small batches on a narrow network."""
+    suite = _suite(name, SPARSITIES[1:], {"batch_size": LONG_BATCH}, {})
+    return _run_here(replace(suite, model=LONG_MODEL), folder / "long", UNTIMED)
+
+
+def _suite(
+    name: str,
+    sparsities: tuple[float, ...],
+    recipe: Mapping[str, Any],
+    params: Mapping[str, Mapping[str, Any]],
+) -> Suite:
+    return Suite("check", (TINY_TASK,), (name,), sparsities, (0,), recipe=recipe, params=params)
+
+
+def _run_here(suite: Suite, out: Path, untimed: str | None = None) -> Runs:
+    store, context = Store(out), RunContext(out, latency_skipped=untimed)
     store.prepare()
     data = TaskData(resolve_task(TINY_TASK), None, 0, torch.device("cpu"))
     done = []
-    for run in runs:
+    for run in expand(suite, None):
         record = execute(run, context, data)
         if record.status != "ok":
             raise PruneBenchError(f"{run.spec.label}: {record.reason}\n{record.traceback or ''}".rstrip())
@@ -122,7 +177,7 @@ def _tiny_runs(
     return done
 
 
-def _exact(runs: list[tuple[PlannedRun, RunRecord]]) -> None:
+def _exact(runs: Runs) -> None:
     for run, record in runs:
         if run.is_dense or record.sparsity is None or run.spec.sparsity is None:
             continue
@@ -142,7 +197,7 @@ def _prunable_total(record: RunRecord) -> int:
     return sum(weight.numel() for weight in prunable(net).values())
 
 
-def _same(runs: list[tuple[PlannedRun, RunRecord]], name: str, folder: Path) -> None:
+def _same(runs: Runs, name: str, folder: Path) -> None:
     for (run, before), (_, after) in zip(runs, _tiny_runs(name, folder / "twice")):
         if before.outputs_sha256 != after.outputs_sha256:
             raise PruneBenchError(
@@ -150,7 +205,7 @@ def _same(runs: list[tuple[PlannedRun, RunRecord]], name: str, folder: Path) -> 
             )
 
 
-def _cost(runs: list[tuple[PlannedRun, RunRecord]]) -> None:
+def _cost(runs: Runs) -> None:
     for run, record in runs:
         if record.cost is None or record.cost.training_steps < 1:
             raise PruneBenchError(f"{run.spec.label}: no training step counted; train with experiment.train")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,10 @@ SUITES = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Suite:
-    """What `prunebench run` runs. `params` sets methods' settings by name; `recipe` changes the tasks' budget."""
+    """What `prunebench run` runs. `params` sets methods' settings by name; `recipe` changes the tasks' budget.
+
+    `sweep` has several values of settings, as lists, and stands for all their combinations.
+    """
 
     name: str
     tasks: tuple[str, ...]
@@ -32,6 +36,7 @@ class Suite:
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     board: bool = False
     """Whether its seeds are those that rows of its tasks are to have on the board."""
+    sweep: Mapping[str, Mapping[str, list[Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("tasks", "methods", "sparsities", "seeds"):
@@ -62,6 +67,42 @@ class Suite:
         chosen = {"tasks": tasks, "methods": methods, "sparsities": sparsities, "seeds": seeds}
         changes: dict[str, Any] = {name: tuple(values) for name, values in chosen.items() if values}
         return replace(self, **changes)
+
+    def swept(self, method: str) -> list[dict[str, Any]]:
+        """The combinations of settings that a method runs with; one without settings where nothing is swept."""
+        values = self.sweep.get(method, {})
+        return [dict(zip(values, chosen)) for chosen in itertools.product(*values.values())]
+
+    def with_settings(self, changes: Sequence[str]) -> Suite:
+        """This suite with `method.key=value` set; several values behind commas are swept.
+
+        Values are TOML's: `0.5`, `true`, `[1, 2]`, a text with or without quotes; `none` is None. Raises UsageError.
+        """
+        params = {name: dict(values) for name, values in self.params.items()}
+        sweep = {name: dict(values) for name, values in self.sweep.items()}
+        for change in changes:
+            left, equals, text = change.partition("=")
+            method, dot, key = left.strip().rpartition(".")
+            values = _values(text)
+            if not (equals and dot and method and key and values):
+                raise UsageError(
+                    f"--set {change}: want METHOD.KEY=VALUE, say jtt.upweight=5 or jtt.upweight=5,20,50"
+                )
+            chosen, other = (params, sweep) if len(values) == 1 else (sweep, params)
+            other.get(method, {}).pop(key, None)
+            chosen.setdefault(method, {})[key] = values[0] if len(values) == 1 else values
+        return replace(self, params=params, sweep=sweep)
+
+
+def _values(text: str) -> list[Any]:
+    """Values between commas, as TOML has them, or words."""
+    try:
+        return [*tomllib.loads(f"values = [{text}]")["values"]]
+    except tomllib.TOMLDecodeError:
+        words = [word.strip() for word in text.split(",")]
+    if len(words) > 1:
+        return [value for word in words for value in _values(word)]
+    return [None] if words == ["none"] else [word for word in words if word]
 
 
 def suite_names() -> list[str]:

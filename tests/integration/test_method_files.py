@@ -8,13 +8,15 @@ import pytest
 import torch
 from helpers import name_of, run_inline, tiny_suite
 
+from prunebench.api import make_plan
+from prunebench.errors import UsageError
 from prunebench.pruning.masks import masks_of, prunable
 from prunebench.results.record import RunRecord
 from prunebench.results.store import Store
-from prunebench.submission import check_method
+from prunebench.submission import check_path
 
 FOLDER = next(folder for folder in Path(__file__).parents if folder.name == "tests") / "method_files"
-HELPERS = {"helper_scores", "two_methods"}
+HELPERS = {"helper_scores"}
 FILES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in HELPERS)
 
 
@@ -34,8 +36,8 @@ def test_no_file_is_long(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_each_passes_check(path: Path) -> None:
-    findings = check_method(str(path))
-    assert len(findings) >= 5
+    findings = check_path(path)
+    assert len(findings) >= 7
     assert not [finding for finding in findings if not finding.ok]
 
 
@@ -131,3 +133,59 @@ def test_what_torch_pruned_is_read_from_the_network(tmp_path: Path) -> None:
     total = sum(weight.numel() for weight in prunable(net).values())
     assert sum(int(mask.sum()) for mask in masks_of(net).values()) == total - round(0.9 * total)
     assert torch.isfinite(net(torch.zeros(1, 3, 16, 16))).all()
+
+
+@pytest.mark.slow
+def test_check_goes_as_far_as_a_real_run_does(tmp_path: Path) -> None:
+    """Eighteen steps never reach the update that is wrong; neither does a value of a setting that is never tried."""
+    text = (FOLDER / "rigl.py").read_text()
+    late = tmp_path / "late.py"
+    late.write_text(text.replace("step.weights, new, share)", "step.weights, {}, share)"))
+    rare = tmp_path / "rare.py"
+    rare.write_text(text.replace("every: int = 100", "every: int = 5").replace(", noise)", ", None, 1)"))
+    for path, rule in ((late, "through all steps"), (rare, "every declared value")):
+        findings = check_path(path)
+        assert any(rule in finding.what and not finding.ok for finding in findings), path.name
+        others = [finding for finding in findings if not finding.ok and rule not in finding.what]
+        assert not others
+
+
+def test_settings_from_the_command_line_are_set_or_swept() -> None:
+    file = str(FOLDER / "two_methods.py")
+    suite = tiny_suite(file, "magnitude")
+    suite = suite.with_settings(
+        ["variant-a.power=1,2.5", "magnitude.distribution=erk", "magnitude.structure=none"]
+    )
+    runs = [run.spec for run in make_plan(suite, out="unused").runs if run.spec.method != "dense"]
+    found = [(spec.method, dict(spec.params).get("power"), dict(spec.params)["allocation"]) for spec in runs]
+    assert found == [
+        ("variant-a", 1, "global"), ("variant-a", 2.5, "global"), ("variant-b", None, "global"),
+        ("magnitude", None, "erk"),
+    ]  # fmt: skip
+    assert len({spec.run_id for spec in runs}) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("magnitude=1", "want METHOD.KEY=VALUE"),
+        ("magnitude.rate=", "want METHOD.KEY=VALUE"),
+        ("magnitude.rate=1", "unknown setting of magnitude 'rate'"),
+        ("magntude.events=1", "unknown method 'magntude': did you mean magnitude"),
+        ("magnitude.events=3,4", "two values of a sweep are the same, or change nothing"),
+        ("magnitude.structure=5:4", "want N <= M"),
+    ],
+)
+def test_settings_that_cannot_be_are_usage_errors(change: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_plan(tiny_suite("magnitude").with_settings([change]), out="unused")
+
+
+@pytest.mark.slow
+def test_swept_settings_are_rows_of_their_own(tmp_path: Path) -> None:
+    suite = tiny_suite(f"{FOLDER / 'two_methods.py'}:variant-a").with_settings(["variant-a.power=1,-1"])
+    outcome, _ = run_inline(suite, tmp_path)
+    assert (outcome.ok, outcome.failed) == (3, 0)
+    records = [record for record in Store(tmp_path).records()[0] if record.run_spec.method == "variant-a"]
+    assert sorted(dict(record.run_spec.params)["power"] for record in records) == [-1, 1]
+    assert len({record.outputs_sha256 for record in records}) == 2

@@ -276,7 +276,7 @@ SECOND = CRITERION_FILE.replace("def mine", "def other")
     ("text", "message"),
     [
         (CRITERION_FILE + SECOND, "two methods are called 'mine'"),
-        (CRITERION_FILE + SECOND.replace('"mine"', '"other"'), "holds mine, other: keep one method a file"),
+        (CRITERION_FILE + SECOND.replace('"mine"', '"other"'), "holds mine, other: name one, .*:mine"),
         ("def broken(:\n", "cannot be imported: SyntaxError"),
         ("import no_such_module_anywhere\n", "cannot be imported: ModuleNotFoundError"),
         ("from prunebench.store import Store\n", "write `from prunebench import criterion, method"),
