@@ -156,6 +156,18 @@ def test_ranks_are_corrected_for_the_number_of_pairs() -> None:
     assert not paired_verdicts({"first": first, "second": second, **rest}).decided("first", "second")
 
 
+def test_equal_methods_are_told_apart_no_more_often_than_promised() -> None:
+    """Of equals, any decision is false: the false discovery rate is then the share of families with one."""
+    generator = np.random.default_rng(7)
+    families = 600
+    shared, own = generator.normal(0, 0.02, (families, 1, 5)), generator.normal(0, 0.01, (families, 6, 5))
+    wrong = 0
+    for family in 0.5 + shared + own:
+        values = {f"m{k}": seeds(*row) for k, row in enumerate(family)}
+        wrong += bool(paired_verdicts(values, reference="m0", fewest=5).beats)
+    assert wrong <= stats.binom.ppf(0.999, families, 0.05)
+
+
 def test_equal_differences_are_no_evidence() -> None:
     """The same difference on every seed has no spread: it is neither certain nor tested."""
     found = paired_verdicts(
