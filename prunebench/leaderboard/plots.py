@@ -24,6 +24,7 @@ from prunebench.report.plot import (
     styles_of,
 )
 from prunebench.report.plotly import rounded
+from prunebench.stats.intervals import Interval, share_bounds
 
 CURVES = ("unbiased", "conflicting", "bias_gap", "entropy")
 """The metrics that are drawn over sparsity."""
@@ -52,7 +53,9 @@ def track_grid(track: Track, styles: Mapping[str, Style]) -> PlotGrid:
         replace(curve_plot(track, styles, metric_named(name)), height=330.0, end_labels=True, caption="")
         for name in STILL
     ]
-    words = f"Mean over {fmt.plural(len(track.seeds), 'seed')}; bars: 95 % t-interval. Dashed grey: the dense model."
+    words = (
+        f"Mean over {fmt.plural(len(track.seeds), 'seed')}; bars: 95 % t-interval. Dashed: dense, reference."
+    )
     stars = ", ".join(row.method for row in track.native if row.has_means)
     foot = (words, f"Stars: {stars}, at the sparsity that the method chose.") if stars else (words,)
     return PlotGrid(
@@ -80,7 +83,8 @@ def curve_plot(track: Track, styles: Mapping[str, Style], shown: Metric) -> Plot
             return Mark(place, None)
         found = row.metric(shown.name)
         reading = fmt.with_half_width(found, shown.decimals, scale)
-        return _interval_mark(place, found.mean, found.half_width, f"{_place_words(row)}\n{reading}", scale)
+        hint = f"{_place_words(row)}\n{reading}"
+        return _interval_mark(place, found.mean, found.half_width, hint, scale, shown.range)
 
     lines = []
     for method in sorted({row.method for row in track.pruned}):
@@ -93,7 +97,8 @@ def curve_plot(track: Track, styles: Mapping[str, Style], shown: Metric) -> Plot
                replace(styles[row.method], symbol="star"), line=False, size=4.0, end_label=False)
         for row in native
     )  # fmt: skip
-    dense = [(row, row.metric(shown.name)) for row in track.dense]
+    unpruned = (row for row in track.dense if row.method in (track.reference, "dense"))
+    dense = [(row, row.metric(shown.name)) for row in unpruned]
     rules = (
         Rule(scale * found.mean, row.method, REFERENCE, hint=fmt.with_half_width(found, shown.decimals, scale))
         for row, found in dense if math.isfinite(found.mean)
@@ -105,7 +110,7 @@ def curve_plot(track: Track, styles: Mapping[str, Style], shown: Metric) -> Plot
         Axis(shown.title_with_unit, least=SMALLEST_SPAN.get(shown.unit, 0.0), bounds=bounds),
         series=(*dodged(lines, DODGE), *stars),
         rules=tuple(rules),
-        caption=f"{shown.help}. Dashed: the dense model.",
+        caption=f"{shown.help}. Dashed: the dense model, and the reference with the steps of a pruned one.",
         key=shown.name,
     )
 
@@ -140,10 +145,19 @@ def speed_plot(track: Track, styles: Mapping[str, Style]) -> Plot:
     )
 
 
-def _interval_mark(x: float, mean: float, half_width: float, hint: str, scale: float = 1) -> Mark:
+def _interval_mark(
+    x: float,
+    mean: float,
+    half_width: float,
+    hint: str,
+    scale: float = 1,
+    possible: tuple[float, float] = (-math.inf, math.inf),
+) -> Mark:
+    """A mark with its interval, cut at what is possible."""
     if not math.isfinite(half_width):
         return Mark(x, scale * mean, hint=hint)
-    return Mark(x, scale * mean, scale * (mean - half_width), scale * (mean + half_width), hint)
+    low, high = share_bounds(Interval(mean, half_width, 0), *possible)
+    return Mark(x, scale * mean, scale * low, scale * high, hint)
 
 
 def _place_words(row: MethodRow) -> str:

@@ -820,6 +820,15 @@ def test_a_line_breaks_where_a_mean_is_missing() -> None:
     assert by_name["reference"]["y"] == [pytest.approx(70.5)] * 2
 
 
+def test_plots_show_the_reference_and_no_bar_beyond_what_is_possible() -> None:
+    values = {REFERENCE: around(0.5), "lff-dense": around(0.7), "alpha": [0.0, 0.1, 0.0, 0.0, 0.0]}
+    track = only_track([*referenced(values), *(run("dense", 0.0, seed, 0.4) for seed in range(5))])
+    plot = curve_plot(track, {"alpha": DASHED}, metric_named("conflicting"))
+    assert sorted(rule.name for rule in plot.rules) == ["dense", REFERENCE]
+    (mark,) = (mark for series in plot.series for mark in series.marks)
+    assert mark.low == 0
+
+
 def test_colours_are_the_same_in_every_track() -> None:
     board = build_board([*full_records(), run("beta", 0.5, 0, cell={"task": "other"})])
     styles = method_styles(board)
