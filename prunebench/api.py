@@ -82,14 +82,17 @@ def make_plan(
 
 
 def check_names(suite: Suite) -> None:
-    """Raise UsageError, with a suggestion, for a task or method that does not exist. Imports neither."""
+    """Raise UsageError, with a suggestion, for a task, method or model that does not exist. Imports none of them."""
     from prunebench.methods.discovery import check_method_name
+    from prunebench.models.names import ModelName
     from prunebench.tasks.registry import find_family
 
     for task in suite.tasks:
         find_family(task)
     for method in suite.methods:
         check_method_name(method)
+    if suite.model is not None:
+        ModelName.parse(suite.model)
 
 
 def choose_device(device: str) -> str:

@@ -8,13 +8,21 @@ from typing import Annotated, Optional
 
 import typer
 
+from prunebench.cli.completion import (
+    LISTINGS,
+    complete_listing,
+    complete_method,
+    complete_model,
+    complete_suite,
+    complete_task,
+)
 from prunebench.cli.sharing import artifacts_app, results_app
 from prunebench.cli.submission import submission_app
 
 app = typer.Typer(
     name="prunebench",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -25,6 +33,12 @@ app.add_typer(submission_app)
 OutOption = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads this at run time
     typer.Option("--out", help="Results folder (default: results/SUITE)."),
+]
+ResultsOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--results", help="The results folder (default: leaderboard/results, or the only one below results)."
+    ),
 ]
 DataOption = Annotated[
     Optional[Path],  # noqa: UP045
@@ -51,7 +65,12 @@ def common(
 
 @app.command()
 def run(  # noqa: PLR0913
-    suite: Annotated[str, typer.Argument(help="A suite's name (see `prunebench ls suites`) or a TOML file.")],
+    suite: Annotated[
+        str,
+        typer.Argument(
+            help="A suite's name (see `prunebench ls suites`) or a TOML file.", autocompletion=complete_suite
+        ),
+    ],
     out: OutOption = None,
     data_root: DataOption = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -59,10 +78,16 @@ def run(  # noqa: PLR0913
         Optional[int],  # noqa: UP045
         typer.Option(min=0, help="Processes (default: one a core, or one a GPU; 0: this process)."),
     ] = None,
-    task: Annotated[list[str], typer.Option(help="Run these tasks instead of the suite's.")] = [],  # noqa: B006
+    task: Annotated[
+        list[str],
+        typer.Option(help="Run these tasks instead of the suite's.", autocompletion=complete_task),
+    ] = [],  # noqa: B006
     method: Annotated[
         list[str],
-        typer.Option(help="These methods instead of the suite's: names, or your own my_method.py."),
+        typer.Option(
+            help="These methods instead of the suite's: names, or your own my_method.py.",
+            autocompletion=complete_method,
+        ),
     ] = [],  # noqa: B006
     sparsity: Annotated[list[float], typer.Option(help="These sparsities (share of zeros).")] = [],  # noqa: B006
     seed: Annotated[list[int], typer.Option(help="These seeds.")] = [],  # noqa: B006
@@ -76,7 +101,9 @@ def run(  # noqa: PLR0913
         Optional[Path],  # noqa: UP045
         typer.Option(help="Your own trained network (.safetensors) as the dense model, for one task."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, its time and disk, and stop.")
+    ] = False,
     keep_models: Annotated[
         bool,
         typer.Option(help="Store pruned weights too: `retime` and `profile` can then measure them again."),
@@ -92,7 +119,7 @@ def run(  # noqa: PLR0913
     plan = make_plan(
         chosen, out=out, data_root=data_root, device=device, keep_models=keep_models, dense=dense
     )
-    print_plan(plan, every_run=dry_run)
+    print_plan(plan, workers, every_run=dry_run)
     if not dry_run:
         raise typer.Exit(run_with_progress(plan, workers))
 
@@ -123,30 +150,46 @@ def rescore(
     ] = False,
 ) -> None:
     """Compute all metrics of stored runs again from their logits, without training."""
-    from prunebench.cli.compare import score_with_progress
+    from prunebench.cli.rescoring import score_with_progress
 
     raise typer.Exit(score_with_progress(results, data_root, dry_run=dry_run))
 
 
 @app.command()
-def compare(
+def compare(  # noqa: PLR0913
     first: Annotated[
-        str, typer.Argument(metavar="A", help="A method, or a run's id or the beginning of it.")
+        str,
+        typer.Argument(
+            metavar="A",
+            help="A method, or a run's id or the beginning of it.",
+            autocompletion=complete_method,
+        ),
     ],
-    second: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.")] = "dense-finetuned",
-    results: Annotated[Path, typer.Option(help="The results folder.")] = Path("leaderboard/results"),
-    task: Annotated[Optional[str], typer.Option(help="Of methods: on this task.")] = None,  # noqa: UP045
+    second: Annotated[
+        str, typer.Argument(metavar="B", help="What to compare it with.", autocompletion=complete_method)
+    ] = "dense-finetuned",
+    results: ResultsOption = None,
+    task: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of methods: on this task.", autocompletion=complete_task),
+    ] = None,
     sparsity: Annotated[Optional[float], typer.Option(help="Of methods: at this sparsity.")] = None,  # noqa: UP045
     other_results: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Where B is looked for (default: --results)."),
     ] = None,
     data_root: DataOption = None,
+    tables: Annotated[
+        bool, typer.Option("--all", help="Every table: also by sample for each pair of runs.")
+    ] = False,
 ) -> None:
-    """Test two runs or methods against each other, paired by sample and by seed."""
+    """Which of two runs or methods is better, paired by sample and by seed."""
     from prunebench.cli.compare import Asked, print_comparison
+    from prunebench.cli.listing import default_results
 
-    print_comparison(Asked((first, second), (results, other_results or results), task, sparsity, data_root))
+    found = results or default_results()
+    asked = Asked((first, second), (found, other_results or found), task, sparsity, data_root)
+    print_comparison(asked, every_table=tables)
 
 
 @app.command()
@@ -167,36 +210,37 @@ def analyze(
 
 @app.command("ls")
 def list_things(
-    what: Annotated[str, typer.Argument(help="tasks, methods, suites or runs")],
-    results: Annotated[Path, typer.Option(help="For runs: the results folder.")] = Path(
-        "leaderboard/results"
-    ),
+    what: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar=f"[{'|'.join(LISTINGS)}]", autocompletion=complete_listing),
+    ] = None,
+    words: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help="Only rows with all these words; a number must be a value."),
+    ] = None,
+    results: ResultsOption = None,
     data_root: DataOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All values, as JSON.")] = False,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="Of tasks: the table of groups, where the data are here.")
+    ] = False,
 ) -> None:
-    """List tasks (with their group tables), methods, suites or runs."""
-    from prunebench.cli.listing import list_methods, list_runs, list_suites, list_tasks
-    from prunebench.errors import unknown
+    """List tasks, methods, suites or runs."""
+    from prunebench.cli.listing import list_kind
 
-    verbs = {
-        "tasks": lambda: list_tasks(data_root),
-        "methods": list_methods,
-        "suites": list_suites,
-        "runs": lambda: list_runs(results),
-    }
-    if what not in verbs:
-        raise unknown("listing", what, verbs)
-    verbs[what]()
+    list_kind(what, words or [], results, data_root, as_json=as_json, groups=groups)
 
 
 @app.command()
 def show(
     run_id: Annotated[str, typer.Argument(help="A run's id, or the beginning of it.")],
-    results: Annotated[Path, typer.Option(help="The results folder.")] = Path("leaderboard/results"),
+    results: ResultsOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole record, as JSON.")] = False,
 ) -> None:
-    """Show one run: settings, groups, metrics, cost, traceback."""
-    from prunebench.cli.listing import show_run
+    """Show one run: settings, metrics, worst groups, cost by phase, traceback."""
+    from prunebench.cli.showing import show_run
 
-    show_run(run_id, results)
+    show_run(run_id, results, as_json=as_json)
 
 
 @app.command()
@@ -215,6 +259,35 @@ def leaderboard(
     from prunebench.cli.progress import write_leaderboard
 
     raise typer.Exit(write_leaderboard(results, out, readme))
+
+
+@app.command()
+def board(
+    out: Annotated[Path, typer.Option(help="The board's folder, as `leaderboard --out` wrote it.")] = Path(
+        "leaderboard"
+    ),
+    results: ResultsOption = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--open/--no-open", help="Open a browser.")] = True,
+) -> None:
+    """Look at the board: serve its page on this machine alone; built from results where it is not there."""
+    from prunebench.cli.serving import serve_board
+
+    serve_board(out, results, port, browser=browser)
+
+
+@app.command()
+def reproduce(
+    row: Annotated[str, typer.Argument(metavar="ROW", help="TASK/METHOD/SPARSITY[/SEED], or a run's id.")],
+    results: ResultsOption = None,
+    out: OutOption = None,
+    data_root: DataOption = None,
+    run: Annotated[bool, typer.Option("--run", help="Run it and compare with the committed record.")] = False,
+) -> None:
+    """The command that makes a row of the board again; with --run, whether it does."""
+    from prunebench.cli.reproduction import reproduce
+
+    raise typer.Exit(reproduce(row, results, out, data_root, run=run))
 
 
 @app.command()
@@ -237,7 +310,10 @@ def check(
 def profile(  # noqa: PLR0913
     model: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="A model (default: that of --run, else convnet on a CPU, resnet18 on a GPU)."),
+        typer.Option(
+            help="A model (default: that of --run, else convnet on a CPU, resnet18 on a GPU).",
+            autocompletion=complete_model,
+        ),
     ] = None,
     image: Annotated[
         Optional[int],  # noqa: UP045
@@ -280,6 +356,10 @@ def profile(  # noqa: PLR0913
 ) -> None:
     """Measure sparse layers and networks on this machine against dense and the roofline."""
     from prunebench.cli.console import console
+    from prunebench.models.names import ModelName
+
+    if model is not None:
+        ModelName.parse(model)  # a misspelt name is answered before torch is imported
     from prunebench.profile.run import ProfileSettings, profile_machine
 
     settings = ProfileSettings(
@@ -298,12 +378,12 @@ def doctor(
         bool, typer.Option("--kernels", help="Run every kernel beside torch and compare the results.")
     ] = False,
 ) -> None:
-    """Tell what this machine has: versions, device, precision, data; with --kernels, whether they agree."""
-    from prunebench.cli.progress import compare_kernels, print_environment
+    """For what this machine is ready, and what the rest lacks; with --kernels, whether the kernels agree."""
+    from prunebench.cli.diagnosis import compare_kernels, print_diagnosis
 
     if kernels:
         raise typer.Exit(compare_kernels())
-    print_environment(data_root)
+    print_diagnosis(data_root)
 
 
 def main() -> None:

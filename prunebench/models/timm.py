@@ -7,7 +7,6 @@ from typing import Any
 from prunebench.errors import UsageError, unknown
 from prunebench.models.base import Classifier
 
-PREFIX = "timm:"
 SHOWN = 200
 """Names of timm that a suggestion is sought among, beginning as the one asked for."""
 

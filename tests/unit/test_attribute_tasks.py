@@ -12,7 +12,7 @@ from helpers import RECIPE, run_inline
 from PIL import Image
 from test_tasks import TEST, TRAIN, VAL, write_mnist
 
-from prunebench.cli.listing import task_tables
+from prunebench.cli.groups import task_tables
 from prunebench.data.transforms import add_yellow_corner, corner_side, turn_grey
 from prunebench.errors import DataError, UsageError
 from prunebench.leaderboard import write_board
