@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 import sys
@@ -140,8 +141,17 @@ def test_ls_show_check_and_leaderboard_on_finished_runs(
     listing = call("ls", "runs", "--results", str(out))
     assert all(run_id in listing.stdout for run_id in runs)
     shown = call("show", runs[0][:8], "--results", str(out))
-    assert '"data_fingerprint"' in shown.stdout
-    assert "test accuracy by group" in shown.stdout
+    for expected in (
+        "Unbiased accuracy, %",
+        "worst groups",
+        "weights",
+        "phase",
+        f"prunebench show {runs[0]} --json",
+    ):
+        assert expected in shown.stdout
+    record = json.loads(call("show", runs[0][:8], "--results", str(out), "--json").stdout)
+    assert record["run_id"] == runs[0]
+    assert record["spec"]["data_fingerprint"]
     assert call("check", str(out)).exit_code == 0
     board = call("leaderboard", "--results", str(out), "--out", str(tmp_path / "board"))
     assert board.exit_code == 0
@@ -170,7 +180,7 @@ def test_check_catches_a_record_that_does_not_add_up(smoke: tuple[Path, str], tm
 def test_ls(what: str) -> None:
     result = call("ls", what)
     assert result.exit_code == 0
-    expected = {"tasks": "colored-digits@2pct", "methods": "dcwp-native", "suites": "cmnist-short"}
+    expected = {"tasks": "colored-digits@{0.5,1,2,5}pct", "methods": "dcwp-native", "suites": "cmnist-short"}
     assert expected[what] in result.stdout
 
 
@@ -178,7 +188,12 @@ def test_doctor() -> None:
     result = call("doctor")
     assert result.exit_code == 0
     assert "torch" in result.stdout
-    assert "data fingerprint" in result.stdout
+    ready, *_ = result.stdout.splitlines()
+    assert ready.startswith("ok   run ")
+    assert "quick" in ready
+    lacking = next(line for line in result.stdout.splitlines() if "mnist" in line)
+    assert lacking.startswith("--   run ")
+    assert "torchvision" in lacking, "how to get the data"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cifar_folder import make_images, write_python
 
-from prunebench.cli.listing import balance_remarks
+from prunebench.cli.groups import balance_remarks
 from prunebench.data.transforms import ImageTransform, add_yellow_corner
 from prunebench.errors import SupervisionError
 from prunebench.metrics.groups import GroupTable
