@@ -1,4 +1,4 @@
-"""What `prunebench compare` compares: names are looked up before anything heavy is imported."""
+"""Pairs of `prunebench compare`: names are looked up before anything heavy is imported."""
 
 from __future__ import annotations
 

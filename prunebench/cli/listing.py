@@ -24,19 +24,19 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Listing:
+class ListedRows:
     """Rows of a listing: what a table shows, in the columns of `fields`, and what JSON holds."""
 
     fields: tuple[Field, ...]
     rows: tuple[tuple[str, ...], ...]
     values: tuple[dict[str, Any], ...]
 
-    def matching(self, words: Sequence[str]) -> Listing:
+    def matching(self, words: Sequence[str]) -> ListedRows:
         """Rows in which every word is part of a value; a number must be a value."""
         kept = [
             place for place, values in enumerate(self.values) if all(_holds(values, word) for word in words)
         ]
-        return Listing(
+        return ListedRows(
             self.fields,
             tuple(self.rows[place] for place in kept),
             tuple(self.values[place] for place in kept),
@@ -101,7 +101,7 @@ def list_kind(
 # Tasks
 
 
-def task_listing() -> Listing:
+def task_listing() -> ListedRows:
     """A row a family: variants that differ in a share alone are folded into one."""
     from prunebench.tasks import resolve_task
     from prunebench.tasks.registry import FAMILIES
@@ -131,7 +131,7 @@ def task_listing() -> Listing:
             what = OWN_FOLDERS.get(family.name, "your own folder")
             rows.append((family.pattern, what, "by image size", "", "your own copy"))
             values.append({"task": family.pattern, "names": [], "predicts": what, "source": "your own copy"})
-    return Listing(fields, tuple(rows), tuple(values))
+    return ListedRows(fields, tuple(rows), tuple(values))
 
 
 OWN_FOLDERS = {
@@ -168,7 +168,7 @@ def _print_groups_if_at_hand(name: str, data_root: Path | None) -> None:
 # Methods and suites
 
 
-def method_listing() -> Listing:
+def method_listing() -> ListedRows:
     """Every method with its supervision, settings and source."""
     from prunebench.methods.discovery import builtin_methods
 
@@ -186,10 +186,10 @@ def method_listing() -> Listing:
                 "settings": dict(method.params),
             }
         )  # fmt: skip
-    return Listing(fields, tuple(rows), tuple(values))
+    return ListedRows(fields, tuple(rows), tuple(values))
 
 
-def suite_listing() -> Listing:
+def suite_listing() -> ListedRows:
     """The packaged suites."""
     from prunebench.suites import load_suite, suite_names
 
@@ -218,7 +218,7 @@ def suite_listing() -> Listing:
                 "methods": list(suite.methods), "sparsities": list(suite.sparsities), "seeds": list(suite.seeds),
             }
         )  # fmt: skip
-    return Listing(fields, tuple(rows), tuple(values))
+    return ListedRows(fields, tuple(rows), tuple(values))
 
 
 def _few(names: Iterable[str], noun: str) -> str:
@@ -230,7 +230,7 @@ def _few(names: Iterable[str], noun: str) -> str:
 # Runs
 
 
-def run_listing(results: Path | None) -> Listing:
+def run_listing(results: Path | None) -> ListedRows:
     """The runs of a results folder by task, method, sparsity and seed; what cannot be read is said beside."""
     from prunebench.results.store import open_results
 
@@ -256,7 +256,7 @@ def run_listing(results: Path | None) -> Listing:
                 "seed": spec.seed, "status": record.status, "reason": record.reason, "metrics": record.metrics,
             }
         )  # fmt: skip
-    return Listing(fields, tuple(rows), tuple(values))
+    return ListedRows(fields, tuple(rows), tuple(values))
 
 
 def _run_order(record: RunRecord) -> tuple[str, bool, str, float, int]:
