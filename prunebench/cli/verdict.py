@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from prunebench.cli.console import Field, console, fitting_table
 from prunebench.comparison.conclusions import WIDE, conclude, is_significant, p_text
-from prunebench.comparison.tests import Comparison, SampleTest, SeedTest
-from prunebench.report.format import plural
+from prunebench.comparison.tests import Comparison, SampleTest
+from prunebench.stats.intervals import Interval
 
 FEW_GROUPS, MOST_NOTES = 10, 3
 """At most so many groups are all shown; of more, so many with a significant difference, the lowest p first."""
@@ -24,8 +24,8 @@ def print_found(found: Comparison, *, every_table: bool = False) -> None:
     )
     _print_verdict(found)
     _print_conclusions(found, every_table=every_table)
-    _print_seeds(found.by_seed, len(found.pairs))
-    _print_samples(found.pooled, "By sample: McNemar's exact test, all pairs of runs together")
+    _print_seeds(found)
+    _print_samples(found.pooled, "By sample: sign flips of source images, all pairs of runs together")
     if every_table:
         _print_samples(found.by_pair, "By sample, each pair of runs")
     elif found.by_pair:
@@ -52,11 +52,13 @@ def _print_verdict(found: Comparison) -> None:
     elif len(found.pairs) == 1:
         told = "in this one pair of runs; other seeds may differ"
     else:
-        told = f"in these {len(found.pairs)} pairs; not shown for other seeds (corrected p {p_text(test.corrected_p)})"
+        told = f"in these {len(found.pairs)} pairs; not shown for other seeds"
+        told += "" if math.isnan(test.corrected_p) else f" (corrected p {p_text(test.corrected_p)})"
     console.print(f"Verdict: {winner} is ahead: its {shown}, {told}.", style="bold", soft_wrap=True)
 
 
-def _print_seeds(tests: Sequence[SeedTest], pairs: int) -> None:
+def _print_seeds(found: Comparison) -> None:
+    tests = found.by_seed
     if not tests:
         return
     fields = (
@@ -65,24 +67,27 @@ def _print_seeds(tests: Sequence[SeedTest], pairs: int) -> None:
     )  # fmt: skip
     rows = []
     for test in tests:
-        width, metric = test.difference.half_width, test.metric
+        metric = test.metric
         scale, places, sign = metric.scale, metric.decimals, "%" if metric.scale == 100 else ""
-        interval = "" if math.isnan(width) else f" +- {width * scale:.{places}f}"
         rows.append(
             (
-                metric.title,
-                f"{test.first * scale:.{places}f}{sign}",
-                f"{test.second * scale:.{places}f}{sign}",
-                f"{0.0 - test.difference.mean * scale:+.{places}f}{interval}",
-                p_text(test.p_value),
-                p_text(test.corrected_p),
+                metric.title, f"{test.first * scale:.{places}f}{sign}", f"{test.second * scale:.{places}f}{sign}",
+                _difference(test.difference, scale, places), p_text(test.p_value), p_text(test.corrected_p),
             )
-        )
+        )  # fmt: skip
+    family = max(test.family for test in tests)
+    of = f"{family} tests of this sparsity on the board" if found.board else "this pair alone"
     console.print(
-        f"\nBy seed: sign-flip test of {plural(pairs, 'pair')} of runs, 95 % t interval of A - B",
+        f"\nBy seed: paired t-test, 95 % t interval of A - B; corrected (Benjamini-Hochberg) over {of}",
         soft_wrap=True,
     )
     console.print(fitting_table(fields, rows)[0])
+
+
+def _difference(difference: Interval, scale: float, places: int) -> str:
+    """A - B from the interval of B - A: `+3.1 +- 0.4`."""
+    width = "" if math.isnan(difference.half_width) else f" +- {difference.half_width * scale:.{places}f}"
+    return f"{0.0 - difference.mean * scale:+.{places}f}{width}"
 
 
 def _print_samples(tests: Sequence[SampleTest], title: str) -> None:
@@ -94,15 +99,16 @@ def _print_samples(tests: Sequence[SampleTest], title: str) -> None:
     shown = [*(test for test in tests if test.scope in WIDE), *groups]
     fields = (
         Field("samples", whole=False, least=17), Field("pair", drop=6), Field("number", drop=4, right=True),
-        Field("A right", right=True), Field("B right", right=True), Field("only A", drop=3, right=True),
-        Field("only B", drop=2, right=True), Field("p", drop=5, right=True), Field("corrected p", right=True),
+        Field("images", drop=3, right=True), Field("A right", right=True), Field("B right", right=True),
+        Field("A - B", drop=2, right=True), Field("p", drop=5, right=True), Field("corrected p", right=True),
     )  # fmt: skip
     if any(test.pair for test in shown):
         fields = (fields[0], replace(fields[1], drop=0), *fields[2:])
     rows = [
         (
-            test.scope, test.pair or "all", str(test.samples), f"{test.first_right:.1%}", f"{test.second_right:.1%}",
-            str(test.first_only), str(test.second_only), p_text(test.p_value), p_text(test.corrected_p),
+            test.scope, test.pair or "all", str(test.samples), str(test.images), f"{test.first_right:.1%}",
+            f"{test.second_right:.1%}", _difference(test.difference, 100.0, 1), p_text(test.p_value),
+            p_text(test.corrected_p),
         )
         for test in shown
     ]  # fmt: skip
@@ -118,7 +124,7 @@ def _print_conclusions(found: Comparison, *, every_table: bool) -> None:
     if len(notes) > MOST_NOTES and not every_table:
         notes[MOST_NOTES - 1 :] = [f"and {len(notes) - MOST_NOTES + 1} more (--all)"]
     for heading, lines, none in (
-        ("Significant (corrected p < 0.05):", said.significant, "nothing"),
+        ("Significant (corrected p at most 0.05):", said.significant, "nothing"),
         ("Not significant:", said.not_significant, ""),
         ("Undecided by these runs:", said.undecided, ""),
         ("Notes:", notes, ""),
@@ -129,6 +135,6 @@ def _print_conclusions(found: Comparison, *, every_table: bool) -> None:
             console.print(f"  {line}", soft_wrap=True)
     console.print(
         "By seed says whether the methods differ when trained again; by sample, whether these very models do, if "
-        "samples are independent.",
+        "images are independent.",
         soft_wrap=True,
     )
