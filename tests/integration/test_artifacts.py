@@ -497,8 +497,10 @@ def test_a_clone_rescores_and_analyses_to_the_same_bytes(
     assert files(tmp_path / "wanted", "*/*.json*") == {
         name: data for name, data in files(clone, "*/*.json*").items() if not name.startswith("analysis")
     }
-    assert len(files(clone, "analysis/*")) == 2
-    assert files(clone, "analysis/*") == files(store.root, "analysis/*")
+    assert len(files(clone, "analysis/*.*")) == 2
+    assert len(files(clone, "analysis/by-seed/*")) == 1
+    for pattern in ("analysis/*.*", "analysis/by-seed/*"):
+        assert files(clone, pattern) == files(store.root, pattern)
     assert call("compare", "magnitude", "dense", "--results", str(store.root)) == call(
         "compare", "magnitude", "dense", "--results", str(clone)
     )
