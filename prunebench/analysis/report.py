@@ -26,6 +26,7 @@ from prunebench.analysis.values import FOLDER, TaskAnalysis, stored_analyses
 from prunebench.errors import PruneBenchError, StoreError, UsageError
 from prunebench.leaderboard import AnalysisLink, Leaderboard, build_board
 from prunebench.leaderboard.build import board_files, write_pages
+from prunebench.leaderboard.diff import diff_boards
 from prunebench.report import format as fmt
 from prunebench.report import html, markdown
 from prunebench.report.plot import HeatMap, Plot
@@ -307,8 +308,12 @@ class BuiltPages:
     cards: HypothesisCards
 
 
-def build_pages(records: list[RunRecord], results: Sequence[Path], out: Path) -> BuiltPages:
+def build_pages(
+    records: list[RunRecord], results: Sequence[Path], out: Path, earlier: list[RunRecord] | None = None
+) -> BuiltPages:
     """Write the leaderboard of these records under `out`, the cards, and the pages of the analyses stored in results.
+
+    `earlier` records: the board also says what changed since theirs.
 
     Raises StoreError for an analysis that cannot be read and where `out` cannot be written, UsageError for two
     analyses of one track.
@@ -318,7 +323,7 @@ def build_pages(records: list[RunRecord], results: Sequence[Path], out: Path) ->
     grids = {slug: path for _, images in stored for slug, path in images.items()}
     standing = functools.reduce(Standing.merged, map(read_standing, results), NOTHING)
     cards = cards_of(records, read_seed_numbers([folder / FOLDER for folder in results]))
-    return BuiltPages(_write(records, analyses, grids, out, standing, cards), analyses, cards)
+    return BuiltPages(_write(records, analyses, grids, out, standing, cards, earlier), analyses, cards)
 
 
 def build_after_run(records: list[RunRecord], results: Path, out: Path) -> str | None:
@@ -352,9 +357,11 @@ def _write(
     out: Path,
     standing: Standing,
     cards: HypothesisCards | None,
+    earlier: list[RunRecord] | None = None,
 ) -> Leaderboard:
     board = build_board(records, standing)
-    files = board_files(board, links_of(analyses))
+    changes = None if earlier is None else diff_boards(build_board(earlier), board)
+    files = board_files(board, links_of(analyses), changes)
     pages = analysis_files(analyses, grids, board.labels, cards) if analyses or cards is not None else {}
     write_pages(out, files | pages)
     return board

@@ -254,11 +254,17 @@ def leaderboard(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Also refill the marked parts of this file."),
     ] = None,
+    diff: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Another results folder, say that of the last release: also say what changed since."
+        ),
+    ] = None,
 ) -> None:
     """Write the board (README.md and site/index.html) from records, and pages of stored analyses."""
     from prunebench.cli.progress import write_leaderboard
 
-    raise typer.Exit(write_leaderboard(results, out, readme))
+    raise typer.Exit(write_leaderboard(results, out, readme, diff))
 
 
 @app.command()

@@ -222,7 +222,9 @@ def analyze_with_progress(
     return 1 if failed else status
 
 
-def write_leaderboard(results: Sequence[Path], out: Path, readme: Path | None = None) -> int:
+def write_leaderboard(
+    results: Sequence[Path], out: Path, readme: Path | None = None, diff: Path | None = None
+) -> int:
     """Write the board from the records of several folders, and the pages of the analyses stored beside them.
 
     Gives the exit status: 1 if a record is damaged or does not pass `check`.
@@ -237,7 +239,8 @@ def write_leaderboard(results: Sequence[Path], out: Path, readme: Path | None = 
     damaged = [entry for _, broken in read for entry in broken]
     for entry in damaged:
         errors.print(f"left out: {entry.reason}", style="red", soft_wrap=True)
-    made = build_pages([record for found, _ in read for record in found], results, out)
+    earlier = None if diff is None else sound_records(open_results(diff))[0]
+    made = build_pages([record for found, _ in read for record in found], results, out, earlier)
     if readme is not None:
         update_readme(made.board, readme, cards_excerpt(made.cards))
     console.print(

@@ -201,6 +201,7 @@ def _row(
         tuple(by_seed),
         planned,
         unranked=unranked_reason(runs, planned),
+        runs=tuple(sorted(runs, key=lambda run: run.spec["seed"])),
     )
     if failed_seeds(runs, planned) or not by_seed:
         return row

@@ -11,12 +11,15 @@ from typing import Any
 from prunebench.errors import StoreError
 from prunebench.leaderboard import columns
 from prunebench.leaderboard.aggregate import build_board
-from prunebench.leaderboard.plots import group_maps, method_styles, still_title, track_grid, track_plots
+from prunebench.leaderboard.answers import answer_of, answers_of, shown_sparsity
+from prunebench.leaderboard.diff import BoardChanges, changes_data, changes_markdown
+from prunebench.leaderboard.plots import method_styles, still_title, track_grid
+from prunebench.leaderboard.site import site_files
 from prunebench.leaderboard.values import Leaderboard, Track
+from prunebench.report import format as fmt
 from prunebench.report.format import listed, plural
-from prunebench.report.html import page_figures, plotly_script, reference, render, script_json, switch
-from prunebench.report.markdown import bullets, escape, link, markdown_table, page, picture
-from prunebench.report.plot import Style
+from prunebench.report.html import plotly_script
+from prunebench.report.markdown import bullets, escape, link, markdown_table, page, picture, pipe_table
 from prunebench.report.svg import svg
 from prunebench.report.table import Table
 from prunebench.results.ranking import FEWEST_SEEDS
@@ -26,10 +29,10 @@ from prunebench.results.standing import NOTHING, Standing
 from prunebench.results.store import write_atomically
 from prunebench.results.tracks import REFERENCE
 
-TEMPLATES = Path(__file__).parent / "templates"
 MANIFEST = "MANIFEST.sha256"
 PLOTLY = "site/plotly.min.js"
 ANALYSIS = "Bias under pruning"
+ANALYSIS_PAGE = "-analysis.html"
 
 INTRODUCTION = (
     "What pruning costs the minorities of a vision model, and what it really gains in speed. Every number "
@@ -63,6 +66,11 @@ MINING_WORDS = (
     "Methods that look for bias-conflicting training images without being told: the share of mined images "
     "that truly conflict (precision) and of conflicting ones that were mined (recall), in %, mean over "
     "seeds ± half-width of its 95 % t-interval."
+)
+ANSWER_WORDS = (
+    "Accuracy of the minorities (bias-conflicting groups; of tasks without them, over all groups) in %, mean over "
+    "seeds ± half-width of its 95 % interval, of the best method and of an unpruned network with the same steps. "
+    "Behind each task: all its tables."
 )
 SITE_WORDS = (
     "Interactive figures and sortable tables: `prunebench leaderboard` writes `site/index.html`, which opens from disk "
@@ -141,7 +149,7 @@ class AnalysisLink:
     @property
     def page(self) -> str:
         """Its file in `site`."""
-        return f"{self.slug}-analysis.html"
+        return f"{self.slug}{ANALYSIS_PAGE}"
 
 
 Links = Sequence[AnalysisLink]
@@ -150,31 +158,46 @@ Links = Sequence[AnalysisLink]
 def write_board(
     records: list[RunRecord], out: Path, analyses: Links = (), standing: Standing = NOTHING
 ) -> Leaderboard:
-    """Write README.md, `figures/*.svg`, `site/` and MANIFEST.sha256 under `out`; returns what they show.
-
-    Raises StoreError where `out` cannot be written.
-    """
+    """Write the board's files under `out`; returns what they show. Raises StoreError where it cannot be written."""
     board = build_board(records, standing)
     write_pages(out, board_files(board, analyses))
     return board
 
 
-def board_files(board: Leaderboard, analyses: Links = ()) -> dict[str, bytes]:
-    """Each file by its name; the site wants plotly's script beside it, too."""
+def board_files(
+    board: Leaderboard, analyses: Links = (), changes: BoardChanges | None = None
+) -> dict[str, bytes]:
+    """README.md, methods.md, `tasks/*.md`, `figures/*.svg` and `site/`, by name; CHANGES.md with `changes`."""
     styles = method_styles(board)
-    texts = {f"figures/{t.slug}.svg": svg(track_grid(t, styles)) for t in board.tracks if t.finished}
-    texts |= {"README.md": board_markdown(board, analyses), "site/index.html": page_html(board, analyses)}
-    return {name: text.encode() for name, text in texts.items()}
+    texts = {"README.md": board_markdown(board, analyses)}
+    if changes is not None:
+        texts["CHANGES.md"] = changes_markdown(changes)
+    if board.tracks:
+        texts["methods.md"] = methods_markdown(board)
+    for track in board.tracks:
+        texts[f"tasks/{track.slug}.md"] = task_markdown(track, link_of(track, analyses))
+        if track.finished:
+            texts[f"figures/{track.slug}.svg"] = svg(track_grid(track, styles))
+    words = {
+        "introduction": INTRODUCTION,
+        "facts": facts_line(board) if board.tracks else EMPTY_WORDS,
+        "reading": [*how_to_read().items(), ("Supervision", SUPERVISION_WORDS), ("Cost", COST_WORDS)],
+    }
+    pages = {found.slug: found.page for track in board.tracks if (found := link_of(track, analyses))}
+    shown = None if changes is None else changes_data(changes)
+    return {name: text.encode() for name, text in texts.items()} | site_files(board, words, pages, shown)
 
 
 def write_pages(out: Path, files: Mapping[str, bytes]) -> None:
-    """Write files below a folder, by name, with plotly's script and MANIFEST.sha256, for `sha256sum --check`.
+    """Write files below a folder, by name, with MANIFEST.sha256, for `sha256sum --check`.
 
-    plotly's script is not in the manifest: it is that of the package which is installed. Raises StoreError where
-    they cannot be written.
+    Beside pages of analyses lies plotly's script; not in the manifest, for it is that of the installed package. Raises
+    StoreError where they cannot be written.
     """
     digests = (f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
-    every = {**files, PLOTLY: plotly_script().encode(), MANIFEST: "".join(digests).encode()}
+    every = {**files, MANIFEST: "".join(digests).encode()}
+    if any(name.endswith(ANALYSIS_PAGE) for name in files):
+        every[PLOTLY] = plotly_script().encode()
     for name, content in every.items():
         path = out / name
         try:
@@ -258,81 +281,71 @@ def parts_of(track: Track) -> list[BoardPart]:
 
 
 def board_markdown(board: Leaderboard, analyses: Links = ()) -> str:
-    """The whole board. The figures are beside it, in `figures/<slug>.svg`."""
+    """The front page: the answer for each task, and how to read it; the tables are in files of their own."""
     parts = ["# PruneBench leaderboard", INTRODUCTION]
     if not board.tracks:
         return page([*parts, EMPTY_WORDS])
     parts.append(f"{facts_line(board)} {SITE_WORDS}")
-    parts.append(bullets(link(track.title, f"#{track.slug}") for track in board.tracks))
+    parts += ["## The best of each task", ANSWER_WORDS, answers_table(board)]
     if analyses:
         names = ", ".join(link(one.name, f"analysis/{one.slug}.md") for one in analyses)
         parts.append(f"[{ANALYSIS}](analysis/README.md): {names}.")
+    parts.append("[Methods, machines and code](methods.md).")
     parts += ["## How to read this", bullets(f"**{term}.** {text}" for term, text in how_to_read().items())]
-    for track in board.tracks:
-        parts += _track_markdown(track, link_of(track, analyses))
-    parts += ["## Methods", SUPERVISION_WORDS, markdown_table(columns.methods_table(board))]
-    if board.history:
-        parts += ["## History", HISTORY_WORDS, bullets(map(escape, board.history))]
-    parts += ["## Where the numbers were made", *map(markdown_table, columns.origin_tables(board))]
     return page(parts)
 
 
-def _track_markdown(track: Track, analysis: AnalysisLink | None) -> list[str]:
-    parts = [f'<a id="{track.slug}"></a>', f"## {escape(track.title)}", *map(escape, track_lines(track))]
+def answers_table(board: Leaderboard) -> str:
+    """A line a task: the best method at the sparsity that is shown first, and where the rest is."""
+    heads = [
+        "Task",
+        "Sparsity",
+        "Best method",
+        "Rank",
+        "Accuracy ±",
+        "Unpruned",
+        "Bias gap",
+        "Speed-up ±",
+        "Training",
+    ]
+    rows = []
+    for track in board.tracks:
+        shown = shown_sparsity(track)
+        answer = None if shown is None else answer_of(track, shown)
+        cells = (
+            ["no ranked method with all its seeds", *[fmt.MISSING] * 7] if answer is None else answer.cells
+        )
+        rows.append([link(track.title, f"tasks/{track.slug}.md"), *map(escape, cells)])
+    return pipe_table(heads, rows)
+
+
+def task_markdown(track: Track, analysis: AnalysisLink | None) -> str:
+    """`tasks/<slug>.md`: all tables of a track; its figure is in `../figures/<slug>.svg`."""
+    parts = [f"# {escape(track.title)}", "[Leaderboard](../README.md).", *map(escape, track_lines(track))]
+    parts.append(bullets(escape(answer.words) for answer in answers_of(track)))
     if analysis is not None:
-        parts.append(link(f"{ANALYSIS}: the analysis of this task", f"analysis/{analysis.slug}.md"))
-    parts.append(picture(still_title(track), f"figures/{track.slug}.svg") if track.finished else "")
+        parts.append(link(f"{ANALYSIS}: the analysis of this task", f"../analysis/{analysis.slug}.md"))
+    parts.append(picture(still_title(track), f"../figures/{track.slug}.svg") if track.finished else "")
     for part in parts_of(track):
         lead = f"**{part.lead}**" if part.lead else ""
-        parts += [f"### {part.title}", escape(part.words), lead, markdown_table(part.table)]
+        parts += [f"## {part.title}", escape(part.words), lead, markdown_table(part.table)]
         if part.title == "Accuracy":
             parts += [bullets(map(escape, track.remarks))] if track.remarks else []
         if part.title == "Accuracy" and track.problems:
             parts += ["Missing or failed runs:", bullets(map(escape, track.problems))]
-    return parts
+    return page(parts)
 
 
-# The page
-
-
-def page_html(board: Leaderboard, analyses: Links = ()) -> str:
-    """`index.html` of the board; it wants `plotly.min.js`, and the pages of analyses, in its own folder."""
-    styles = method_styles(board)
-    views = [_view(track, styles, link_of(track, analyses)) for track in board.tracks]
-    data = {
-        view["track"].slug: {"figures": page_figures(view["plots"]), "heat": view["groups"]} for view in views
-    }
-    return render(
-        "index.html.j2",
-        TEMPLATES,
-        introduction=INTRODUCTION,
-        supervision=SUPERVISION_WORDS,
-        reading=how_to_read().items(),
-        facts=facts_line(board) if views else EMPTY_WORDS,
-        views=views,
-        methods=columns.methods_table(board),
-        history=board.history,
-        history_words=HISTORY_WORDS,
-        origins=columns.origin_tables(board),
-        dense=reference("dense"),
-        data=script_json(data) if views else None,
-        analyses=analyses,
-        analysis_words=ANALYSIS,
+def methods_markdown(board: Leaderboard) -> str:
+    """`methods.md`: methods with their sources, versions that are gone, machines and code."""
+    parts = [
+        "# Methods",
+        "[Leaderboard](README.md).",
+        SUPERVISION_WORDS,
+        markdown_table(columns.methods_table(board)),
+    ]
+    if board.history:
+        parts += ["## History", HISTORY_WORDS, bullets(map(escape, board.history))]
+    return page(
+        [*parts, "## Where the numbers were made", *map(markdown_table, columns.origin_tables(board))]
     )
-
-
-def _view(track: Track, styles: Mapping[str, Style], analysis: AnalysisLink | None) -> dict[str, Any]:
-    """A track as the template shows it."""
-    lines_of = {row.method for row in track.pruned}
-    names = sorted({row.method for row in track.rows if not row.dense})
-    asked = sorted(track.pruned, key=lambda row: row.sparsity or 0)
-    return {
-        "track": track,
-        "lines": track_lines(track),
-        "legend": [switch(name, styles[name], line=name in lines_of) for name in names],
-        "plots": track_plots(track, styles),
-        "parts": parts_of(track),
-        "tags": list(dict.fromkeys(row.tag for row in (*asked, *track.native))),
-        "groups": group_maps(track),
-        "analysis": analysis,
-    }

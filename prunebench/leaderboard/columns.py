@@ -87,10 +87,10 @@ def metric_column(metric: Metric) -> Column[BoardLine]:
     def written(interval: Interval | str) -> str:
         if isinstance(interval, str):
             return interval
-        low, high = share_bounds(interval, *metric.range)
-        if high - low >= 2 * interval.half_width - CUT or not math.isfinite(high - low):
+        bounds = cut_bounds(interval, metric)
+        if bounds is None:
             return fmt.with_half_width(interval, metric.decimals, metric.scale)
-        return fmt.with_ends(interval.mean, low, high, metric.decimals, metric.scale)
+        return fmt.with_ends(interval.mean, *bounds, metric.decimals, metric.scale)
 
     return Column(
         metric.name,
@@ -101,6 +101,14 @@ def metric_column(metric: Metric) -> Column[BoardLine]:
         order=lambda value: None if isinstance(value, str) else natural_order(value),
         share=(lambda value: None if isinstance(value, str) else bar_share(value)) if bar else None,
     )
+
+
+def cut_bounds(interval: Interval, metric: Metric) -> tuple[float, float] | None:
+    """The ends of an interval that is cut at what a metric can be; None where it is not, or is not known."""
+    low, high = share_bounds(interval, *metric.range)
+    if high - low >= 2 * interval.half_width - CUT or not math.isfinite(high - low):
+        return None
+    return low, high
 
 
 def rank_column(metric: Metric) -> Column[BoardLine]:

@@ -1,11 +1,10 @@
-"""Plots of the leaderboard: metrics over sparsity, speed-ups, and accuracies by group."""
+"""Still figures of the leaderboard: metrics over sparsity."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from prunebench.leaderboard.values import Leaderboard, MethodRow, Track
 from prunebench.metrics.registry import Metric, metric_named
@@ -23,13 +22,10 @@ from prunebench.report.plot import (
     sparsity_axis,
     styles_of,
 )
-from prunebench.report.plotly import rounded
 from prunebench.stats.intervals import Interval, share_bounds
 
-CURVES = ("unbiased", "conflicting", "bias_gap", "entropy")
-"""The metrics that are drawn over sparsity."""
 STILL = ("unbiased", "conflicting")
-"""Those of them in the figure of a page without scripts."""
+"""The metrics that are drawn over sparsity in the figure of a page without scripts."""
 DODGE = 0.12
 """Decades of density over which the methods at one sparsity are spread, so that bars can be told apart."""
 SMALLEST_SPAN = {"%": 10.0, "points": 5.0}
@@ -39,12 +35,6 @@ SMALLEST_SPAN = {"%": 10.0, "points": 5.0}
 def method_styles(board: Leaderboard) -> dict[str, Style]:
     """A fixed look for each method of the board."""
     return styles_of(board.labels)
-
-
-def track_plots(track: Track, styles: Mapping[str, Style]) -> list[Plot]:
-    """The plots of a track that have anything to draw."""
-    plots = [curve_plot(track, styles, metric_named(name)) for name in CURVES]
-    return [plot for plot in (*plots, speed_plot(track, styles)) if not plot.empty]
 
 
 def track_grid(track: Track, styles: Mapping[str, Style]) -> PlotGrid:
@@ -115,36 +105,6 @@ def curve_plot(track: Track, styles: Mapping[str, Style], shown: Metric) -> Plot
     )
 
 
-def speed_plot(track: Track, styles: Mapping[str, Style]) -> Plot:
-    """Measured against theoretical speed-up, both axes logarithmic, with the diagonal of free zeros."""
-    marks: dict[str, list[Mark]] = {}
-    for row in (*track.pruned, *track.native):
-        for speed in row.cost.speeds if row.cost is not None else ():
-            ideal = row.cost.theoretical_speed_up if row.cost is not None else math.nan
-            measured = fmt.times(fmt.with_half_width(speed.speed_up, 2, 1))
-            lines = (
-                _place_words(row),
-                f"measured {measured}, theoretical {fmt.times(ideal, 1)}",
-                speed.machine.label,
-            )
-            mark = _interval_mark(ideal, speed.speed_up.mean, speed.speed_up.half_width, "\n".join(lines))
-            if mark.drawn:
-                marks.setdefault(row.method, []).append(mark)
-    series = [Series(method, tuple(marks[method]), styles[method], line=False) for method in sorted(marks)]
-    if series:
-        limit = 1.2 * max(max(mark.x, mark.y or 0) for found in marks.values() for mark in found)
-        ends = Mark(1, 1), Mark(limit, limit)
-        series.append(Series("zeros for free", ends, REFERENCE, key="reference"))
-    return Plot(
-        "Theoretical and measured speed-up",
-        Axis(f"Theoretical speed-up (MACs dense / non-zero), {fmt.TIMES}", log=True),
-        Axis(f"Measured speed-up, {fmt.TIMES}", log=True),
-        series=tuple(series),
-        caption="A point a method and sparsity. Dashed: where zeros would be free. At 1 nothing was gained.",
-        key="speed",
-    )
-
-
 def _interval_mark(
     x: float,
     mean: float,
@@ -162,18 +122,3 @@ def _interval_mark(
 
 def _place_words(row: MethodRow) -> str:
     return f"sparsity {fmt.sparsity(row.sparsity, row.achieved.mean, dense=row.dense)}"
-
-
-def group_maps(track: Track) -> dict[str, Any]:
-    """Accuracy (%) by label and bias of every finished row, aligned groups, and which map to show first."""
-    rows = [row for row in track.rows if row.groups]
-    maps = [
-        {
-            "name": row.tag if row.dense else f"{row.method}, {_place_words(row)}",
-            "z": [[None if value is None else 100 * value for value in line] for line in row.groups],
-        }
-        for row in rows
-    ]
-    pruned = [index for index, row in enumerate(rows) if not row.dense]
-    start = pruned[len(pruned) // 2] if pruned else 0
-    return {**rounded({"maps": maps}), "aligned": track.aligned, "start": start}

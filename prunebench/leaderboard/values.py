@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prunebench.report.format import plural, sparsity
+from prunebench.results.record import RunRecord
 from prunebench.stats.intervals import UNDEFINED, Interval
 from prunebench.stats.multiplicity import RankInterval
 from prunebench.stats.ratios import RatioInterval
@@ -148,6 +149,8 @@ class MethodRow:
     """What its runs differ in besides the seed: versions of torch, processors, or code that was not committed."""
     verified: str = ""
     """The furthest stage of verification that its submission passed; empty for the maintainers' own runs."""
+    runs: tuple[RunRecord, ...] = field(default=(), repr=False, compare=False)
+    """All records of it, finished or not, by seed."""
 
     @property
     def label(self) -> str:

@@ -47,12 +47,14 @@ def split_tracks(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
 
 def _without_duplicates(records: Iterable[RunRecord]) -> list[RunRecord]:
     """One record a run: an ok one before others, then the latest. Sorted by run."""
-    best: dict[str, tuple[tuple[bool, str, str], RunRecord]] = {}
+    by_run: dict[str, list[RunRecord]] = {}
     for record in records:
-        merit = (record.status == "ok", record.started_utc, to_json(record))
-        if record.run_id not in best or merit > best[record.run_id][0]:
-            best[record.run_id] = merit, record
-    return [best[run_id][1] for run_id in sorted(best)]
+        by_run.setdefault(record.run_id, []).append(record)
+
+    def merit(record: RunRecord) -> tuple[bool, str, str]:
+        return record.status == "ok", record.started_utc, to_json(record)
+
+    return [found[0] if len(found) == 1 else max(found, key=merit) for _, found in sorted(by_run.items())]
 
 
 def track_identity(record: RunRecord) -> dict[str, Any]:
@@ -71,10 +73,14 @@ def _track_order(record: RunRecord) -> tuple[str, int, str, str, str]:
     return spec["task"], spec["task_version"], spec["data_fingerprint"], spec["model"], recipe
 
 
+LONGEST_SLUG = 80
+"""Letters of a name in the name of a file."""
+
+
 def _unique_slugs(names: Sequence[str]) -> list[str]:
     slugs: list[str] = []
     for name in names:
-        base = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "task"
+        base = re.sub(r"[^a-z0-9]+", "-", name.lower())[:LONGEST_SLUG].strip("-") or "task"
         slug, count = base, 1
         while slug in slugs:
             count += 1

@@ -1,24 +1,54 @@
-"""The page in a real browser, opened from disk: no errors, no network, charts, sorting, a phone."""
+"""The board's site in a real browser, opened from disk: the answer first, sorting, addresses, a phone, hostile text."""
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from board_records import failed, full_records, run
+from board_records import failed, run
 from browsing import Visit, chromium
 
-from prunebench.leaderboard import write_board
+from prunebench.leaderboard import build_board, write_board
+from prunebench.leaderboard.build import board_files, write_pages
+from prunebench.leaderboard.diff import diff_boards
+from prunebench.results.record import RunRecord
 
 pytestmark = pytest.mark.slow
 
 if TYPE_CHECKING:
     from playwright import sync_api
 
-NASTY = "<img src=x onerror=\"document.body.innerHTML='injected'\"><script>throw 1</script>"
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
+HOSTILE = (
+    "<img src=x onerror=\"document.body.innerHTML='injected'\"><script>window.injected=1</script>"
+    "</script>| `code` **bold** [a](javascript:injected()) \u202eright to left\n# heading " + "long " * 2000
+)
+DESKTOP, TABLET, PHONE = ({"width": w, "height": h} for w, h in ((1440, 900), (820, 1100), (390, 800)))
+AXE = Path(__file__).parents[2] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
+MOST_STOPS = 40
+VIEWS = (
+    "#/", "#/about", "#/method/method-1", "#/task/digits-2pct", "#/task/digits-2pct/curves",
+    "#/task/digits-2pct/groups", "#/task/digits-2pct/speed", "#/task/digits-2pct/methods",
+    "#/task/digits-2pct/hypotheses",
+    "#/task/digits-2pct/provenance",
+)  # fmt: skip
+
+
+def made_up() -> list[RunRecord]:
+    """Two sparsities, five seeds and seven methods, the later the worse; native sparsity; a failed run."""
+    records = [
+        run(name, 0.0, seed, 0.5 + 0.01 * seed) for name in ("dense", "dense-finetuned") for seed in range(5)
+    ]
+    for place in range(7):
+        for sparsity in (0.5, 0.9):
+            for seed in range(5):
+                value = 0.62 - 0.08 * place - 0.1 * sparsity + 0.004 * ((seed * (place + 2)) % 5)
+                records.append(run(f"method-{place}", sparsity, seed, value))
+    records += [run("native", None, seed, 0.6 + 0.01 * seed) for seed in range(5)]
+    return [*records, failed("broken", 0.9, 0, "MaskError: layer head.weight is empty")]
 
 
 @pytest.fixture(scope="module")
@@ -29,146 +59,246 @@ def browser() -> Iterator[sync_api.Browser]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The index page of a board with two tasks, failures, and names that try to be markup."""
     out = tmp_path_factory.mktemp("board")
-    other = {"cell": {"task": f"other {NASTY}"}}
-    more = [
-        run("dense", 0.0, 0, **other),
-        run(NASTY, 0.5, 0, **other),
-        failed("beta", 0.5, 0, NASTY, **other),
-    ]
-    write_board([*full_records(), *more], out)
+    write_board([*made_up(), run("method-0", 0.9, 0, cell={"task": "other"})], out)
     return out / "site" / "index.html"
 
 
 @pytest.fixture
-def visit(browser: sync_api.Browser, site: Path) -> Iterator[Visit]:
-    opened = Visit(browser, site, viewport=DESKTOP)
-    yield opened
-    opened.context.close()
-
-
-@pytest.fixture
-def page(visit: Visit) -> sync_api.Page:
-    return visit.page
-
-
-def methods_in(page: sync_api.Page, body: int = 1) -> list[str]:
-    """The methods in the accuracy table of the first task, in the order shown."""
-    rows = page.locator("section.task").first.locator("table").nth(2).locator("tbody.sortable").nth(body)
-    return rows.locator("tr:visible td:nth-child(2)").all_inner_texts()
-
-
-@pytest.mark.slow
-def test_the_page_opens_from_disk_without_errors_or_network(visit: Visit, site: Path) -> None:
-    visit.page.wait_for_timeout(300)
+def page(browser: sync_api.Browser, site: Path) -> Iterator[sync_api.Page]:
+    visit = Visit(browser, site, viewport=DESKTOP)
+    show(visit.page, site, "#/task/digits-2pct")
+    yield visit.page
+    visit.context.close()
     assert visit.complaints == []
-    assert visit.requests[0] == site.as_uri()
-    assert {url.split(":")[0] for url in visit.requests} <= {"file", "data"}
-    assert (site.parent / "plotly.min.js").as_uri() in visit.requests
 
 
-def test_every_figure_is_drawn(page: sync_api.Page) -> None:
-    plots = page.locator(".plot")
-    assert plots.count() == 10
-    for index in range(plots.count()):
-        assert plots.nth(index).locator("svg.main-svg").count() >= 1
-    first = plots.first
-    assert first.locator(".scatterlayer .trace").count() == 6
-    assert first.locator(".errorbar").count() > 0
-    assert page.locator(".heat table").count() == 4
+def show(page: sync_api.Page, site: Path, view: str) -> None:
+    page.goto(f"{site.as_uri()}{view}")
+    page.wait_for_selector("main h2, main table, main .answer")
+    page.locator("main", has_text="Loading").wait_for(state="detached")
 
 
-@pytest.mark.slow
-def test_nothing_is_injected(page: sync_api.Page) -> None:
-    assert page.locator("img").count() == 0
-    assert "injected" not in page.locator("h1").inner_text()
-    assert NASTY in page.locator("section.task").nth(1).locator(".problems").inner_text()
-    page.locator("section.task").nth(1).locator(".plot").first.hover()
-    assert page.locator("img").count() == 0
+def methods_in(page: sync_api.Page) -> list[str]:
+    return page.locator("table.ranking tbody tr:not(.details) th a").all_inner_texts()
 
 
-def test_a_click_on_a_heading_sorts_and_another_one_turns_it(page: sync_api.Page) -> None:
-    head = page.locator("section.task").first.locator("table").nth(2).locator("thead th")
-    column = head.filter(has_text="Unbiased").first
-    before = methods_in(page)
-    column.locator("button").click()
-    assert column.get_attribute("aria-sort") == "descending"
-    descending = methods_in(page)
-    column.locator("button").click()
-    assert column.get_attribute("aria-sort") == "ascending"
-    ascending = methods_in(page)
-    assert sorted(before) == sorted(descending) == sorted(ascending)
-    assert ascending[:6] == descending[:6][::-1]
-    assert set(ascending[6:]) == set(descending[6:]) == {"gamma", "delta"}, "rows without a mean come last"
-    assert methods_in(page, body=0) == ["dense"]
+def test_it_asks_for_its_own_files_alone_and_for_data_when_they_are_seen(
+    browser: sync_api.Browser, site: Path
+) -> None:
+    visit = Visit(browser, site, viewport=DESKTOP)
+    visit.page.wait_for_selector("table.matrix")
+    folder = site.parent.as_uri()
+    assert all(url.startswith(folder) for url in visit.requests)
+    loaded = {url.removeprefix(folder) for url in visit.requests}
+    assert loaded == {"/index.html", "/assets/board.css", "/assets/board.js", "/data/board.js"}
+    show(visit.page, site, "#/task/digits-2pct")
+    assert f"{folder}/data/digits-2pct.js" in visit.requests
+    assert f"{folder}/data/digits-2pct-runs.js" not in visit.requests
+    assert visit.complaints == []
+    visit.context.close()
 
 
-@pytest.mark.slow
-def test_text_columns_sort_by_name(page: sync_api.Page) -> None:
-    head = page.locator("section.task").first.locator("table").nth(2).locator("thead th")
-    head.filter(has_text="Method").locator("button").click()
-    names = methods_in(page)
-    assert names == sorted(names)
+def test_the_first_screen_says_which_method_is_best_its_bias_and_its_speed(
+    browser: sync_api.Browser, site: Path
+) -> None:
+    visit = Visit(browser, site, viewport=DESKTOP)
+    row = visit.page.locator("table.answers tbody tr").filter(has_text="digits@2pct")
+    assert row.locator("a").nth(1).inner_text() == "method-0"
+    assert row.bounding_box()["y"] < DESKTOP["height"] / 2  # type: ignore[index]
+    show(visit.page, site, "#/task/digits-2pct")
+    answer = visit.page.locator(".answer")
+    for words in (
+        "Best at 0.9: method-0",
+        "bias gap",
+        "dense-finetuned has 52.0",
+        "no measurable difference",
+    ):
+        assert words in answer.inner_text()
+    first = visit.page.locator("table.ranking tbody tr").first
+    assert first.bounding_box()["y"] < DESKTOP["height"]  # type: ignore[index]
+    for plot in visit.page.locator(".plot svg").all():
+        assert plot.bounding_box()["y"] < DESKTOP["height"] / 2  # type: ignore[index]
+    visit.context.close()
 
 
-@pytest.mark.slow
-def test_a_chosen_sparsity_leaves_its_rows_and_dense(page: sync_api.Page) -> None:
-    section = page.locator("section.task").first
-    section.locator(".filter [data-tag='0.9']").click()
-    assert sorted(methods_in(page)) == ["alpha", "beta", "delta", "gamma"]
-    assert methods_in(page, body=0) == ["dense"]
-    assert methods_in(page, body=2) == []
-    section.locator(".filter [data-tag='']").click()
-    assert len(methods_in(page)) == 8
+def test_a_click_on_a_heading_sorts_best_first_and_another_one_turns_it(page: sync_api.Page) -> None:
+    gap = page.locator("table.ranking thead th").filter(has_text="Gap")
+    assert "↕" in gap.inner_text()
+    gap.locator("button").click()
+    assert gap.get_attribute("aria-sort") == "ascending"
+    best_first = [name for name in methods_in(page) if name.startswith("method")]
+    assert best_first == [f"method-{place}" for place in range(7)]
+    gap.locator("button").click()
+    assert gap.get_attribute("aria-sort") == "descending"
+    assert [name for name in methods_in(page) if name.startswith("method")] == best_first[::-1]
 
 
-@pytest.mark.slow
-def test_the_legend_hides_a_method_in_all_figures_of_its_task(page: sync_api.Page) -> None:
-    section = page.locator("section.task").first
-    plots = section.locator(".plot")
-    before = [plots.nth(i).locator(".scatterlayer .trace").count() for i in range(5)]
-    section.locator(".legend [data-key='beta']").click()
-    after = [plots.nth(i).locator(".scatterlayer .trace").count() for i in range(5)]
-    assert after == [count - 1 for count in before]
-    section.locator(".legend [data-all='true']").click()
-    assert [plots.nth(i).locator(".scatterlayer .trace").count() for i in range(5)] == before
+def test_the_address_holds_what_is_shown(page: sync_api.Page, site: Path) -> None:
+    page.locator(".choosers select").nth(1).select_option("0.5")
+    page.get_by_label("Find a method").fill("method-3")
+    page.get_by_label("Show method-3 in the plots").check()
+    page.locator("table.ranking thead th").filter(has_text="Training").locator("button").click()
+    address = page.url
+    for part in ("s=0.5", "q=method-3", "pick=method-3", "sort=training"):
+        assert part in address
+    other = page.context.new_page()
+    other.goto(address)
+    other.wait_for_selector("table.ranking")
+    assert methods_in(other) == [*methods_in(other)[:2], "method-3"]
+    assert other.locator(".choosers select").nth(1).input_value() == "0.5"
+    assert other.get_by_label("Show method-3 in the plots").is_checked()
+    assert other.locator("svg .name").filter(has_text="method-3").count() >= 1
 
 
-def test_intervals_can_be_switched_off(page: sync_api.Page) -> None:
-    section = page.locator("section.task").first
-    section.locator(".bars").uncheck()
-    assert section.locator(".plot").first.locator(".errorbar").count() == 0
+def test_pareto_and_curves_name_what_leads(page: sync_api.Page) -> None:
+    pareto, curves = page.locator(".plot svg").all()
+    assert pareto.locator(".spot").count() == 9, "seven methods, native, and the reference"
+    assert "method-0" in pareto.locator(".name").all_text_contents()
+    assert curves.locator(".curve").count() == 8
+    assert curves.locator(".name").all_text_contents() == [f"method-{place}" for place in range(5)] + [
+        "dense-finetuned"
+    ]
 
 
-@pytest.mark.slow
-def test_groups_of_a_chosen_model_are_shown(page: sync_api.Page) -> None:
-    section = page.locator("section.task").first
-    second = section.locator(".heats > div").nth(1)
-    second.locator("select").select_option(label="alpha, sparsity 0.5")
-    cells = second.locator("td").all_inner_texts()
-    assert [cells[0], cells[3]] == ["90", "90"]
-    assert cells[1] == cells[2] != "90"
-    assert second.locator("td.aligned").count() == 2
+def test_details_show_the_runs_and_the_command(page: sync_api.Page) -> None:
+    page.get_by_label("Details of method-1").click()
+    sheet = page.locator(".sheet")
+    sheet.locator("table.small").wait_for()
+    assert sheet.locator("tbody tr").count() == 5
+    assert "prunebench reproduce" in sheet.inner_text()
+    sheet.get_by_text("Card of method-1").click()
+    assert page.locator("h2").first.inner_text() == "method-1"
+    assert "Author of method-1, 2020" in page.locator("main").inner_text()
 
 
-@pytest.mark.slow
+def test_downloads_hold_the_rows_that_are_shown(page: sync_api.Page) -> None:
+    page.get_by_label("Find a method").fill("method-2")
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="CSV").click()
+    rows = list(csv.DictReader(waiting.value.path().read_text(encoding="utf-8").splitlines()))
+    assert [row["method"] for row in rows] == ["dense", "dense-finetuned", "method-2"]
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="JSON").click()
+    found = json.loads(waiting.value.path().read_text(encoding="utf-8"))
+    assert float(rows[-1]["conflicting"]) == found[-1]["conflicting"] == pytest.approx(37.8)
+    with page.expect_download() as waiting:
+        page.get_by_label("PNG of").first.click()
+    assert waiting.value.path().read_bytes().startswith(b"\x89PNG")
+
+
+def test_groups_are_framed_where_they_are_aligned(page: sync_api.Page, site: Path) -> None:
+    show(page, site, "#/task/digits-2pct/groups")
+    tables = page.locator("table.heat")
+    assert tables.count() == 2
+    assert tables.first.locator("td.aligned").all_inner_texts() == ["90", "90"]
+
+
+def test_what_changed_since_another_board_is_a_page(browser: sync_api.Browser, tmp_path: Path) -> None:
+    old, new = build_board(made_up()[:-20]), build_board(made_up())
+    write_pages(tmp_path, board_files(new, changes=diff_boards(old, new)))
+    visit = Visit(browser, tmp_path / "site" / "index.html", viewport=DESKTOP)
+    visit.page.get_by_role("link", name="Changes").click()
+    text = visit.page.locator("main").inner_text()
+    assert "rows new" in text
+    assert "native" in text
+    assert visit.complaints == []
+    visit.context.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_has_no_sideways_scroll(browser: sync_api.Browser, site: Path, scheme: str) -> None:
-    visit = Visit(browser, site, viewport=PHONE, color_scheme=scheme)
-    width, screen = visit.page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-    assert width <= screen == PHONE["width"]
-    table = visit.page.locator(".scroll").first
-    assert table.evaluate("element => element.scrollWidth > element.clientWidth"), (
-        "tables scroll by themselves"
-    )
+@pytest.mark.parametrize("size", [DESKTOP, TABLET, PHONE], ids=["desktop", "tablet", "phone"])
+def test_nothing_overflows_and_axe_finds_no_fault(
+    browser: sync_api.Browser, site: Path, scheme: Any, size: Any
+) -> None:
+    visit = Visit(browser, site, viewport=size, color_scheme=scheme)
+    for view in VIEWS:
+        show(visit.page, site, view)
+        width = visit.page.evaluate("document.documentElement.scrollWidth")
+        assert width <= size["width"], view
+        if AXE.is_file():
+            assert faults(visit.page) == [], view
     assert visit.complaints == []
+    visit.context.close()
+
+
+def faults(page: sync_api.Page) -> list[str]:
+    """What axe-core has against a page."""
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run({ preload: false })")["violations"]
+    return [
+        f"{one['id']}: {node['target']} {node['failureSummary']}" for one in found for node in one["nodes"]
+    ]
+
+
+def test_a_phone_shows_three_columns_and_the_rest_on_request(browser: sync_api.Browser, site: Path) -> None:
+    visit = Visit(browser, site, viewport=PHONE)
+    show(visit.page, site, "#/task/digits-2pct")
+    heads = visit.page.locator("table.ranking thead th:visible")
+    assert heads.count() == 3
+    visit.page.get_by_label("Details of method-0").click()
+    assert "MACs left" in visit.page.locator(".sheet").inner_text()
+    visit.context.close()
+
+
+def test_few_stops_lead_to_the_table_and_a_link_skips_them(page: sync_api.Page) -> None:
+    inside = "document.activeElement.closest('table.ranking') !== null"
+    stops = 0
+    while not page.evaluate(inside):
+        page.keyboard.press("Tab")
+        stops += 1
+        assert stops <= MOST_STOPS
+    page.reload()
+    page.wait_for_selector("table.ranking")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "ranking"
+
+
+def test_hostile_text_stays_text(browser: sync_api.Browser, tmp_path: Path) -> None:
+    method = {"name": HOSTILE, "supervision": HOSTILE, "cite": HOSTILE}
+    facts: dict[str, Any] = {"cell": {"task": HOSTILE, "model": HOSTILE}, "method": method}
+    facts["environment"] = {"device": "cpu", "cpu": HOSTILE, "torch": HOSTILE, "precision": HOSTILE}
+    records = [run(HOSTILE, 0.9, seed, **facts) for seed in range(5)]
+    records.append(run("alpha", 0.9, 0, **facts))
+    records.append(failed("beta", 0.9, 0, HOSTILE, cell=facts["cell"]))
+    (track,) = write_board(records, tmp_path).tracks
+    index = tmp_path / "site" / "index.html"
+    visit = Visit(browser, index, viewport=DESKTOP)
+    visit.page.on("dialog", lambda dialog: visit.complaints.append(dialog.message))
+    visit.page.wait_for_selector("table.matrix")
+    visit.page.locator("table.matrix tbody a").first.click()
+    for view in VIEWS:
+        show(visit.page, index, view.replace("digits-2pct", track.slug))
+        assert visit.page.locator("img").count() == 0
+        assert visit.page.locator("script").count() == visit.page.locator("head script").count()
+        assert visit.page.evaluate("window.injected") is None
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= DESKTOP["width"]
+    assert visit.complaints == []
+    visit.context.close()
+
+
+def test_scripts_within_the_page_are_refused(browser: sync_api.Browser, site: Path, tmp_path: Path) -> None:
+    """The policy holds by itself, should a template ever let a script through."""
+    text = site.read_text(encoding="utf-8")
+    changed = text.replace("<body>", "<body><script>window.injected = 1</script>")
+    (tmp_path / "index.html").write_text(changed, encoding="utf-8")
+    visit = Visit(browser, tmp_path / "index.html")
+    assert visit.page.evaluate("window.injected") is None
+    assert any("Content Security Policy" in complaint for complaint in visit.complaints)
+    visit.context.close()
+
+
+def test_without_scripts_there_is_the_answer(browser: sync_api.Browser, site: Path) -> None:
+    visit = Visit(browser, site, java_script_enabled=False)
+    assert "Best at 0.9: method-0" in visit.page.locator("body").inner_text()
     visit.context.close()
 
 
 def test_an_empty_board_opens(browser: sync_api.Browser, tmp_path: Path) -> None:
     write_board([], tmp_path)
     visit = Visit(browser, tmp_path / "site" / "index.html", viewport=DESKTOP)
+    visit.page.wait_for_selector("main")
     assert visit.complaints == []
     assert "There are no records yet" in visit.page.locator("body").inner_text()
     visit.context.close()

@@ -16,7 +16,7 @@ import torch
 
 from prunebench.errors import PruneBenchError, StoreError, UsageError
 from prunebench.leaderboard import build_board
-from prunebench.leaderboard.build import board_markdown, page_html
+from prunebench.leaderboard.build import board_files, methods_markdown
 from prunebench.results.artifacts import push
 from prunebench.results.committed import safe_name
 from prunebench.results.convert import export_results
@@ -222,7 +222,7 @@ def test_a_merge_adds_rows_badges_and_the_source(made: Made) -> None:
         "magnitude": "",
         NAME: "re-evaluated",
     }
-    assert "Verified" in board_markdown(board)
+    assert b"Verified" in board_files(board)[f"tasks/{board.tracks[0].slug}.md"]
     assert merge(made.entry, made.board).new == 0
     assert read_standing(made.board).badges[badge.key].badge == "re-evaluated", "a lower badge replaces none"
 
@@ -286,14 +286,14 @@ def test_versions_coexist_and_the_newest_is_listed(made: Made) -> None:
     }
     board = build_board(records, standing)
     assert [row.method for row in board.tracks[0].rows].count(NAME) == 1
-    assert f"{NAME} {old} was superseded" in board_markdown(board).replace("\\_", "_")
+    assert f"{NAME} {old} was superseded" in methods_markdown(board).replace("\\_", "_")
     with pytest.raises(UsageError, match="was superseded: hand in a new version"):
         merge(made.entry, made.board)
     line = withdraw(made.board, NAME, None, "a fault was found")
     assert "was withdrawn: a fault was found" in line.words
     board = build_board(records, read_standing(made.board))
     assert NAME not in [row.method for row in board.tracks[0].rows]
-    assert "a fault was found" in page_html(board)
+    assert b"a fault was found" in board_files(board)["site/data/board.js"]
 
 
 def test_two_contributors_bring_a_seed_each(made: Made) -> None:
@@ -825,10 +825,11 @@ def test_history_is_inert_on_the_board(made: Made) -> None:
     merge(made.entry, made.board)
     withdraw(made.board, NAME, None, "<script>alert(1)</script> | [x](javascript:alert(1))")
     board = build_board(open_results(made.board).records()[0], read_standing(made.board))
-    for text in (board_markdown(board), page_html(board)):
-        assert "&lt;script&gt;alert(1)" in text
-        assert "<script>alert" not in text
-    assert "[x](javascript" not in board_markdown(board)
+    files = board_files(board)
+    assert b"&lt;script&gt;alert(1)" in files["methods.md"]
+    for text in files.values():
+        assert b"<script>alert" not in text
+    assert b"[x](javascript" not in files["methods.md"]
     with pytest.raises(UsageError, match="want one line"):
         withdraw(made.board, "magnitude", None, "two\nlines")
 
