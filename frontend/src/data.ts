@@ -25,11 +25,11 @@ export interface Task {
   slug: string; title: string; task: string; version: number; data: string; model: string;
   recipe: [string, string][]; seeds: number[]; sparsities: number[]; shown: Num; devices: string[];
   differs: string | null; notes: string[]; remarks: string[]; problems: string[]; lead: string; reference: Num; summary: string | null;
-  analysis: string | null; hypotheses?: Hypothesis[]; answers: Answer[];
+  analysis: string | null; hypotheses: Hypothesis[]; answers: Answer[];
   cells: Intervals & { method: number[]; place: number[]; rank: string[]; collapsed: number[]; training: Num[] };
 }
 
-export interface Hypothesis { key: string; title: string; verdict: string; facts: [string, string][]; words: string }
+export interface Hypothesis { title: string; outcome: string; reason: string; facts: [string, string][] }
 
 export interface Method {
   label: string; name: string; cite: string; supervision: string; version: string;
@@ -40,7 +40,7 @@ export interface TextTable { title: string; columns: { title: string; numeric: b
 
 export interface Board {
   introduction: string; facts: string; reading: [string, string][];
-  metrics: Metric[]; tasks: Task[]; methods: Method[];
+  metrics: Metric[]; tasks: Task[]; methods: Method[]; hypotheses: Hypothesis[];
   environments: [string, number][]; commits: [string, number][]; history: string[];
   changes: { words: string; tables: TextTable[] } | null;
 }

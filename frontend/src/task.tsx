@@ -1,6 +1,6 @@
 // A task: the answer, two plots and the ranking on the first screen; the other tabs below the same choosers.
 import { useMemo } from "preact/hooks";
-import type { Board, Groups, Metric, Num, Rows, Task, Width } from "./data";
+import type { Board, Groups, Hypothesis, Metric, Num, Rows, Task, Width } from "./data";
 import { metricOf, useChunk } from "./data";
 import { number, speedText, spread, times } from "./format";
 import { Curves, Figure, Legend, Pareto, SpeedPlot, type Curve, type Frame, type Spot } from "./plots";
@@ -293,16 +293,26 @@ export function MethodList(props: { board: Board; labels: string[] }) {
 }
 
 function HypothesesTab(props: View) {
-  const { task } = props;
+  const { board, task } = props;
   return (
-    <section aria-label="Hypotheses" class="cards">
-      {(task.hypotheses ?? []).map((one) => (
-        <article key={one.key} class="card"><h3>{one.title}</h3><p><strong>{one.verdict}.</strong> {one.words}</p>
-          <dl>{one.facts.map(([term, text]) => <div key={term}><dt>{term}</dt><dd>{text}</dd></div>)}</dl></article>
-      ))}
+    <section aria-label="Hypotheses">
+      <Cards cards={task.hypotheses} />
+      {board.hypotheses.length > 0 && <><h2>The whole board</h2><Cards cards={board.hypotheses} /></>}
       {task.analysis ? <p><a href={task.analysis}>The analysis of this task</a>: what pruning did to each group, and whether it could be predicted.</p>
-        : <p>This task has not been analysed: <code>prunebench analyze</code>.</p>}
+        : <p>The stored outputs of this task have not been analysed: <code>prunebench analyze</code>.</p>}
     </section>
+  );
+}
+
+function Cards(props: { cards: Hypothesis[] }) {
+  return (
+    <div class="cards">{props.cards.map((card) => (
+      <article key={card.title} class="card">
+        <h3>{card.title}</h3>
+        <p><strong>{card.outcome[0].toUpperCase() + card.outcome.slice(1)}</strong>: <bdi>{card.reason}</bdi>.</p>
+        <dl>{card.facts.map(([term, text]) => <div key={term}><dt>{term}</dt><dd><bdi>{text}</bdi></dd></div>)}</dl>
+      </article>
+    ))}</div>
   );
 }
 

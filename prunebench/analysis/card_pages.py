@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from prunebench.analysis.cards import CARD_COLUMNS, CLAIMS, HypothesisCards
 from prunebench.analysis.preregistered import FrozenHypotheses, HypothesisCard, frozen_hypotheses
@@ -57,6 +58,18 @@ def cards_json(cards: HypothesisCards) -> str:
         "board": dataclasses.asdict(cards.board),
     }
     return json.dumps(without_nan(values), sort_keys=True, indent=1, allow_nan=False) + "\n"
+
+
+def cards_data(cards: HypothesisCards) -> dict[str, list[dict[str, Any]]]:
+    """What the board's site shows: by slug, each card's claim, outcome, reason and facts; under "" the board's own."""
+    told = ("key", "outcome", "reason")
+
+    def shown(card: HypothesisCard) -> dict[str, Any]:
+        cells = [(column.title, column.cell(card).text) for column in CARD_COLUMNS if column.key not in told]
+        facts = [[title, text] for title, text in cells if text != fmt.MISSING]
+        return {"title": CLAIMS[card.key], "outcome": card.outcome, "reason": card.reason, "facts": facts}
+
+    return {slug: list(map(shown, entry)) for slug, entry in {**cards.tracks, "": (cards.board,)}.items()}
 
 
 def cards_excerpt(cards: HypothesisCards, page: str = "leaderboard/analysis/README.md") -> str:

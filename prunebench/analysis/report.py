@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunebench.analysis import tables, words
-from prunebench.analysis.card_pages import cards_html, cards_json, cards_markdown
+from prunebench.analysis.card_pages import cards_data, cards_html, cards_json, cards_markdown
 from prunebench.analysis.cards import HypothesisCards, cards_of, cards_table
 from prunebench.analysis.exploratory import exploratory_lines
 from prunebench.analysis.plots import (
@@ -361,7 +361,8 @@ def _write(
 ) -> Leaderboard:
     board = build_board(records, standing)
     changes = None if earlier is None else diff_boards(build_board(earlier), board)
-    files = board_files(board, links_of(analyses), changes)
+    shown = {} if cards is None else cards_data(cards)
+    files = board_files(board, links_of(analyses), changes, shown)
     pages = analysis_files(analyses, grids, board.labels, cards) if analyses or cards is not None else {}
     write_pages(out, files | pages)
     return board

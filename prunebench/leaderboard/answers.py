@@ -19,7 +19,7 @@ LONGEST = 100
 
 
 @dataclass(frozen=True)
-class Answer:
+class BestMethod:
     """The best row of a track at a sparsity by the metric that ranks, beside the unpruned reference."""
 
     sparsity: float
@@ -77,7 +77,7 @@ def lead_of(track: Track) -> Metric:
     return metric_named(next(found, RANKED[0]))
 
 
-def answer_of(track: Track, sparsity: float) -> Answer | None:
+def answer_of(track: Track, sparsity: float) -> BestMethod | None:
     """The answer at a sparsity; None where no method has a mean.
 
     The best of those that are ranked; where none is, for want of seeds, of those that could be.
@@ -90,7 +90,7 @@ def answer_of(track: Track, sparsity: float) -> Answer | None:
         return None
     best = max(ranked, key=lambda row: (row.metric(lead.name).mean, row.method))
     faster = (row.method for row in rows if is_faster(first_speed(row)))
-    return Answer(sparsity, lead, best, reference_of(track), tuple(faster))
+    return BestMethod(sparsity, lead, best, reference_of(track), tuple(faster))
 
 
 def may_rank(row: MethodRow) -> bool:
@@ -99,7 +99,7 @@ def may_rank(row: MethodRow) -> bool:
     return not row.collapsed and not deferred and all(map(is_ranked, row.runs))
 
 
-def answers_of(track: Track) -> list[Answer]:
+def answers_of(track: Track) -> list[BestMethod]:
     """The answers at every sparsity that has one."""
     found = (answer_of(track, sparsity) for sparsity in track.sparsities)
     return [answer for answer in found if answer is not None]

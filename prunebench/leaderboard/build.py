@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from prunebench.errors import StoreError
@@ -153,6 +154,7 @@ class AnalysisLink:
 
 
 Links = Sequence[AnalysisLink]
+NO_CARDS: Mapping[str, Any] = MappingProxyType({})
 
 
 def write_board(
@@ -165,9 +167,15 @@ def write_board(
 
 
 def board_files(
-    board: Leaderboard, analyses: Links = (), changes: BoardChanges | None = None
+    board: Leaderboard,
+    analyses: Links = (),
+    changes: BoardChanges | None = None,
+    hypotheses: Mapping[str, Any] = NO_CARDS,
 ) -> dict[str, bytes]:
-    """README.md, methods.md, `tasks/*.md`, `figures/*.svg` and `site/`, by name; CHANGES.md with `changes`."""
+    """README.md, methods.md, `tasks/*.md`, `figures/*.svg` and `site/`, by name; CHANGES.md with `changes`.
+
+    `hypotheses`: by slug, the cards that the site shows; under "" those of the whole board.
+    """
     styles = method_styles(board)
     texts = {"README.md": board_markdown(board, analyses)}
     if changes is not None:
@@ -185,7 +193,9 @@ def board_files(
     }
     pages = {found.slug: found.page for track in board.tracks if (found := link_of(track, analyses))}
     shown = None if changes is None else changes_data(changes)
-    return {name: text.encode() for name, text in texts.items()} | site_files(board, words, pages, shown)
+    return {name: text.encode() for name, text in texts.items()} | site_files(
+        board, words, pages, hypotheses, shown
+    )
 
 
 def write_pages(out: Path, files: Mapping[str, bytes]) -> None:

@@ -10,14 +10,14 @@ Data are scripts that call one function with a value: a page from disk may load 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prunebench.leaderboard import columns
 from prunebench.leaderboard.aggregate import RANKED
 from prunebench.leaderboard.answers import (
-    Answer,
+    BestMethod,
     answers_of,
     first_speed,
     lead_of,
@@ -41,7 +41,11 @@ Json = dict[str, Any]
 
 
 def site_files(
-    board: Leaderboard, words: Json, analyses: Json, changes: Json | None = None
+    board: Leaderboard,
+    words: Json,
+    analyses: Json,
+    hypotheses: Mapping[str, Any],
+    changes: Json | None = None,
 ) -> dict[str, bytes]:
     """Each file of the site by its name.
 
@@ -49,12 +53,19 @@ def site_files(
         board: what it shows.
         words: sentences of the page: `introduction`, `facts`, `reading`.
         analyses: by slug, the page of an analysis.
+        hypotheses: by slug, cards of a task; under "" those of the whole board.
         changes: what `diff` found against another board.
     """
     files = {f"site/assets/{path.name}": path.read_bytes() for path in sorted(ASSETS.iterdir())}
-    files["site/index.html"] = page_html(board, words).encode()
+    files["site/index.html"] = page_html(board, words, analyses).encode()
     labels = {label: place for place, label in enumerate(_labels(board))}
-    index = board_data(board, labels, words, analyses) | {"changes": changes}
+    tasks = [
+        _task(track, labels)
+        | {"analysis": analyses.get(track.slug), "hypotheses": hypotheses.get(track.slug, [])}
+        for track in board.tracks
+    ]
+    index = board_data(board, labels, words)
+    index |= {"tasks": tasks, "hypotheses": hypotheses.get("", []), "changes": changes}
     files["site/data/board.js"] = chunk("board", index)
     for track in board.tracks:
         files[f"site/data/{track.slug}.js"] = chunk(track.slug, rows_data(track, labels))
@@ -63,10 +74,10 @@ def site_files(
     return files
 
 
-def page_html(board: Leaderboard, words: Json) -> str:
+def page_html(board: Leaderboard, words: Json, analyses: Json) -> str:
     """The page, with the best of each task for readers without scripts."""
     found = [(track, answers_of(track)) for track in board.tracks]
-    return render("index.html.j2", TEMPLATES, words=words, tasks=found)
+    return render("index.html.j2", TEMPLATES, words=words, tasks=found, analyses=analyses)
 
 
 def chunk(key: str, values: Any) -> bytes:
@@ -81,15 +92,14 @@ def _labels(board: Leaderboard) -> list[str]:
 # The index
 
 
-def board_data(board: Leaderboard, labels: dict[str, int], words: Json, analyses: Json) -> Json:
-    """Tasks, methods, metrics, the matrix and where the numbers were made."""
+def board_data(board: Leaderboard, labels: dict[str, int], words: Json) -> Json:
+    """Methods, metrics, and where the numbers were made."""
     shown = [
         metric for metric in columns.board_metrics() if any(metric.name in t.metrics for t in board.tracks)
     ]
     return {
         **words,
         "metrics": [_metric(metric) for metric in shown],
-        "tasks": [_task(track, labels) | {"analysis": analyses.get(track.slug)} for track in board.tracks],
         "methods": _methods(board, labels),
         "environments": board.environments,
         "commits": board.commits,
@@ -128,7 +138,7 @@ def _task(track: Track, labels: dict[str, int]) -> Json:
     }  # fmt: skip
 
 
-def _answer(answer: Answer, labels: dict[str, int]) -> Json:
+def _answer(answer: BestMethod, labels: dict[str, int]) -> Json:
     row, speed = answer.best, first_speed(answer.best)
     value = row.metric(answer.lead.name)
     return {

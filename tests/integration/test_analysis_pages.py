@@ -404,7 +404,7 @@ def test_the_board_after_a_run_knows_what_was_retired(tmp_path: Path) -> None:
         tmp_path, Standing(), Retired("alpha", version, "withdrawn", "2026-01-02T00:00:00Z", "wrong masks")
     )
     assert build_after_run(records, tmp_path, tmp_path / "board") is None
-    text = (tmp_path / "board/README.md").read_text()
+    text = (tmp_path / "board/methods.md").read_text()
     assert "was withdrawn: wrong masks" in text
     assert "| alpha |" not in text
     assert "| beta |" in text
@@ -545,7 +545,7 @@ def test_the_board_links_to_the_stored_analyses_and_writes_their_pages(tmp_path:
     assert stored_analyses(results) == ([analysis], {analysis.slug: folder / analysis.grid_name})
     assert write_leaderboard([results], tmp_path / "out") == 0
     index = (tmp_path / "out/site/index.html").read_text()
-    assert index.count(f'href="{section.slug}-analysis.html"') == 2
+    assert index.count(f'href="{section.slug}-analysis.html"') == 1
     assert (tmp_path / f"out/site/{section.slug}-analysis.html").is_file()
     assert (tmp_path / f"out/site/{analysis.grid_name}").is_file()
     assert f"(analysis/{section.slug}.md)" in (tmp_path / "out/README.md").read_text()
@@ -554,8 +554,8 @@ def test_the_board_links_to_the_stored_analyses_and_writes_their_pages(tmp_path:
 def test_a_section_links_to_the_analysis_of_its_own_task_alone(tmp_path: Path) -> None:
     other = replace(class_analysis(FEW), task="something else", slug="digits-2pct")
     write_board([run("dense", 0.0, 0)], tmp_path, links_of([other]))
-    index = (tmp_path / "site/index.html").read_text()
-    assert index.count('href="digits-2pct-analysis.html"') == 1
+    for name in ("site/index.html", "site/data/board.js", "tasks/digits-2pct.md"):
+        assert "digits-2pct-analysis" not in (tmp_path / name).read_text()
 
 
 # What is committed
