@@ -23,6 +23,7 @@ from prunebench.methods.criteria import BATCHES, Criterion, Score, as_criterion,
 from prunebench.methods.statistics import Statistics, steps_of
 from prunebench.models import Classifier, build_model, narrowed
 from prunebench.models.nets import ModelName, channels_last, contiguous
+from prunebench.pruning.channels import norms_behind, with_norms
 from prunebench.pruning.distribution import Distribution
 from prunebench.pruning.masks import Masks, apply_masks, make_masks, masks_of, named_as_in, prunable
 from prunebench.pruning.wrapped import bare_network, make_plain, own_names, plain
@@ -249,6 +250,7 @@ class Experiment:
         start: int = 0,
         stop_after: int | None = None,
         networks: int = 1,
+        dead_filters: bool = False,
         **settings: Any,
     ) -> Masks:
         """Train `model` in place on the training split; gives the masks that are held at the end.
@@ -257,7 +259,8 @@ class Experiment:
         `sample_weight` `[N]` draws samples in proportion. `after_step(step)` may look at the training and return new
         masks: see `Step`. `augment(images, generator)` changes the images of a step. `stop_after` ends a schedule of
         `steps` early, and `start` resumes one: its first `start` batches have been seen. `networks` counts those that a
-        step trains, for the cost; more backward passes than that count themselves. Further settings (`optimizer`,
+        step trains, for the cost; more backward passes than that count themselves. `dead_filters` holds the BatchNorm
+        behind a filter that its mask empties at zero too: the channel is then gone. Further settings (`optimizer`,
         `betas`, `weight_decay`, `momentum`, `schedule`) override the recipe's; an optimizer may be a function of the
         parameters and the learning rate.
         """
@@ -270,6 +273,11 @@ class Experiment:
         noise = None if augment is None else self.device_rng(f"augment/{stream}")
         names = own_names(model)
         pruned = {bare: names[bare] for bare in prunable(model) if bare in names}
+        norms = norms_behind(model) if dead_filters else {}
+
+        def to_hold(given: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
+            return named_as_in(model, with_norms(given, norms) if given and norms else given)
+
         with channels_last(model):
             held = train(
                 model,
@@ -279,16 +287,16 @@ class Experiment:
                 crops=images.draw_crops(batches.shape, self.rng(f"crops/{stream}")),
                 objective=objective,
                 settings=replace(loop, first_step=start, **settings),
-                masks=named_as_in(model, masks),
+                masks=to_hold(masks),
                 parameters=parameters,
-                after_step=after_step and (lambda step: named_as_in(model, after_step(step.renamed(pruned)))),
+                after_step=after_step and (lambda step: to_hold(after_step(step.renamed(pruned)))),
                 augment=augment and (lambda x: augment(x, noise)),  # type: ignore[arg-type]
                 progress=None
                 if report is None
                 else lambda step, loss: report(name, step, len(batches), loss),
             )
         self.cost.own_steps += max(len(batches) * networks, self._backward.take(before))
-        return {bare: held[own] for bare, own in names.items() if own in held}
+        return {bare: held[own] for bare, own in pruned.items() if own in held}
 
     def _draw(self, stream: str, steps: int, sample_weight: Tensor | None = None) -> Tensor:
         """Sample indices of every step of a stream."""

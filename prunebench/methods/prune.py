@@ -12,17 +12,21 @@ from torch import Tensor, nn
 
 from prunebench.errors import UsageError, unknown
 from prunebench.methods.api import Method, defaults_of, literals_of
+from prunebench.methods.channels import remove_channels
 from prunebench.methods.criteria import Criterion, check_name
 from prunebench.methods.experiment import Experiment, Pruned
+from prunebench.models import Classifier
 from prunebench.pruning.distribution import ALLOCATIONS, Distribution
-from prunebench.pruning.masks import Masks, apply_masks, make_masks, prunable
+from prunebench.pruning.masks import Masks, apply_masks, make_masks, prunable, whole_masks
 from prunebench.pruning.pattern import PATTERNS, check_structure, largest_masks, n_and_m
 from prunebench.pruning.schedule import SCHEDULES, exponential_targets, pruning_steps, pruning_targets
 from prunebench.results.spec import LR_SCHEDULES, OPTIMIZERS
 
 ALIASES = {"distribution": "allocation"}
 """Other names of settings."""
-CHOICES = {"allocation": ALLOCATIONS, "structure": PATTERNS, "schedule": SCHEDULES}
+CHOICES = {"allocation": ALLOCATIONS, "structure": (*PATTERNS, "channel"), "schedule": SCHEDULES}
+CHANNEL = "channel"
+"""The structure whose result is a narrower network; its sparsity is the share of multiply-accumulates removed."""
 STARTS = ("dense", "init")
 BUDGETS = ("steps", "finetune_steps")
 
@@ -36,7 +40,8 @@ class Prune:
     of the budget; 8 events from 1/10 to 4/5 is the Iofinova et al. protocol (epochs 10, 20, ... 80 of 100).
     `exponential` scores and prunes in `rounds` before training. `structure` is the pattern of the masks
     (`pruning.pattern`): `N:M`, `block`, `block:ROWSxCOLUMNS` or `filter`; a `native` method with N:M has the pattern's
-    own sparsity.
+    own sparsity. Of filters that are pruned whole, BatchNorm's weight and bias are held at zero too, so that their
+    channels are gone in inference. `channel` removes channels: the result is a narrower network.
 
     The settings that are None follow from the others or from the recipe, and name no run: `structure`; `recalibrate`,
     the training batches from which BatchNorm's statistics are taken anew at the end; `span`, the length of the
@@ -67,7 +72,12 @@ class Prune:
     def __post_init__(self) -> None:
         allocations = ALLOCATIONS if self.distribution is None else (self.allocation,)
         checks = (("allocation", allocations), ("schedule", SCHEDULES), ("start", STARTS))
-        if self.structure is not None:
+        if self.structure == CHANNEL:
+            if self.schedule != "one-shot" or self.allocation not in ("global", "uniform"):
+                raise UsageError(
+                    "structure 'channel' goes with schedule one-shot and distribution global or uniform"
+                )
+        elif self.structure is not None:
             check_structure(self.structure)
         unset = (("budget", BUDGETS), ("optimizer", OPTIMIZERS), ("lr_schedule", LR_SCHEDULES))
         for kind, known in (*checks, *((kind, (*known, None)) for kind, known in unset)):
@@ -90,6 +100,8 @@ class Prune:
         if self.budget is not None:
             steps = getattr(recipe, self.budget)
         lr = recipe.lr if from_init else recipe.finetune_lr
+        if self.structure == CHANNEL:
+            return self._finished(experiment, self._remove_channels(experiment, model, sparsity, steps, lr))
         if self.schedule == "cubic":
             return self._finished(experiment, self._prune_gradually(experiment, model, sparsity, steps, lr))
         if self.schedule == "exponential":
@@ -97,10 +109,19 @@ class Prune:
         else:
             masks = self._masks(experiment, model, sparsity)
         apply_masks(model, masks)
-        experiment.train(
-            model, steps=steps, lr=lr, name=f"{self.start}/sparse", masks=masks, **self._optimisation()
-        )
+        name = f"{self.start}/sparse"
+        experiment.train(model, steps=steps, lr=lr, name=name, masks=masks, **self._optimisation())
         return self._finished(experiment, Pruned(model, masks))
+
+    def _remove_channels(
+        self, experiment: Experiment, model: Classifier, sparsity: float, steps: int, lr: float
+    ) -> Pruned:
+        """A narrower network, trained."""
+        assert self.criterion is not None
+        scores = experiment.scores(self.criterion, model)
+        narrow = remove_channels(experiment, model, scores, sparsity, uniform=self.allocation == "uniform")
+        experiment.train(narrow, steps=steps, lr=lr, name=f"{self.start}/sparse", **self._optimisation())
+        return Pruned(narrow, whole_masks(narrow), structured=True)
 
     def _finished(self, experiment: Experiment, pruned: Pruned) -> Pruned:
         if self.recalibrate is not None:
@@ -108,13 +129,14 @@ class Prune:
         return pruned
 
     def _optimisation(self) -> dict[str, Any]:
-        """What the sparse phase changes of the recipe."""
+        """What the sparse phase changes of the recipe; and whether BatchNorm is held with the filters."""
         chosen = {
             "optimizer": self.optimizer,
             "schedule": self.lr_schedule,
             "weight_decay": self.weight_decay,
         }
-        return {name: value for name, value in chosen.items() if value is not None}
+        changes = {name: value for name, value in chosen.items() if value is not None}
+        return changes | ({"dead_filters": True} if self.structure == "filter" else {})
 
     def _masks(self, experiment: Experiment, model: nn.Module, sparsity: float) -> Masks:
         assert self.criterion is not None

@@ -19,6 +19,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any, Literal
 
 from prunebench.errors import UsageError, unknown
+from prunebench.plugins.entry_points import load_plugin, plugin_names
 
 Better = Literal["higher", "lower", "zero"]
 """Which values are better; of some metrics none is (None)."""
@@ -45,6 +46,8 @@ NEEDS: Mapping[str, str] = MappingProxyType(
 
 FOLDER = Path(__file__).parent / "recorded"
 """Whose modules hold the metrics; they are found there, not listed."""
+GROUP = "prunebench.metrics"
+"""Of entry points: a package declares `name = "module:metric"` in it."""
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -155,6 +158,11 @@ def metrics() -> tuple[Metric, ...]:
             if entry.name in found:
                 raise UsageError(f"two metrics are called {entry.name!r}; the second is in {module.__name__}")
             found[entry.name] = entry
+    for name in plugin_names(GROUP):
+        entry = load_plugin(GROUP, name)
+        if not isinstance(entry, Metric) or entry.name != name or name in found:
+            raise UsageError(f"entry point {GROUP}: {name}: want a metric of this name, that no other has")
+        found[name] = entry
     return tuple(found.values())
 
 

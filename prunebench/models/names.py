@@ -6,8 +6,11 @@ import re
 from dataclasses import dataclass
 
 from prunebench.errors import UsageError, unknown
+from prunebench.plugins.entry_points import plugin_names
 from prunebench.results.spec import number_text
 
+GROUP = "prunebench.models"
+"""Of entry points: a package declares `name = "module:function"` in it, a `nets.Builder`."""
 PREFIX = "timm:"
 PRETRAINED = "resnet18-pretrained"
 NARROWEST, WIDEST = 0.01, 16.0
@@ -39,8 +42,8 @@ class ModelName:
             return cls(known, outside=outside)
         stem, _, digest = known.partition(":")
         base, at, width = stem.partition("@")
-        if base not in BASES:
-            raise unknown("model", base, [*BASES, f"{PREFIX}NAME"])
+        if base not in BASES and base not in plugin_names(GROUP):
+            raise unknown("model", base, [*BASES, *plugin_names(GROUP), f"{PREFIX}NAME"])
         return cls(base, _read_width(name, width) if at else 1.0, digest, outside)
 
     def __str__(self) -> str:

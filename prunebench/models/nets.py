@@ -12,9 +12,10 @@ from prunebench.errors import DataError
 from prunebench.models.base import Classifier, channels_last, contiguous
 from prunebench.models.convnet import convnet
 from prunebench.models.mobilenet import mobilenet
-from prunebench.models.names import PREFIX, PRETRAINED, ModelName, widened
+from prunebench.models.names import GROUP, PREFIX, PRETRAINED, ModelName, widened
 from prunebench.models.resnet import cifar_resnet, find_imagenet_weights, resnet18
 from prunebench.models.timm import import_timm, timm_model
+from prunebench.plugins.entry_points import load_plugin
 
 __all__ = [
     "MODELS", "Classifier", "ModelName", "build_model", "channels_last", "contiguous", "identify_model", "widened",
@@ -59,5 +60,6 @@ def build_model(name: str, num_classes: int, *, seed: int, data_root: Path | Non
         if model.base.startswith(PREFIX):
             net = timm_model(model.base.removeprefix(PREFIX), num_classes)
         else:
-            net = MODELS[model.base](num_classes, data_root, model.width)
+            build = MODELS[model.base] if model.base in MODELS else load_plugin(GROUP, model.base)
+            net = build(num_classes, data_root, model.width)
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunebench.errors import UsageError, unknown
+from prunebench.plugins.entry_points import plugin_names
+from prunebench.plugins.files import place_and_name
 
 if TYPE_CHECKING:
     from prunebench.tasks.base import Task
@@ -118,14 +120,27 @@ def describe_families() -> list[str]:
     return [example for family in FAMILIES for example in family.examples]
 
 
+GROUP = "prunebench.tasks"
+"""Of entry points: a package declares `name = "module:TaskClass"` in it."""
+
+
 def find_family(name: str) -> tuple[Family, str]:
-    """The family of a task's name, and the parameter in it. Raises UsageError with a suggestion when there is none."""
+    """The family of a task's name, and the parameter in it. Raises UsageError with a suggestion when there is none.
+
+    `my_task.py` is the task of a user's file, `my_task.py:CLASS` one of several; a name may also be an entry point's.
+    """
+    if place_and_name(name)[0].endswith(".py"):
+        return Family(name, lambda *named: _load("own:open_file")(*named)), name
+    if name in plugin_names(GROUP):
+        return Family(name, lambda *named: _load("own:open_plugin")(*named)), name
     for family in FAMILIES:
         head, separator, parameter = name.partition(family.separator)
         if head == family.name and (separator or not family.pattern):
             family.check(name, parameter)
             return family, parameter
-    raise unknown("task", name, [hint for family in FAMILIES for hint in family.hints])
+    raise unknown(
+        "task", name, [*plugin_names(GROUP), *(hint for family in FAMILIES for hint in family.hints)]
+    )
 
 
 def resolve_task(name: str, data_root: Path | None = None) -> Task:
