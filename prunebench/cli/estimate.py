@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from prunebench.results.record import RunRecord
     from prunebench.runner.plan import PlannedRun
 
+START_SECONDS = 3.0
+"""Of a worker, before its first run: it imports torch."""
 RECORD_BYTES = 20_000
 """A record with the group table of a hundred groups."""
 AFTER = ("verify", "evaluate", "cost")
@@ -88,7 +90,7 @@ def time_words(plan: SuitePlan, workers: int) -> str:
     if known:
         draws = {(run.spec.task, run.spec.seed) for run, _ in known}
         loading = math.fsum(rates.load[task] for task, _ in draws)
-        total = math.fsum(seconds for _, seconds in known) / workers + loading
+        total = math.fsum(seconds for _, seconds in known) / workers + loading + START_SECONDS
         words.append(f"about {duration(total)} with {workers} workers, as measured on this processor")
     if unknown:
         tasks = ", ".join(f"{task} ({count})" for task, count in sorted(unknown.items()))

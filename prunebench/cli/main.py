@@ -337,7 +337,7 @@ def profile(  # noqa: PLR0913
     layer: Annotated[list[str], typer.Option(help="Only layers whose name contains this.")] = [],  # noqa: B006
     minutes: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(help="Time box; the rest is listed as left out (default: 1.5 on a CPU, 9 on a GPU)."),
+        typer.Option(help="Time box; the rest is listed as left out (default: 3 on a CPU, 9 on a GPU)."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[

@@ -10,10 +10,12 @@ from prunebench.profile.results import (
     COMPILED,
     DENSE_LAYOUT,
     EAGER,
+    PATTERNS,
     SHRUNK,
     LayerResult,
     Profile,
     break_even,
+    network_points,
     speed_up_points,
 )
 from prunebench.pruning.structure import BLOCK
@@ -45,6 +47,7 @@ STYLES = {
 OTHER = Style(PALETTE[6], symbol="square")
 HOT, COLD = "hot cache", "cold cache"
 DENSE_LINE = f"1{fmt.TIMES}: {EAGER} channels_last, dense"
+NETWORK_EVEN, SYMBOLS = "break-even", ("circle", "triangle-up", "square", "diamond", "x")
 BREAK_EVEN, TAKEN = "break-even, hot cache", "taken by auto"
 BLOCK_CEILING = f"ceiling: zero {BLOCK[0]} x {BLOCK[1]} blocks skipped"
 INTERVALS = "Vertical lines: p20 to p80, hot cache"
@@ -107,6 +110,54 @@ def roofline_plot(profile: Profile) -> Plot | None:
         width=384,
         foot=tuple(names),
         key="roofline",
+    )
+
+
+def network_plot(profile: Profile) -> Plot | None:
+    """Speed-up of the whole sparse network over sparsity, a line a pattern, break-even marked; None without any.
+
+    Over the fastest dense network that was timed in the same turns.
+    """
+    found = {pattern: network_points(profile, pattern) for pattern in PATTERNS}
+    found = {pattern: points for pattern, points in found.items() if points}
+    if not found:
+        return None
+    series, evens, words = [], [], []
+    for number, (pattern, points) in enumerate(found.items()):
+        style = Style(PALETTE[number % len(PALETTE)], symbol=SYMBOLS[number % len(SYMBOLS)])
+        marks = tuple(
+            Mark(fmt.sparsity_place(zeros), speed, hint=f"{pattern}, {zeros:.3f} zeros: {fmt.times(speed)}")
+            for zeros, speed in points
+        )
+        series.append(Series(pattern, marks, style, len(points) > 1, size=4))
+        even = break_even(points)
+        words.append(f"{pattern} {even.words}".replace(" ", "\u00a0"))
+        if even.sparsity is not None and not even.at_most:
+            mark = Mark(fmt.sparsity_place(even.sparsity), 1.0, hint=f"{pattern} {even.words}")
+            evens.append(
+                Series(
+                    NETWORK_EVEN,
+                    (mark,),
+                    Style(style.colour, symbol="diamond"),
+                    line=False,
+                    size=5,
+                    hollow=True,
+                )
+            )
+    speeds = [speed for points in found.values() for _, speed in points]
+    low, high = log_limits([*speeds, 1.0], 4)
+    return Plot(
+        "Whole network: speed-up over sparsity",
+        sparsity_axis(round(zeros, 3) for points in found.values() for zeros, _ in points),
+        Axis("", log=True, low=low, high=high, suffix=fmt.TIMES),
+        (*series, *evens),
+        rules=(Rule(1.0, "1\u00d7: the fastest dense network", Style(INK, symbol="")),),
+        subtitle="each layer in its fastest layout, over the fastest dense network of the same turns",
+        width=384,
+        foot=tuple(
+            textwrap.wrap("break-even: " + " \u00b7 ".join(words), FOOT_WIDTH, break_on_hyphens=False)
+        ),
+        key="speed-up-network",
     )
 
 

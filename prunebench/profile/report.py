@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from prunebench.inference.busy import MachineLoad
-from prunebench.profile.plots import INTERVALS, roofline_plot, speed_up_plots
+from prunebench.profile.plots import INTERVALS, network_plot, roofline_plot, speed_up_plots
 from prunebench.profile.results import (
+    AUTO,
     COMPILED,
     COMPILED_NETWORK,
     EAGER,
@@ -30,6 +31,7 @@ from prunebench.profile.results import (
     NetworkResult,
     Profile,
     break_even,
+    network_points,
     speed_up_points,
 )
 from prunebench.report import format as fmt
@@ -40,7 +42,7 @@ from prunebench.results.record import without_nan
 from prunebench.results.store import write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
-ROOFLINE, PAGE = "roofline.svg", "index.html"
+NETWORK, ROOFLINE, PAGE = "speed-up-network.svg", "roofline.svg", "index.html"
 MOST_NAMED = 4
 
 
@@ -63,10 +65,13 @@ def write_profile(profile: Profile, out: Path) -> list[Path]:
         "layers.csv": layers_csv(profile),
         "networks.csv": networks_csv(profile),
     }
-    plots: dict[str, Plot | PlotGrid | None] = {ROOFLINE: roofline_plot(profile)}
+    plots: dict[str, Plot | PlotGrid | None] = {
+        NETWORK: network_plot(profile),
+        ROOFLINE: roofline_plot(profile),
+    }
     plots |= {plot_file(pattern): speed_up_plots(profile, pattern) for pattern in profile.patterns}
     files |= {name: svg(plot, hints=True) for name, plot in plots.items() if plot is not None}
-    for name in (ROOFLINE, *map(plot_file, PATTERNS), PAGE):
+    for name in (NETWORK, ROOFLINE, *map(plot_file, PATTERNS), PAGE):
         if name not in files:
             (out / name).unlink(missing_ok=True)
     for name, text in files.items():
@@ -173,7 +178,12 @@ def layout_counts(network: NetworkResult) -> str | None:
 
 
 def break_even_rows(profile: Profile) -> Iterator[dict[str, Any]]:
-    """Hot and cold break-even of every family of layouts on every layer with several measured sparsities."""
+    """Break-even of the whole network, then hot and cold of every family of layouts on every layer."""
+    for pattern in dict.fromkeys(network.pattern or "" for network in profile.networks):
+        points = network_points(profile, pattern)
+        if len(points) > 1:
+            even = break_even(points)
+            yield {"layer": "whole network", "pattern": pattern, "layout": AUTO, "hot": even, "cold": None}
     for pattern in profile.patterns:
         for layer in profile.layer_names:
             found = [r for r in profile.layers if (r.layer, r.pattern) == (layer, pattern) and r.timings]
@@ -308,7 +318,7 @@ def page(profile: Profile) -> str:
     from prunebench.report.html import render
 
     values = profile.settings
-    roofline = roofline_plot(profile)
+    roofline, network = roofline_plot(profile), network_plot(profile)
     where, *notes = summary(profile)
     facts = profile.environment | profile.code | {
         "started": profile.started_utc, "seconds": profile.seconds, "command": profile.command,
@@ -321,6 +331,7 @@ def page(profile: Profile) -> str:
         title=f"{values['model']}, batch {values['batch']}, {values['image']} x {values['image']}",
         where=where,
         notes=notes,
+        network=svg(network, hints=True) if network else None,
         roofline=svg(roofline, hints=True) if roofline else None,
         patterns=[(pattern, *_panels(speed_up_plots(profile, pattern))) for pattern in profile.patterns],
         tables=[(heading, words, make(profile).without_empty()) for make, (heading, words) in NOTES.items()],

@@ -246,6 +246,16 @@ class Profile:
         return dense.latency_ms.p50 / network.latency_ms.p50
 
 
+def network_points(profile: Profile, pattern: str) -> list[tuple[float, float]]:
+    """(Share of zeros, speed-up over the fastest dense network) of the sparse network at a pattern, by sparsity."""
+    return sorted(
+        (network.achieved, speed)
+        for network in profile.networks
+        if network.name == AUTO and network.pattern == pattern and network.achieved is not None
+        and (speed := profile.network_speed_up(network)) is not None
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class BreakEven:
     """From which sparsity on an implementation is at least as fast as dense.

@@ -62,6 +62,8 @@ GPU_SPARSITIES = (0.0, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99)
 CLASSES = 10
 """Outputs of a model that is built only to be timed."""
 WHOLE = "whole network"
+NETWORKS_SHARE = 0.6
+"""The part of the time box in which whole networks come first."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 
@@ -105,7 +107,7 @@ class ProfileSettings:
             batch=self.batch or (128 if gpu else 64),
             sparsities=tuple(sorted(set(self.sparsities))) or (GPU_SPARSITIES if gpu else CPU_SPARSITIES),
             patterns=tuple(dict.fromkeys(patterns)),
-            minutes=self.minutes or (9.0 if gpu else 1.5),
+            minutes=self.minutes or (9.0 if gpu else 3.0),
             precision=(("bf16" if gpu else "fp32") if self.precision == "auto" else self.precision),
             compiled=gpu if self.compiled is None else self.compiled,
             repeats=self.repeats or (50 if gpu else 9),
@@ -243,12 +245,31 @@ class Profiler:
             model, self._example(), self._stopwatch,
             backend=settings.backend, compiled=bool(settings.compiled),
         )  # fmt: skip
-        for point in settings.points():
+        points = settings.points()
+        early = self._early_networks(networks, points)
+        for point in points:
             if self._fits(0.0):
                 self._meter.try_again()
             for layer in convolutions:
                 self._take(layer.name, point, partial(self._measure_layer, layer, *point))
+            if point not in early:
+                self._take(WHOLE, point, partial(self._measure_networks, networks, *point))
+
+    def _early_networks(
+        self, networks: NetworkBenchmark, points: list[tuple[str, float | None]]
+    ) -> set[tuple[str, float | None]]:
+        """Whole networks in the first part of the time box, before any layer: they say what a user gains.
+
+        Else a box that holds layers at one sparsity would have no speed-up over sparsity. Gives the points measured.
+        """
+        until = self._begun + NETWORKS_SHARE * (self._end - self._begun)
+        early = set()
+        for point in points:
+            if time.monotonic() + self._seconds.get(WHOLE, 0.0) > until:
+                break
             self._take(WHOLE, point, partial(self._measure_networks, networks, *point))
+            early.add(point)
+        return early
 
     def _take(self, name: str, point: tuple[str, float | None], measure: Callable[[], float | None]) -> None:
         """Measure one thing if it should fit by the time that it took last; `measure` gives what to take off that.
@@ -368,6 +389,11 @@ def profile_machine(settings: ProfileSettings, console: Console) -> int:
         )
     profiler = Profiler(settings)
     check_folder(settings.out)
+    problem = machine_load().problem(torch.get_num_threads()) if settings.device == "cpu" else None
+    if problem is not None:
+        console.print(
+            f"{problem}. Ctrl-C stops; what was measured is kept and marked", style="yellow", soft_wrap=True
+        )
     with console.status("starting") if console.is_terminal else contextlib.nullcontext() as status:
 
         def tell(text: str) -> None:

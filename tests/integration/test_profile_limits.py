@@ -17,18 +17,19 @@ import prunebench_kernels.sparse_conv as sparse_conv
 import prunebench_kernels.sparsify as sparse_network
 import pytest
 import torch
-from profile_values import layer, made_up_profile
+from profile_values import layer, made_up_profile, marks
 from prunebench_kernels.layouts import Geometry
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 from prunebench.cli.main import app
 from prunebench.errors import UsageError
+from prunebench.inference.busy import MachineLoad
 from prunebench.models import build_model
 from prunebench.profile import layers as layer_bench
 from prunebench.profile import network, report, run, stopwatch
 from prunebench.profile.layers import ConvLayer, ConvShape
-from prunebench.profile.plots import BREAK_EVEN, roofline_plot, speed_up_plots
+from prunebench.profile.plots import BREAK_EVEN, network_plot, roofline_plot, speed_up_plots
 from prunebench.profile.results import (
     AUTO,
     COMPILED,
@@ -38,6 +39,9 @@ from prunebench.profile.results import (
     NO_TIME,
     SHRUNK,
     ImplementationTiming,
+    NetworkResult,
+    Profile,
+    network_points,
     speed_up_points,
 )
 from prunebench.profile.roofline import SLOW, CeilingMeter
@@ -188,6 +192,71 @@ def test_a_compiler_that_fails_is_asked_once(monkeypatch: pytest.MonkeyPatch) ->
         reason = entries[COMPILED_NETWORK].not_measured
         assert reason == "torch.compile failed: RuntimeError: no C++ compiler"
     assert len(asked) == 1
+
+
+def timed_network(name: str, sparsity: float, milliseconds: float) -> NetworkResult:
+    return NetworkResult(name, "filter", sparsity, marks(milliseconds), achieved=sparsity)
+
+
+def networks_over_sparsity() -> Profile:
+    """Filters: half as fast at 0.5, twice as fast at 0.875, so even at three quarters."""
+    found = [
+        timed_network(name, sparsity, milliseconds)
+        for sparsity, sparse in ((0.5, 20.0), (0.875, 5.0))
+        for name, milliseconds in ((FOLDED, 10.0), (AUTO, sparse))
+    ]
+    return replace(made_up_profile(), networks=tuple(found))
+
+
+def test_the_whole_network_is_drawn_over_sparsity_with_its_break_even() -> None:
+    profile = networks_over_sparsity()
+    assert network_points(profile, "filter") == [(0.5, 0.5), (0.875, 2.0)]
+    plot = network_plot(profile)
+    assert plot is not None
+    speeds, even = plot.series
+    assert [mark.y for mark in speeds.marks] == [0.5, 2.0]
+    assert even.marks[0].x == pytest.approx(sparsity_place(0.75))
+    assert plot.foot == ("break-even: filter\u00a00.75",)
+    first = next(report.break_even_rows(profile))
+    assert (first["layer"], first["pattern"], first["hot"].words) == ("whole network", "filter", "0.75")
+    assert network_plot(replace(profile, networks=())) is None
+
+
+def test_the_page_shows_the_whole_network_first_and_has_a_dark_mode(tmp_path: Path) -> None:
+    report.write_profile(networks_over_sparsity(), tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert page.index("Whole network: speed-up over sparsity") < page.index("Roofline")
+    assert "prefers-color-scheme: dark) { figure svg" in page
+    assert (tmp_path / "speed-up-network.svg").is_file()
+
+
+def test_whole_networks_come_first_in_the_time_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network takes 2 of 10 seconds: three fit into the first 6."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    profiler = Profiler(ProfileSettings(model="convnet-small", image=8, minutes=10 / 60))
+    measured: list[tuple[str, float | None]] = []
+
+    def measure(_: object, pattern: str, sparsity: float | None) -> float:
+        now[0] += 2.0
+        measured.append((pattern, sparsity))
+        return 0.0
+
+    monkeypatch.setattr(profiler, "_measure_networks", measure)
+    points = profiler.settings.points()
+    assert profiler._early_networks(None, points) == set(points[:3])  # type: ignore[arg-type]
+    assert measured == points[:3]
+
+
+def test_a_busy_machine_is_said_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "machine_load", lambda: MachineLoad(9.0, 2))
+    done = call(*TINY, "--minutes", "0.0001", "--out", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    assert done.output.index("busy machine: load average 9 on 2 cores") < done.output.index(
+        "measuring the ceilings"
+    )
 
 
 def test_layers_and_networks_that_cannot_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
