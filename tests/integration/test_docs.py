@@ -217,3 +217,13 @@ def test_the_built_pages_ask_no_other_machine(tmp_path: Path) -> None:
         fetched = re.findall(r'<(?:script|img|iframe)[^>]*src="(http[^"]+)"', text)
         fetched += re.findall(r'<link[^>]*rel="stylesheet"[^>]*href="(http[^"]+)"', text)
         assert not fetched, f"{page}: {fetched}"
+
+
+def test_method_files_on_pages_are_those_that_pass_check() -> None:
+    """The files stand once in `tests/method_files`, where each is checked; the pages show the same text."""
+    files = {
+        path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "method_files").glob("*.py")
+    }
+    shown = {title: text for _, title, text in blocks("python") if title in files}
+    assert len(shown) >= 9
+    assert shown == {title: files[title] for title in shown}

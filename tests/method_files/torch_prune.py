@@ -1,7 +1,7 @@
 """The functions of `torch.nn.utils.prune`, whose masks are read from the network."""
 
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.utils.prune import L1Unstructured, global_unstructured
 
 from prunebench import method
 
@@ -11,5 +11,5 @@ class TorchPrune:
     def fit(self, experiment, sparsity):
         model = experiment.dense_model()
         layers = [(layer, "weight") for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-        prune.global_unstructured(layers, pruning_method=prune.L1Unstructured, amount=sparsity)
+        global_unstructured(layers, pruning_method=L1Unstructured, amount=sparsity)
         return experiment.finetune(model)
