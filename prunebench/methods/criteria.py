@@ -196,6 +196,10 @@ class ScoringContext:
         """A copy of the network in evaluation mode, to compute with. Declare needs={"network"}."""
         return self._declared("network").network()
 
+    def image_shape(self) -> tuple[int, ...]:
+        """Channels, height and width of what the network sees. Declare needs={"network"}."""
+        return self._declared("network").image_shape()
+
     def once(self, key: str, compute: Callable[[], Any]) -> Any:
         """What `compute` gives, computed once for all weights of a scoring."""
         if key not in self._own:

@@ -1,4 +1,4 @@
-"""Random pruning, the control: does it matter *which* weights stay?"""
+"""Random pruning, the control: does it matter *which* weights stay? One-shot, and from initialisation."""
 
 from __future__ import annotations
 
@@ -14,3 +14,10 @@ def random(weight: Tensor, context: ScoringContext) -> Tensor:
 
 
 random_layerwise = prune_by(random, "random-layerwise", allocation="like-magnitude")
+random_erk = prune_by(
+    random,
+    "random-erk",
+    cite="Liu et al., 2022 (The unreasonable effectiveness of random pruning); ERK: Evci et al., 2020",
+    allocation="erk",
+    start="init",
+)

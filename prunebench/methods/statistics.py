@@ -73,6 +73,10 @@ class Statistics:
         """A copy, in evaluation mode."""
         return copy.deepcopy(self._model).eval()
 
+    def image_shape(self) -> tuple[int, ...]:
+        """Of an image as the network sees it: channels, height, width."""
+        return tuple(next(self._batches())[0].shape[1:])
+
     def gradient(self, name: str) -> Tensor:
         """The gradient of the mean loss, in training mode."""
         return self._once("gradient", self._gradients)[name]

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunebench.pruning.counts import Masks
+from prunebench.pruning.masks import prunable
 
 
 def drop_and_grow(
@@ -50,6 +51,21 @@ def _moved(mask: Tensor, magnitude: Tensor, growth: Tensor, share: float) -> Ten
 def noise_like(values: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
     """Uniform noise in [0, 1) of the shapes of tensors, from a CPU generator, on their device."""
     return {name: torch.rand(one.shape, generator=generator).to(one.device) for name, one in values.items()}
+
+
+LEAST = 1e-12
+"""Of a kept weight: far too small to change an output."""
+
+
+@torch.no_grad()
+def wake_kept_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Make kept weights that are exactly zero 1e-12, in place.
+
+    Those are weights that grew where no gradient comes, behind a channel that is never active; what a mask keeps is
+    counted by what is not zero.
+    """
+    for name, weight in prunable(model).items():
+        weight.masked_fill_(masks[name].to(weight.device) & (weight == 0), LEAST)
 
 
 def cosine_share(step: int, *, initial: float, end: float) -> float:

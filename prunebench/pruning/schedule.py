@@ -42,3 +42,8 @@ def pruning_targets(times: list[int], *, span: float, final: float, initial: flo
         step: cubic_sparsity(step, begin=times[0], end=end, final=final, initial=initial) for step in times
     }
     return {**targets, times[-1]: final}
+
+
+def update_interval(steps: float, *, every: int, fewest: int) -> int:
+    """Steps between two updates of a mask: `every`, or fewer, so that `steps` have at least `fewest` updates."""
+    return max(min(every, int(steps / fewest)), 1)
