@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from prunebench.training.loop import Step
 class DynamicSparseTraining:
     """`share` is dropped at first, none from `end` on, a share of the steps; updates lie at most `every` apart."""
 
-    growth: str = "gradient"
+    growth: Literal["gradient", "random"] = "gradient"
     share: float = 0.3
     end: float = 0.75
     every: int = 100
@@ -61,7 +62,7 @@ class DynamicSparseTraining:
 
 @dataclass(frozen=True)
 class SparseEvolutionaryTraining(DynamicSparseTraining):
-    growth: str = "random"
+    growth: Literal["gradient", "random"] = "random"
 
 
 rigl = method("rigl", cite="Evci et al., 2020 (Rigging the lottery)", multi_label=True)(DynamicSparseTraining)

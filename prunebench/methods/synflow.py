@@ -2,7 +2,7 @@
 
 R is the sum of the outputs for an image of ones, in evaluation mode, with every parameter and buffer replaced by its
 absolute value, in float64; a weight scores |w dR/dw|. The density falls exponentially over the rounds, global, and what
-went does not come back. Each round is charged as a step, though it passes one image.
+went does not come back, also where nothing flows any more. Each round is charged as a step, though it passes one image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TANAKA = "Tanaka et al., 2020 (Pruning neural networks without any data)"
 @criterion("synflow", cite=TANAKA, at="init", needs={"network"}, schedule="exponential", rounds=100)
 def synflow(weight: Tensor, context: ScoringContext) -> Tensor:
     scores = context.once("flow", lambda: flow_scores(context.network(), context.image_shape()))
-    return scores[context.name(weight)]
+    return scores[context.name(weight)].masked_fill(weight == 0, -1.0)
 
 
 def flow_scores(net: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]:

@@ -148,5 +148,5 @@ def test_kept_weights_without_a_gradient_are_counted() -> None:
     before = weight.detach().clone()
     wake_kept_zeros(model, masks)
     assert weight[0, 0] == 0
-    assert float(weight[0, 1]) == pytest.approx(1e-12)
+    assert weight[0, 1].item() == pytest.approx(1e-12)
     assert torch.equal(weight[1:], before[1:])
