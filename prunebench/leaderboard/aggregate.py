@@ -21,12 +21,10 @@ from prunebench.leaderboard.values import (
 from prunebench.report.format import at_sparsity, listed, sparsity
 from prunebench.results.ranking import (
     TrackRanking,
-    collapse_reason,
     failed_seeds,
     has_collapsed,
     paired_differences,
     rank_track,
-    unranked_reason,
 )
 from prunebench.results.record import PLAIN_PATH, PREDICTIONS_NOTE, CostReport, RunRecord
 from prunebench.results.spec import TUNE_SEEDS
@@ -120,7 +118,7 @@ def _track(
         machines=tuple(sorted({machine_of(run) for run in every if _is_timed(run)})),
         rows=rows,
         aligned=_aligned(runs),
-        problems=tuple(_problems(runs, rows)),
+        problems=tuple(_problems(rows)),
         notes=(
             *_notes(runs),
             *_plan_notes(seed_plan(every, plans), seeds),
@@ -191,7 +189,7 @@ def _row(
     place: Place, ranking: TrackRanking, verdicts: Mapping[tuple[float | None, str], Verdicts]
 ) -> MethodRow:
     runs, planned = ranking.rows[place], ranking.planned
-    by_seed = finished_runs(runs)
+    by_seed = ranking.finished[place]
     supervision = " / ".join(sorted({run.method.get("supervision", "") for run in runs}))
     row = MethodRow(
         place[1],
@@ -200,7 +198,7 @@ def _row(
         is_unpruned(runs[0]),
         tuple(by_seed),
         planned,
-        unranked=unranked_reason(runs, planned),
+        unranked=ranking.unranked[place],
         runs=tuple(sorted(runs, key=lambda run: run.spec["seed"])),
     )
     if failed_seeds(runs, planned) or not by_seed:
@@ -220,7 +218,7 @@ def _row(
         mining_recall=mean_interval([found.recall for found in mining]) if mining else None,
         groups=_group_means(done),
         mixed=_mixed(done),
-        collapsed=collapse_reason(runs),
+        collapsed=ranking.collapsed[place],
     )
 
 
@@ -359,18 +357,16 @@ def _group_means(runs: Sequence[RunRecord]) -> tuple[tuple[float | None, ...], .
 # What a reader must know
 
 
-def _problems(runs: Sequence[RunRecord], rows: Sequence[MethodRow]) -> list[str]:
+def _problems(rows: Sequence[MethodRow]) -> list[str]:
     """What is missing from the track's grid of methods, sparsities and seeds, and why; in order of rows."""
-    labels = variant_labels(runs)
     lines = []
     for row in rows:
-        own = [r for r in runs if (labels[variant_of(r)], r.spec["sparsity"]) == (row.method, row.sparsity)]
         causes: dict[str, list[int]] = {}
-        for run in sorted((r for r in own if r.status != "ok"), key=lambda r: r.spec["seed"]):
+        for run in (run for run in row.runs if run.status != "ok"):
             reason = " ".join((run.reason or "no reason recorded").split())
             reason = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]}..."
             causes.setdefault(f"{run.status}: {reason}", []).append(run.spec["seed"])
-        absent = sorted(set(row.planned) - {run.spec["seed"] for run in own})
+        absent = sorted(set(row.planned) - {run.spec["seed"] for run in row.runs})
         if absent:
             causes["no record"] = absent
         where = at_sparsity(row.method, row.sparsity, dense=row.dense)
@@ -464,7 +460,7 @@ def _collapse_words(ranking: TrackRanking) -> list[str]:
     """Which rows have collapsed networks, most of them or some."""
     found = []
     for place, runs in sorted(ranking.rows.items(), key=lambda item: (str(item[0][0]), item[0][1])):
-        where, reason = at_sparsity(place[1], place[0], dense=is_unpruned(runs[0])), collapse_reason(runs)
+        where, reason = at_sparsity(place[1], place[0], dense=is_unpruned(runs[0])), ranking.collapsed[place]
         fallen = [run.spec["seed"] for run in runs if run.status == "ok" and has_collapsed(run)]
         if reason:
             found.append(f"‡ {where} {reason}. It has no rank.")

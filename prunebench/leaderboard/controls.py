@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from prunebench.leaderboard.values import Difference, MaskValue
 from prunebench.results.ranking import FEWEST_SEEDS, TrackRanking, failed_seeds, paired_differences
-from prunebench.results.tracks import REFERENCE, Place, finished_runs, is_unpruned
+from prunebench.results.tracks import REFERENCE, Place, is_unpruned
 from prunebench.stats.intervals import mean_interval
 from prunebench.stats.multiplicity import benjamini_hochberg
 from prunebench.stats.tests import SIGNIFICANCE, paired_p_value
@@ -48,7 +48,7 @@ def _method(ranking: TrackRanking, place: Place) -> str:
 
 def _place(ranking: TrackRanking, asked: float | None, method: str) -> Place | None:
     """The row of a method at a sparsity; None where there is none, or where settings leave a choice."""
-    found = [place for place in ranking.rows if place[0] == asked and _method(ranking, place) == method]
+    found = ranking.named.get((asked, method), ())
     return found[0] if len(found) == 1 else None
 
 
@@ -71,8 +71,8 @@ def _differences(ranking: TrackRanking, metric: str, pairs: dict[Place, Place]) 
         place: control
         for place, control in pairs.items()
         if not any(failed_seeds(ranking.rows[side], ranking.planned) for side in (place, control))
-        and finished_runs(ranking.rows[place])
-        and finished_runs(ranking.rows[control])
+        and ranking.finished[place]
+        and ranking.finished[control]
     }
     found = {}
     for asked in {place[0] for place in sound}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -202,17 +203,17 @@ class Track:
     remarks: tuple[str, ...] = ()
     """What stands under the table of accuracies: folded columns, collapsed networks, masks that add nothing."""
 
-    @property
+    @functools.cached_property
     def dense(self) -> tuple[MethodRow, ...]:
         """The rows of unpruned networks."""
         return tuple(row for row in self.rows if row.dense)
 
-    @property
+    @functools.cached_property
     def pruned(self) -> tuple[MethodRow, ...]:
         """The rows at a sparsity that was asked for."""
         return tuple(row for row in self.rows if not row.dense and row.sparsity is not None)
 
-    @property
+    @functools.cached_property
     def native(self) -> tuple[MethodRow, ...]:
         """The rows at a sparsity that the method chose."""
         return tuple(row for row in self.rows if not row.dense and row.sparsity is None)
@@ -227,12 +228,12 @@ class Track:
         """Whether any row came by a submission that was verified."""
         return any(row.verified for row in self.rows)
 
-    @property
+    @functools.cached_property
     def sparsities(self) -> tuple[float, ...]:
         """The sparsities that were asked for."""
         return tuple(sorted({row.sparsity for row in self.pruned if row.sparsity is not None}))
 
-    @property
+    @functools.cached_property
     def metrics(self) -> frozenset[str]:
         """The metrics that any row has, defined or not."""
         return frozenset(name for row in self.rows for name in row.metrics)

@@ -10,6 +10,9 @@ from typing import Any
 from prunebench.errors import UsageError
 from prunebench.report.table import Table
 
+_SPECIAL = re.compile(r"([\\`*_\[\]|~#!$])")
+_MARKUP = re.compile(r"[\\`*_\[\]|~#!$<>&]")
+
 
 def markdown_table(table: Table[Any]) -> str:
     """A table in GitHub's pipes, cells unpadded, so that one changed number changes one line."""
@@ -37,8 +40,8 @@ def _pipes(texts: Iterable[str]) -> str:
 
 def escape(text: str) -> str:
     """Text that Markdown and HTML show as it is, on one line."""
-    plain = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", plain)
+    plain = " ".join(text.split())
+    return _SPECIAL.sub(r"\\\1", html.escape(plain, quote=False)) if _MARKUP.search(plain) else plain
 
 
 def bullets(lines: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ row with the reference. Benjamini and Hochberg's correction at 5 % over all of t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ class TrackRanking:
     rows: Rows
     planned: tuple[int, ...]
 
-    @property
+    @functools.cached_property
     def reference(self) -> Place | None:
         """The row of the reference; None where the track has no run of it, a failed one, or several versions of it."""
         found = [
@@ -124,10 +125,32 @@ class TrackRanking:
             return True
         return first[0] == second[0] and not any(_kind_reason(self.rows[place]) for place in (first, second))
 
+    @functools.cached_property
+    def finished(self) -> Mapping[Place, Mapping[int, RunRecord]]:
+        """By row, its finished runs by seed."""
+        return {place: finished_runs(runs) for place, runs in self.rows.items()}
+
+    @functools.cached_property
+    def collapsed(self) -> Mapping[Place, str]:
+        """By row, why it counts as collapsed; empty where it does not."""
+        return {place: collapse_reason(runs) for place, runs in self.rows.items()}
+
+    @functools.cached_property
+    def unranked(self) -> Mapping[Place, str]:
+        """By row, why it has no rank; empty where it has one."""
+        return {place: unranked_reason(runs, self.planned) for place, runs in self.rows.items()}
+
+    @functools.cached_property
+    def named(self) -> Mapping[tuple[float | None, str], Sequence[Place]]:
+        """The rows of a sparsity and a method's own name: several where settings differ."""
+        found: dict[tuple[float | None, str], list[Place]] = {}
+        for place, runs in self.rows.items():
+            found.setdefault((place[0], runs[0].spec["method"]), []).append(place)
+        return found
+
     def values(self, place: Place, metric: str) -> dict[int, float]:
         """A metric of the finished runs of a row, by seed; nan where it is undefined."""
-        done = finished_runs(self.rows[place])
-        found = {seed: run.metrics.get(metric) for seed, run in done.items()}
+        found = {seed: run.metrics.get(metric) for seed, run in self.finished[place].items()}
         return {seed: math.nan if value is None else value for seed, value in found.items()}
 
     def verdicts(self, asked: float | None, metric: str) -> Verdicts:
@@ -139,7 +162,7 @@ class TrackRanking:
         sound = [
             label
             for label, runs in cell.items()
-            if not failed_seeds(runs, self.planned) and not collapse_reason(runs)
+            if not failed_seeds(runs, self.planned) and not self.collapsed[asked, label]
         ]
         values = {label: self.values((asked, label), metric) for label in sound}
         reference = self.reference
@@ -147,7 +170,7 @@ class TrackRanking:
             values[reference[1]] = self.values(reference, metric)
         return paired_verdicts(
             values,
-            ranked=[label for label in sound if not unranked_reason(cell[label], self.planned)],
+            ranked=[label for label in sound if not self.unranked[asked, label]],
             reference=None if reference is None else reference[1],
             fewest=FEWEST_SEEDS,
         )

@@ -38,9 +38,9 @@ class SeedPlan:
 
 def split_tracks(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
     """Records that may be compared, by the track's slug: one task version, data, model and recipe; none twice."""
-    by_track: dict[str, list[RunRecord]] = {}
+    by_track: dict[tuple[str, int, str, str, str], list[RunRecord]] = {}
     for record in _without_duplicates(records):
-        by_track.setdefault(json.dumps(track_identity(record), sort_keys=True), []).append(record)
+        by_track.setdefault(_track_order(record), []).append(record)
     groups = sorted(by_track.values(), key=lambda runs: _track_order(runs[0]))
     return dict(zip(_unique_slugs([runs[0].spec["task"] for runs in groups]), groups, strict=True))
 
@@ -69,7 +69,7 @@ def track_identity(record: RunRecord) -> dict[str, Any]:
 
 def _track_order(record: RunRecord) -> tuple[str, int, str, str, str]:
     spec = record.spec
-    recipe = json.dumps(spec["recipe"], sort_keys=True)
+    recipe = repr(sorted(spec["recipe"].items()))
     return spec["task"], spec["task_version"], spec["data_fingerprint"], spec["model"], recipe
 
 
@@ -102,7 +102,8 @@ def is_ranked(record: RunRecord) -> bool:
 def variant_of(record: RunRecord) -> Variant:
     """What makes two runs the same method: name, version and settings."""
     spec = record.spec
-    return spec["method"], spec["method_version"], json.dumps(spec["params"], sort_keys=True)
+    params = spec["params"]
+    return spec["method"], spec["method_version"], json.dumps(params, sort_keys=True) if params else "{}"
 
 
 def variant_labels(records: Iterable[RunRecord]) -> dict[Variant, str]:

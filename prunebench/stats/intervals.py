@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +27,6 @@ def mean_interval(values: Sequence[float | None], confidence: float = 0.95) -> I
     With one value the half-width is nan; with an undefined value (None or nan) among them the mean is nan
     too: values are never dropped.
     """
-    from scipy.special import stdtrit
-
     n = len(values)
     numbers = [math.nan if value is None else float(value) for value in values]
     if n == 0 or not all(map(math.isfinite, numbers)):
@@ -35,8 +34,16 @@ def mean_interval(values: Sequence[float | None], confidence: float = 0.95) -> I
     mean = math.fsum(numbers) / n
     if n == 1:
         return Interval(mean, math.nan, 1)
-    quantile = float(stdtrit(n - 1, 1 - (1 - confidence) / 2))
+    quantile = t_quantile(n - 1, 1 - (1 - confidence) / 2)
     return Interval(mean, quantile * sample_deviation(numbers, mean) / math.sqrt(n), n)
+
+
+@functools.lru_cache(maxsize=1024)
+def t_quantile(degrees: int, share: float) -> float:
+    """The value below which a share of Student's t distribution lies."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, share))
 
 
 def sample_deviation(numbers: Sequence[float], mean: float) -> float:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from prunebench.stats.tests import SIGNIFICANCE, paired_p_value
+from prunebench.stats.tests import SIGNIFICANCE, paired_p_values
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
@@ -20,13 +20,13 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     q of the k-th smallest of m is the least of m p_j / j over j >= k. Tests that are nan are no part of m and stay nan.
     Source: Benjamini & Hochberg, 1995.
     """
-    order = _defined_order(p_values)
-    adjusted, least = [math.nan] * len(p_values), 1.0
-    for place in range(len(order), 0, -1):
-        index = order[place - 1]
-        least = min(least, p_values[index] * len(order) / place)
-        adjusted[index] = least
-    return adjusted
+    import numpy as np
+
+    order = np.array(_defined_order(p_values), dtype=int)
+    adjusted = np.full(len(p_values), math.nan)
+    scaled = np.array(p_values, dtype=float)[order] * len(order) / np.arange(1, len(order) + 1)
+    adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    return list(adjusted.tolist())
 
 
 def holm_adjusted(p_values: Sequence[float]) -> list[float]:
@@ -111,27 +111,35 @@ def paired_verdicts(
     ranks = [name for name in finite if name in competing and len(finite[name]) >= fewest]
     pairs = [*itertools.combinations(ranks, 2)]
     if reference in finite:
-        known = set(map(frozenset, pairs))
-        others = (name for name in finite if name != reference)
-        pairs += [(name, reference) for name in others if frozenset((name, reference)) not in known]
-    shared = [pair for pair in pairs if len(finite[pair[0]].keys() & finite[pair[1]].keys()) >= fewest]
-    p_values = [paired_p_value(finite[one], finite[other]) for one, other in shared]
+        known = {*ranks} if reference in ranks else set()
+        pairs += [(name, reference) for name in finite if name != reference and name not in known]
+    alike = len({frozenset(by_seed) for by_seed in finite.values()}) == 1
+    shared = [
+        (one, other)
+        for one, other in pairs
+        if len(finite[one] if alike else finite[one].keys() & finite[other].keys()) >= fewest
+    ]
+    p_values = paired_p_values(finite, shared)
     q_values = {
         pair: q for pair, q in zip(shared, benjamini_hochberg(p_values), strict=True) if not math.isnan(q)
     }
+    totals = {name: math.fsum(by_seed.values()) for name, by_seed in finite.items()}
+
+    def better(one: str, other: str) -> bool:
+        return totals[one] > totals[other] if alike else _total_difference(finite[one], finite[other]) > 0
+
     beats = {
-        (one, other) if _total_difference(finite[one], finite[other]) > 0 else (other, one)
+        (one, other) if better(one, other) else (other, one)
         for (one, other), q in q_values.items()
         if q <= false_discovery_rate
     }
-    found = {name: _rank(name, ranks, beats) if name in ranks else None for name in values}
-    return Verdicts(q_values, frozenset(beats), found)
-
-
-def _rank(name: str, ranked: Sequence[str], beats: Collection[tuple[str, str]]) -> RankInterval:
-    beaten = sum(loser == name and winner in ranked for winner, loser in beats)
-    beating = sum(winner == name and loser in ranked for winner, loser in beats)
-    return RankInterval(1 + beaten, len(ranked) - beating)
+    within = {name: [0, 0] for name in ranks}
+    for winner, loser in beats:
+        if winner in within and loser in within:
+            within[loser][0] += 1
+            within[winner][1] += 1
+    intervals = {name: RankInterval(1 + lost, len(ranks) - won) for name, (lost, won) in within.items()}
+    return Verdicts(q_values, frozenset(beats), {name: intervals.get(name) for name in values})
 
 
 def _total_difference(first: Mapping[int, float], second: Mapping[int, float]) -> float:

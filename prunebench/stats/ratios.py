@@ -32,19 +32,37 @@ class RatioInterval:
         return max(self.mean - self.low, self.high - self.mean)
 
 
-@functools.lru_cache(maxsize=4096)
-def _interval(ratios: tuple[float, ...], confidence: float) -> RatioInterval:
+@functools.lru_cache(maxsize=64)
+def _draws(n: int) -> np.ndarray:
+    """Which of n runs each draw takes, `[DRAWS, n]`: the same for all ratios of so many runs."""
+    return np.random.default_rng(SEED).integers(n, size=(DRAWS, n))
+
+
+@functools.lru_cache(maxsize=64)
+def _widening(n: int, tail: float) -> float:
     from scipy.special import ndtri, stdtrit
 
+    return math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, 1 - tail)) / float(ndtri(1 - tail))
+
+
+@functools.lru_cache(maxsize=4096)
+def _interval(ratios: tuple[float, ...], confidence: float) -> RatioInterval:
     n, logs = len(ratios), np.log(np.asarray(ratios))
     mean = float(logs.mean())
     if n == 1:
         return RatioInterval(math.exp(mean), math.nan, math.nan, 1)
-    drawn = logs[np.random.default_rng(SEED).integers(n, size=(DRAWS, n))].mean(1)
+    drawn = np.sort(logs[_draws(n)].mean(1))
     tail = (1 - confidence) / 2
-    wider = math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, 1 - tail)) / float(ndtri(1 - tail))
-    low, high = (mean + wider * (float(end) - mean) for end in np.quantile(drawn, (tail, 1 - tail)))
+    wider = _widening(n, tail)
+    low, high = (mean + wider * (_quantile(drawn, share) - mean) for share in (tail, 1 - tail))
     return RatioInterval(math.exp(mean), math.exp(low), math.exp(high), n)
+
+
+def _quantile(ordered: np.ndarray, share: float) -> float:
+    """A share's place in ordered values, between two of them in proportion (`numpy.quantile`, without its checks)."""
+    place = share * (len(ordered) - 1)
+    below = min(int(place), len(ordered) - 2)
+    return float(ordered[below] + (place - below) * (ordered[below + 1] - ordered[below]))
 
 
 def ratio_interval(ratios: Sequence[float], confidence: float = 0.95) -> RatioInterval:

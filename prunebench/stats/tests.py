@@ -49,6 +49,45 @@ def interval_p_value(mean: float, half_width: float, n: int, confidence: float =
     return 2 * float(stdtr(n - 1, -abs(mean) * quantile / half_width))
 
 
+def paired_p_values(
+    values: Mapping[str, Mapping[int, float]], pairs: Sequence[tuple[str, str]]
+) -> list[float]:
+    """`paired_p_value` of many pairs of names; those over the same seeds at once. All values are finite."""
+    import numpy as np
+    from scipy.special import stdtr
+
+    found = [math.nan] * len(pairs)
+    for seeds, places in _by_shared_seeds(values, pairs).items():
+        n = len(seeds)
+        if n < 2 or not places:
+            continue
+        rows = {name: place for place, name in enumerate(sorted({name for k in places for name in pairs[k]}))}
+        table = np.array([[values[name][seed] for seed in seeds] for name in rows])
+        first, second = (np.array([rows[pairs[k][side]] for k in places]) for side in (0, 1))
+        differences = table[first] - table[second]
+        mean = differences.mean(1)
+        deviation = differences.std(1, ddof=1)
+        alike = deviation <= ROUNDING * np.abs(mean)
+        statistic = np.abs(mean) * math.sqrt(n) / np.where(alike, 1.0, deviation)
+        p_values = np.where(alike, np.where(mean == 0, 1.0, math.nan), 2 * stdtr(n - 1, -statistic))
+        for k, p_value in zip(places, p_values.tolist(), strict=True):
+            found[k] = p_value
+    return found
+
+
+def _by_shared_seeds(
+    values: Mapping[str, Mapping[int, float]], pairs: Sequence[tuple[str, str]]
+) -> dict[tuple[int, ...], list[int]]:
+    """Places of pairs by the seeds that both of a pair have."""
+    seeds = {name: tuple(sorted(by_seed)) for name, by_seed in values.items()}
+    if len(set(seeds.values())) == 1:
+        return {next(iter(seeds.values())): [*range(len(pairs))]}
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for k, (one, other) in enumerate(pairs):
+        groups.setdefault(tuple(sorted({*seeds[one]} & {*seeds[other]})), []).append(k)
+    return groups
+
+
 def greater_p_value(differences: Sequence[float]) -> float:
     """One-sided p of the paired t-test, of a mean of at most 0; nan with fewer than two, or an undefined one."""
     from scipy.special import stdtr
