@@ -52,15 +52,19 @@ def make_plan(
     device: str = "auto",
     keep_models: bool = True,
     dense: str | Path | None = None,
+    sandbox: bool = False,
+    timeout: float | None = None,
 ) -> SuitePlan:
     """Expand a suite and see what is left to do; trains and writes nothing.
 
-    `dense` is a checkpoint (`.safetensors`) that stands for the dense model of the suite's one task.
+    `dense` is a checkpoint (`.safetensors`) that stands for the dense model of the suite's one task. Methods of users'
+    files run in a `sandbox` if asked for, and are ended after `timeout` seconds. Raises UsageError where it cannot be.
     Names are checked before torch is imported: a misspelt one is answered at once.
     """
     suite = load_suite(suite) if isinstance(suite, str) else suite
     check_names(suite)
     from prunebench.runner.environment import requested_kernels
+    from prunebench.runner.jail import check_sandbox
     from prunebench.runner.plan import RunContext, expand, plan
 
     requested_kernels()
@@ -71,9 +75,13 @@ def make_plan(
         choose_device(device),
         keep_models,
         dense=None if dense is None else Path(dense).absolute(),
+        sandbox=sandbox,
+        timeout=timeout,
     )
+    if sandbox:
+        check_sandbox()
     store = Store(context.out)
-    runs = expand(suite, context.data_root, context.dense)
+    runs = expand(suite, context.data_root, context.dense, sandbox=sandbox)
     damaged = store.records()[1]
     for entry in damaged:
         if entry.newer:

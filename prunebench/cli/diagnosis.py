@@ -11,6 +11,7 @@ from pathlib import Path
 
 from prunebench.cli.console import Field, console, fitting_table
 from prunebench.inference.busy import machine_load
+from prunebench.runner.jail import explain_sandbox
 
 EXTRAS = {
     "timm": ("models named timm:NAME", "pip install 'prunebench[timm]'"),
@@ -33,11 +34,12 @@ class Verdict:
 
 
 def verdicts(data_root: Path | None) -> Iterator[Verdict]:
-    """One for every suite, for timing, for a GPU and for each extra."""
+    """One for every suite, for timing, for a GPU, for the sandbox and for each extra."""
     yield from _suite_verdicts(data_root)
     busy = machine_load().problem()
     yield Verdict("speeds (run, retime, profile)", busy)
     yield Verdict("a GPU", _gpu_problem())
+    yield Verdict("run --sandbox (methods of files see no data, results or network)", explain_sandbox())
     for module, (use, install) in EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
         yield Verdict(use, None if there else f"optional, not installed: {install}")

@@ -101,6 +101,16 @@ def run(  # noqa: PLR0913
         Optional[Path],  # noqa: UP045
         typer.Option(help="Your own trained network (.safetensors) as the dense model, for one task."),
     ] = None,
+    sandbox: Annotated[
+        bool,
+        typer.Option(
+            "--sandbox", help="Methods of files see no network, no data and no results (Linux; see doctor)."
+        ),
+    ] = False,
+    timeout: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.1, help="End a method of a file after so many seconds; its run fails."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, its time and disk, and stop.")
     ] = False,
@@ -117,7 +127,14 @@ def run(  # noqa: PLR0913
     chosen = load_suite(suite).narrowed(tasks=task, methods=method, sparsities=sparsity, seeds=seed)
     chosen = chosen.with_settings(settings)
     plan = make_plan(
-        chosen, out=out, data_root=data_root, device=device, keep_models=keep_models, dense=dense
+        chosen,
+        out=out,
+        data_root=data_root,
+        device=device,
+        keep_models=keep_models,
+        dense=dense,
+        sandbox=sandbox,
+        timeout=timeout,
     )
     print_plan(plan, workers, every_run=dry_run)
     if not dry_run:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from prunebench.leaderboard.confinement import confinement_words
 from prunebench.leaderboard.controls import mask_values
 from prunebench.leaderboard.values import (
     Difference,
@@ -125,6 +126,7 @@ def _track(
             *_reference_notes(ranking),
             *_mixed_rows(rows),
             *_extra_seeds(every, seeds),
+            *confinement_words(runs),
         ),
         reference=None if ranking.reference is None else ranking.reference[1],
         remarks=(*_folded_words(rows), *_collapse_words(ranking), *_mask_words(rows)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -11,6 +12,15 @@ from torch import nn
 from prunebench.errors import MaskError
 from prunebench.methods.api import Method
 from prunebench.methods.experiment import Pruned
+
+
+@functools.cache
+def warm_up() -> None:
+    """Let torch import and prepare what it does at its first step: a second's work that is no method's."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        net(torch.zeros(2, 3, 8, 8))
+    torch.optim.Adam(net.parameters(), fused=True)
 
 
 @contextlib.contextmanager

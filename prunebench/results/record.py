@@ -25,6 +25,8 @@ PLAIN_PATH = "dense kernels with zeros"
 PREDICTIONS_NOTE = "predictions_only"
 """Is noted with 1 by a run that was handed in as logits: its sparsity and cost are those of a dense network."""
 
+OVERSPENT_NOTE = "cpu_over_steps"
+"""The note of a run whose processor time is that of so many times its counted steps."""
 FITTED_NOTE = "fitted_conflicting"
 """The note of every run that tells whether training came to an end: the share of the conflicting training images that
 the network as measured labels right (of a multi-label task, their target attribute)."""

@@ -41,7 +41,7 @@ from prunebench.runner.evaluate import (
     measure_outputs,
     measure_removal,
 )
-from prunebench.runner.fitted import CPU_NOTE, Fitted, Progress, fit_apart, run_apart
+from prunebench.runner.fitted import CPU_NOTE, Fitted, Progress, cpu_steps, fit_apart, run_apart
 from prunebench.runner.plan import PlannedRun, RunContext
 from prunebench.tasks.base import data_withheld
 from prunebench.training.loop import resolve_precision
@@ -174,6 +174,7 @@ def _fit_and_measure(
         outputs, tables, metrics, validation = measure_outputs(measured, data)
         learned = measure_fit(measured, data)
     with _timed(seconds, "cost"):
+        spent = cpu_steps(run, store, fitted, record.environment, experiment.cost.own_steps)
         steps = (experiment.training_steps, spec.recipe.steps)
         share = deferred.get(TEST_NOTE, 0.0)
         cost = measure_cost(
@@ -195,7 +196,14 @@ def _fit_and_measure(
         validation=validation,
         mining=measure_mining(fitted.mined, data),
         cost=cost,
-        notes={**fitted.notes, **learned, **deferred, **removed, **_remarkable(run, experiment, balanced)},
+        notes={
+            **fitted.notes,
+            **spent,
+            **learned,
+            **deferred,
+            **removed,
+            **_remarkable(run, experiment, balanced),
+        },
     )
     keep = run.is_dense or context.keep_models
     return store.write(record, outputs, model=state_of(model) if keep else None)
@@ -212,6 +220,7 @@ def _fit_here(
     run: PlannedRun, context: RunContext, data: TaskData, method: Method, experiment: Experiment
 ) -> Fitted:
     """Fit a built-in method in this process, with torch's state kept and no task to be loaded."""
+
     spec = run.spec
     given = run.is_dense and experiment.trained_outside
     start = time.process_time()

@@ -24,7 +24,7 @@ from prunebench.methods.experiment import Experiment, Pruned, VisibleSplit
 from prunebench.models.nets import PRETRAINED, ModelName, find_imagenet_weights
 from prunebench.pruning.masks import Masks
 from prunebench.pruning.wrapped import state_of
-from prunebench.results.record import FITTED_NOTE, REMOVED_NOTE
+from prunebench.results.record import FITTED_NOTE, OVERSPENT_NOTE, REMOVED_NOTE
 from prunebench.results.spec import hash_of
 from prunebench.results.store import Store
 from prunebench.runner.apart import ApartError, Request, can_run_apart, fork_server, jail_of, shared_files
@@ -37,8 +37,12 @@ Progress = Callable[[str, int, int, float], None]
 
 CPU_NOTE = "fit_cpu_seconds"
 """Seconds of processor time that a method's process and all its children spent, by the kernel's account."""
+STEPS_NOTE = "cpu_steps"
+"""Those seconds in steps of the dense model, as they cost on this machine."""
 DECLARED_NOTE = "declared_steps"
 """The steps that a method said it took, where more were counted."""
+OVERSPENT, SLACK_STEPS = 3.0, 50
+"""A run is noted whose processor time is that of more steps than this multiple of its own, and some more."""
 MOST_NOTES = 200
 LARGEST_STAGE = 8 << 30
 ROOM = 64 << 20
@@ -239,6 +243,28 @@ def _judged(
     return Fitted(parts["model"], parts["mask"], threshold, message.get("structured") is True, notes, mined)
 
 
+def cpu_steps(
+    run: PlannedRun, store: Store, fitted: Fitted, environment: Mapping[str, Any], own_steps: int
+) -> dict[str, float]:
+    """The note of a method's processor time in steps, where the dense model was trained here; and if it is too much."""
+    spent = fitted.notes.get(CPU_NOTE)
+    if run.is_dense or spent is None:
+        return {}
+    dense = store.read(run.dense_id)
+    steps = 0 if dense.cost is None else dense.cost.training_steps
+    seconds = dense.notes.get(CPU_NOTE)
+    same = all(dense.environment.get(name) == environment.get(name) for name in ("cpu", "device", "torch"))
+    if not steps or not seconds or not same or environment.get("device") != "cpu":
+        return {}
+    equal = spent * steps / seconds
+    over = (
+        {OVERSPENT_NOTE: round(equal / max(own_steps, 1), 2)}
+        if equal > OVERSPENT * own_steps + SLACK_STEPS
+        else {}
+    )
+    return {STEPS_NOTE: round(equal, 1), **over}
+
+
 def _whole(value: Any) -> int:
     if type(value) is not int or abs(value) > 1 << 53:
         raise ApartError(f"the method counted {value!a:.40} steps")
@@ -249,7 +275,7 @@ def _notes(values: Any) -> dict[str, float]:
     """What the method logged: numbers by short names, none of those that the harness writes."""
     if not isinstance(values, dict) or len(values) > MOST_NOTES:
         raise ApartError(f"the method logged more than {MOST_NOTES} numbers")
-    reserved = (*NOTES, FITTED_NOTE, REMOVED_NOTE, CPU_NOTE, DECLARED_NOTE)
+    reserved = (*NOTES, FITTED_NOTE, REMOVED_NOTE, CPU_NOTE, STEPS_NOTE, OVERSPENT_NOTE, DECLARED_NOTE)
     for name, value in values.items():
         if name in reserved:
             raise UsageError(f"log: {name} is written by the harness; choose another name")

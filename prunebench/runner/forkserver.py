@@ -78,20 +78,10 @@ def _import_ahead() -> None:
 
     import prunebench.runner.child  # noqa: F401
     from prunebench.methods.discovery import builtin_methods
+    from prunebench.methods.fitting import warm_up
 
     builtin_methods()
-    _warm_up()
-
-
-def _warm_up() -> None:
-    """What torch imports and prepares at its first step, a second's work; nothing that starts a thread."""
-    import torch
-    from torch import nn
-
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        net(torch.zeros(2, 3, 8, 8))
-    torch.optim.Adam(net.parameters(), fused=True)
+    warm_up()
 
 
 def _keep(request: Mapping[str, Any], files: Sequence[int]) -> None:

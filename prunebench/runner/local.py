@@ -21,6 +21,7 @@ from typing import Any
 from prunebench.errors import StoreError
 from prunebench.results.store import Store
 from prunebench.runner.execute import record_failure
+from prunebench.runner.fitted import run_apart
 from prunebench.runner.plan import PlannedRun, RunContext, is_done
 from prunebench.runner.worker import RunExecutor
 
@@ -50,7 +51,7 @@ class LocalLauncher:
 
     def map(self, runs: Sequence[PlannedRun], context: RunContext) -> Iterator[Event]:
         """Run all runs, dense models before what needs them; yields events as they come."""
-        waiting = _Queue(runs)
+        waiting, apart = _Queue(runs), any(map(run_apart, runs))
         running: dict[int, PlannedRun] = {}
         inbox: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
         workers: dict[int, _Worker] = {}
@@ -60,7 +61,7 @@ class LocalLauncher:
                     if number in running or (run := waiting.take()) is None:
                         continue
                     if number not in workers:
-                        workers[number] = _Worker(number, self.gpus, context, inbox)
+                        workers[number] = _Worker(number, self.gpus, context, inbox, apart=apart)
                     workers[number].send(run)
                     running[number] = run
                     yield Event("started", run, number)
@@ -147,6 +148,8 @@ class _Worker:
         gpus: int,
         context: RunContext,
         inbox: queue.Queue[tuple[int, dict[str, Any] | None]],
+        *,
+        apart: bool = False,
     ) -> None:
         environment = dict(os.environ)
         if gpus:
@@ -154,8 +157,9 @@ class _Worker:
             environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number % gpus]
         else:
             environment.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+        command = [sys.executable, "-m", "prunebench.runner.worker", json.dumps(context.to_dict())]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "prunebench.runner.worker", json.dumps(context.to_dict())],
+            [*command, "--apart"] if apart else command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -17,6 +17,7 @@ import torch
 
 from prunebench.errors import StoreError
 from prunebench.results.store import Store
+from prunebench.runner.apart import fork_server
 from prunebench.runner.evaluate import TaskData
 from prunebench.runner.execute import execute, record_failure
 from prunebench.runner.plan import PlannedRun, RunContext, is_done
@@ -92,6 +93,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     context = RunContext.from_dict(json.loads(sys.argv[1]))
+    if "--apart" in sys.argv:  # it takes seconds to start, and dense models come first
+        fork_server()
 
     def emit(message: dict[str, Any]) -> None:
         try:

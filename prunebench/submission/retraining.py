@@ -12,6 +12,7 @@ from prunebench.errors import PruneBenchError, StoreError
 from prunebench.results.record import RunRecord
 from prunebench.results.store import Store
 from prunebench.results.tracks import is_dense
+from prunebench.runner.jail import explain_sandbox
 from prunebench.runner.local import LocalLauncher
 from prunebench.runner.plan import PlannedRun, RunContext, expand, plan
 from prunebench.submission.consistency import row_key, rows_disagree, same_machine
@@ -39,7 +40,7 @@ def retrain(
     drawn = draw_runs(records, count, text)
     notes = [f"Drawn by {text!a:.80}: {', '.join(f'{run.run_id} ({run.run_spec.label})' for run in drawn)}."]
     with tempfile.TemporaryDirectory() as folder:
-        context = RunContext(Path(folder), data_root, keep_models=True)
+        context = RunContext(Path(folder), data_root, sandbox=explain_sandbox() is None)
         try:
             again = _train(submission, drawn, context)
             rows = [_row_of(run, records) for run in drawn if not _same_bits(run, again[run.run_id])]
@@ -130,4 +131,4 @@ def _plan(submission: Submission, run: RunRecord, context: RunContext) -> list[P
         recipe=dataclasses.asdict(spec.recipe),
         params={spec.method: dict(spec.params)},
     )
-    return expand(suite, context.data_root)
+    return expand(suite, context.data_root, sandbox=context.sandbox)
