@@ -44,7 +44,7 @@ class Outcome:
     """Why the board links to no analysis, where one is stored that cannot be read."""
 
 
-def make_plan(
+def make_plan(  # noqa: PLR0913
     suite: str | Suite,
     *,
     out: str | Path | None = None,

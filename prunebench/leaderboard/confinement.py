@@ -9,7 +9,7 @@ from prunebench.results.record import OVERSPENT_NOTE, RunRecord
 
 
 def confinement_words(runs: Sequence[RunRecord]) -> Iterator[str]:
-    """A sentence for the methods of each kind of confinement, and one for each method that spent more than its steps."""
+    """A sentence for each kind of confinement, and one for each method that spent more than its steps."""
     own = [run for run in runs if run.status == "ok" and "sandbox" in run.environment]
     for state, words in WORDS.items():
         methods = sorted({run.spec["method"] for run in own if run.environment["sandbox"] == state})

@@ -17,9 +17,10 @@ from prunebench.methods.experiment import Pruned
 @functools.cache
 def warm_up() -> None:
     """Let torch import and prepare what it does at its first step: a second's work that is no method's."""
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        net(torch.zeros(2, 3, 8, 8))
+    with torch.random.fork_rng(devices=[]):
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
+        with torch.no_grad():
+            net(torch.zeros(2, 3, 8, 8))
     torch.optim.Adam(net.parameters(), fused=True)
 
 

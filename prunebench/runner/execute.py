@@ -21,7 +21,7 @@ from prunebench.inference.cascade import TEST_NOTE, Cascade, Deferral
 from prunebench.inference.latency import reset_peak_memory
 from prunebench.methods.api import Method
 from prunebench.methods.experiment import Experiment, ExperimentContext, Pruned, VisibleSplit
-from prunebench.methods.fitting import check_returned, ending_raises
+from prunebench.methods.fitting import check_returned, ending_raises, warm_up
 from prunebench.methods.isolation import kept
 from prunebench.models import Classifier, narrowed
 from prunebench.models.checkpoints import checkpoint_digest, load_checkpoint
@@ -223,6 +223,7 @@ def _fit_here(
 
     spec = run.spec
     given = run.is_dense and experiment.trained_outside
+    warm_up()
     start = time.process_time()
     with data_withheld(), kept(spec.seed), ending_raises(method.name):
         fit = functools.partial(_take_checkpoint, context) if given else method.fit
