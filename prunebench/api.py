@@ -63,6 +63,7 @@ def make_plan(  # noqa: PLR0913
     """
     suite = load_suite(suite) if isinstance(suite, str) else suite
     check_names(suite)
+    _start_early(suite)
     from prunebench.runner.environment import requested_kernels
     from prunebench.runner.jail import check_sandbox
     from prunebench.runner.plan import RunContext, expand, plan
@@ -87,6 +88,14 @@ def make_plan(  # noqa: PLR0913
         if entry.newer:
             raise StoreError(f"{entry.reason}, or choose another --out")
     return SuitePlan(suite, context, runs, plan(runs, store), damaged)
+
+
+def _start_early(suite: Suite) -> None:
+    """Start the fork server of users' files, if there are any, while torch is imported here."""
+    from prunebench.runner.apart import can_run_apart, fork_server
+
+    if can_run_apart() and any(method.endswith(".py") or Path(method).is_dir() for method in suite.methods):
+        fork_server()
 
 
 def check_names(suite: Suite) -> None:

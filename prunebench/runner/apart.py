@@ -20,9 +20,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from prunebench import errors
 from prunebench.errors import PruneBenchError
@@ -34,7 +32,10 @@ from prunebench.runner.exchange import (
     put_tensors,
     take_tensors,
 )
-from prunebench.runner.jail import Jail, check_sandbox, set_readable
+from prunebench.runner.jail import Jail, check_sandbox, package_folders, set_readable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_PRINTED = 64 << 10
 """Bytes of a method's output that are forwarded; the rest is dropped."""
@@ -83,27 +84,44 @@ def can_run_apart() -> bool:
     return hasattr(os, "fork") and hasattr(socket, "send_fds")
 
 
-class ForkServer:
-    """A running fork server; started when it is made, without waiting for it."""
+class GoneError(ApartError):
+    """The fork server has ended: nothing was forked."""
 
-    def __init__(self) -> None:
+
+class ForkServer:
+    """The way to a fork server: one that is started here, without waiting for it, or one of the launcher's."""
+
+    def __init__(self, end: int | None = None) -> None:
+        self._lock, self._gone = threading.Lock(), False
+        self.close: Callable[[], Any]
+        if end is not None:
+            self._control = Channel(socket.socket(fileno=end))
+            self.close = weakref.finalize(self, self._control.close)
+            return
         mine, theirs = socket.socketpair()
         self._control = Channel(mine)
-        self._lock = threading.Lock()
         command = [sys.executable, "-m", "prunebench.runner.forkserver", str(theirs.fileno())]
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=clean_environment(), cwd="/"
         )
         theirs.close()
-        self.close = weakref.finalize(self, _close, self._control, self._process)
+        self.close = weakref.finalize(self, _close, self._control, process)
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked."""
-        return self._process.poll() is None
+        """Whether it has answered so far."""
+        return not self._gone
+
+    def link(self) -> socket.socket:
+        """An end for another process, which asks the same server through it."""
+        mine, theirs = socket.socketpair()
+        with self._lock, theirs, contextlib.suppress(OSError):
+            self._control.send({"kind": "client"}, [theirs.fileno()])
+            self._control.receive()
+        return mine
 
     def ask(self, request: Request) -> Answer:
-        """Run a child to its end. Raises ApartError with the reason, or the child's own error."""
+        """Run a child to its end. Raises ApartError with the reason, GoneError, or the child's own error."""
         with self._lock, contextlib.ExitStack() as stack:
             ours: list[Channel] = []
             theirs: list[socket.socket] = []
@@ -126,7 +144,8 @@ class ForkServer:
                 for end in theirs:
                     end.close()
             if forked is None:
-                raise ApartError("the process that starts methods has ended; run the same command again")
+                self._gone = True
+                raise GoneError("the process that starts methods has ended; run the same command again")
             set_readable(readable=False)
             stack.callback(set_readable, readable=True)
             return _Conversation(request, ours[0], ours[1], log, out, forked[0]["pid"]).run()
@@ -297,15 +316,12 @@ def _as_raised(message: Mapping[str, Any]) -> PruneBenchError:
 
 def clean_environment() -> dict[str, str]:
     """The environment of a fork server: what decides numbers and finds libraries."""
-    import prunebench_kernels
-
     passed = {
         name: value
         for name, value in os.environ.items()
         if name in PASSED or name.startswith(PASSED_FAMILIES)
     }
-    homes = [str(Path(__file__).resolve().parents[2])]
-    homes += [str(Path(path).parent) for path in prunebench_kernels.__path__]
+    homes = [str(Path(path).parent) for path in package_folders()]
     given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     paths = list(dict.fromkeys([*homes, *map(os.path.abspath, given)]))
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -317,13 +333,21 @@ def _started() -> list[ForkServer]:
     return []
 
 
-def fork_server() -> ForkServer:
-    """The fork server of this process, started now if there is none."""
+def fork_server(end: int | None = None) -> ForkServer:
+    """The fork server of this process, started now if there is none; `end` is one that the launcher linked."""
     running = _started()
     running[:] = [server for server in running if server.alive]
     if not running:
-        running.append(ForkServer())
+        running.append(ForkServer(end))
     return running[0]
+
+
+def ask(request: Request) -> Answer:
+    """As `ForkServer.ask`; a server that has ended is started again."""
+    try:
+        return fork_server().ask(request)
+    except GoneError:
+        return fork_server().ask(request)
 
 
 def jail_of(

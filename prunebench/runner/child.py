@@ -19,7 +19,7 @@ from torch import Tensor
 
 from prunebench.data.images import Images, StreamedImages
 from prunebench.data.transforms import TRIGGERS, ImageTransform
-from prunebench.errors import PruneBenchError, SupervisionError
+from prunebench.errors import PruneBenchError, SupervisionError, UsageError
 from prunebench.methods.api import Method
 from prunebench.methods.counting import watching_engine
 from prunebench.methods.discovery import SHUFFLED, file_methods, resolve_method
@@ -130,12 +130,11 @@ def _describe(request: Mapping[str, Any]) -> dict[str, Any]:
     """What a method declares, with some settings changed, and that it can be built with them."""
     method = resolve_method(request["method"])
     facts = method.facts()
-    if request["changes"] is not None:
-        method = method.with_params(request["changes"])
-        try:
-            method.build(**method.params)
-        except (TypeError, ValueError) as error:
-            raise PruneBenchError(f"settings of {method.name}: {error}") from error
+    method = method.with_params(request["changes"] or {})
+    try:
+        method.build(**method.params)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"settings of {method.name}: {error}") from error
     return {"kind": "described", "facts": facts, "params": method.params}
 
 

@@ -24,7 +24,7 @@ from prunebench.methods.discovery import (
     resolve_method,
     source_files,
 )
-from prunebench.runner.apart import Request, can_run_apart, fork_server, jail_of
+from prunebench.runner.apart import Request, ask, can_run_apart, jail_of
 
 DESCRIBE_SECONDS = 300.0
 """That an import may take."""
@@ -78,7 +78,8 @@ def find_method(name: str, *, sandbox: bool = False) -> Method:
     path = place_of(name)[0]
     _check_there(path)
     asked = functools.partial(_ask, absolute(name), digest_of(path), sandbox, "describe")
-    facts = asked(None)["facts"]
+    declared = asked(None)
+    facts = declared["facts"]
     fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in facts.items()
@@ -87,11 +88,13 @@ def find_method(name: str, *, sandbox: bool = False) -> Method:
     choices = {key: tuple(values) for key, values in facts["choices"].items()}
 
     def build(**params: Any) -> Procedure:
-        asked(json.dumps(params))
+        if params != declared["params"]:
+            asked(json.dumps(params))
         return _Elsewhere(name)
 
     def relevant(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        return asked(json.dumps(dict(settings)))["params"]
+        same = dict(settings) == facts["settings"]
+        return declared["params"] if same else asked(json.dumps(dict(settings)))["params"]
 
     return Method(**fields, settings=facts["settings"], choices=choices, build=build, relevant=relevant)
 
@@ -119,4 +122,4 @@ def _ask(name: str, digest: str, sandbox: bool, kind: str, changes: str | None =
         "changes": None if changes is None else json.loads(changes),
         "jail": jail_of(files, sandbox=sandbox),
     }
-    return fork_server().ask(Request(message, timeout=DESCRIBE_SECONDS)).message
+    return ask(Request(message, timeout=DESCRIBE_SECONDS)).message

@@ -15,12 +15,12 @@ import socket
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from prunebench.errors import PruneBenchError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONGEST_LINE = 1 << 20
 """Bytes of a message."""
@@ -173,6 +173,8 @@ def share_bytes(pixels: Tensor, files: list[int]) -> dict[str, Any]:
 
 def map_bytes(file: int, shape: Sequence[int], offset: int) -> Tensor:
     """The uint8 tensor that `share_bytes` shared, mapped; what is written into it stays in this process."""
+    import torch
+
     count = 1
     for size in shape:
         count *= size

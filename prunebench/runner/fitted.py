@@ -27,7 +27,7 @@ from prunebench.pruning.wrapped import state_of
 from prunebench.results.record import FITTED_NOTE, OVERSPENT_NOTE, REMOVED_NOTE
 from prunebench.results.spec import hash_of
 from prunebench.results.store import Store
-from prunebench.runner.apart import ApartError, Request, can_run_apart, fork_server, jail_of, shared_files
+from prunebench.runner.apart import ApartError, Request, ask, can_run_apart, jail_of, shared_files
 from prunebench.runner.described import absolute, files_of, is_users
 from prunebench.runner.evaluate import TaskData
 from prunebench.runner.exchange import GarbledError, anonymous_file, put_tensors, share_bytes, take_tensors
@@ -94,7 +94,7 @@ def fit_apart(
     with shared_files() as files, contextlib.closing(serve):
         message = _message(run, context, data, experiment, files)
         request = Request(message, files, context.timeout, serve.answer, 4 * size + ROOM)
-        answer = fork_server().ask(request)
+        answer = ask(request)
     return _judged(
         answer.message, answer.tensors, answer.cpu_seconds, experiment, uses_dense=serve.gave_dense
     )

@@ -20,11 +20,11 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunebench.runner.exchange import Channel
+from prunebench.runner.exchange import Channel, GarbledError
 from prunebench.runner.jail import (
     Jail,
     adopt_orphans,
@@ -48,18 +48,54 @@ def main() -> None:
     _import_ahead()
     adopt_orphans()
     set_readable(readable=False)
-    while (received := control.receive()) is not None:
-        request, files = received
-        _sweep(patience=0.0)
-        keeper = os.fork()
-        if keeper == 0:
-            control.close()
-            _keep(request, files)
-        for file in files:
-            os.close(file)
-        control.send({"kind": "forked", "pid": keeper})
+    clients, keepers = [control], set[int]()
+    while control in clients:
+        for client in select.select(clients, [], [])[0]:
+            received = _receive(client)
+            if received is None:
+                clients.remove(client)
+                client.close()
+            elif received[0]["kind"] == "client":
+                clients.append(Channel(socket.socket(fileno=received[1][0])))
+                client.send({"kind": "linked"})
+            else:
+                keepers = _collect(keepers)
+                _sweep(patience=0.0, spared=keepers)
+                keeper = _fork_keeper(*received, clients)
+                keepers.add(keeper)
+                with contextlib.suppress(OSError):
+                    client.send({"kind": "forked", "pid": keeper})
     _wait_for_keepers()
     _sweep(patience=SWEEP_SECONDS)
+
+
+def _receive(client: Channel) -> tuple[dict[str, Any], list[int]] | None:
+    """What a harness asks; None where it is gone."""
+    try:
+        return client.receive()
+    except (OSError, GarbledError):
+        return None
+
+
+def _collect(keepers: set[int]) -> set[int]:
+    """The keepers that are still at work."""
+    working = set()
+    for pid in keepers:
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                working.add(pid)
+    return working
+
+
+def _fork_keeper(request: Mapping[str, Any], files: Sequence[int], clients: Sequence[Channel]) -> int:
+    keeper = os.fork()
+    if keeper == 0:
+        for client in clients:
+            client.close()
+        _keep(request, files)
+    for file in files:
+        os.close(file)
+    return keeper
 
 
 def _wait_for_keepers() -> None:
@@ -104,6 +140,7 @@ def _watch(request: Mapping[str, Any], files: Sequence[int], keep: Channel) -> d
     scratch = SCRATCH if jail is not None else tempfile.mkdtemp(prefix="prunebench-")
     told, tell = os.pipe()
     if jail is not None:
+        set_readable(readable=True)  # or else nobody but root may say who is who inside
         jail.enter()
     child = os.fork()
     if child == 0:
@@ -159,16 +196,16 @@ def _kill(pid: int) -> None:
             send(pid, signal.SIGKILL)
 
 
-def _sweep(patience: float) -> int:
+def _sweep(patience: float, spared: Collection[int] = ()) -> int:
     """End and collect every descendant: orphans are this process's children. Gives how many were alive."""
     until, alive = time.monotonic() + patience, set[int]()
     while True:
-        children = _children()
+        children = [pid for pid in _children() if pid not in spared]
         for pid in children:
             alive.add(pid)
             _kill(pid)
         with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
+            while not spared and os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         if not children or time.monotonic() > until:
             return len(alive)
@@ -192,6 +229,7 @@ def _become_child(
     """Give up what a method must not have, run the child, end."""
     try:
         end_with_parent()
+        set_readable(readable=True)  # its own /proc/self
         if jail is not None:
             jail.build(scratch)
             _fork_inside(files, tell)

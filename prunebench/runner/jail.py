@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import os
 import resource
 import sys
@@ -158,16 +159,21 @@ def _visible(path: str, folders: set[str]) -> bool:
     return os.path.isdir(path) and any(path == base or path.startswith(f"{base}/") for base in folders)
 
 
+def package_folders() -> list[str]:
+    """Where PruneBench and its kernels lie, found without importing them."""
+    kernels = importlib.util.find_spec("prunebench_kernels")
+    found = [] if kernels is None else list(kernels.submodule_search_locations or [])
+    return [os.path.realpath(path) for path in (str(Path(__file__).parents[1]), *found)]
+
+
 def _interpreter() -> list[str]:
     """System folders, the interpreter and what is installed with it, the packages of PruneBench."""
-    import prunebench_kernels
-
     found = [path for path in READABLE if os.path.exists(path)]
     paths = sysconfig.get_paths()
     wanted = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     wanted += [os.path.join(sys.base_prefix, "lib"), os.path.join(sys.prefix, "pyvenv.cfg")]
     wanted += [os.path.dirname(path) for path in (sys.executable, os.path.realpath(sys.executable))]
-    wanted += [str(Path(__file__).resolve().parents[1]), *map(os.path.realpath, prunebench_kernels.__path__)]
+    wanted += package_folders()
     for path in wanted:
         if os.path.exists(path) and not any(path == base or path.startswith(f"{base}/") for base in found):
             found.append(path)

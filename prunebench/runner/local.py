@@ -20,6 +20,7 @@ from typing import Any
 
 from prunebench.errors import StoreError
 from prunebench.results.store import Store
+from prunebench.runner.apart import fork_server
 from prunebench.runner.execute import record_failure
 from prunebench.runner.fitted import run_apart
 from prunebench.runner.plan import PlannedRun, RunContext, is_done
@@ -158,8 +159,12 @@ class _Worker:
         else:
             environment.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
         command = [sys.executable, "-m", "prunebench.runner.worker", json.dumps(context.to_dict())]
+        link = fork_server().link() if apart else None
+        if link is not None:
+            command += ["--apart", str(link.fileno())]
         self._process = subprocess.Popen(
-            [*command, "--apart"] if apart else command,
+            command,
+            pass_fds=[] if link is None else [link.fileno()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -167,6 +172,8 @@ class _Worker:
             errors="replace",
             env=environment,
         )
+        if link is not None:
+            link.close()
         self._garbled: str | None = None
         self._reader = threading.Thread(target=self._listen, args=(number, inbox), daemon=True)
         self._reader.start()

@@ -93,8 +93,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     context = RunContext.from_dict(json.loads(sys.argv[1]))
-    if "--apart" in sys.argv:  # it takes seconds to start, and dense models come first
-        fork_server()
+    if "--apart" in sys.argv:
+        fork_server(int(sys.argv[sys.argv.index("--apart") + 1]))
 
     def emit(message: dict[str, Any]) -> None:
         try:
