@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import array
 import contextlib
+import ctypes
 import json
+import math
 import mmap
 import os
 import socket
@@ -172,18 +174,23 @@ def share_bytes(pixels: Tensor, files: list[int]) -> dict[str, Any]:
 
 
 def map_bytes(file: int, shape: Sequence[int], offset: int) -> Tensor:
-    """The uint8 tensor that `share_bytes` shared, mapped; what is written into it stays in this process."""
+    """The uint8 tensor that `share_bytes` shared, mapped to the end; what is written into it stays in this process.
+
+    Through the C library, for Python's own mapping keeps a descriptor of the whole file.
+    """
     import torch
 
-    count = 1
-    for size in shape:
-        count *= size
+    count = math.prod(shape)
     start = offset - offset % mmap.ALLOCATIONGRANULARITY
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
     length = count + offset - start
-    held = mmap.mmap(
-        file, length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=start
-    )
-    return torch.frombuffer(held, dtype=torch.uint8, count=count, offset=offset - start).view(*shape)
+    place = library.mmap(None, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, file, start)
+    if place == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), "the images cannot be mapped")
+    held = (ctypes.c_uint8 * count).from_address(place + offset - start)
+    return torch.frombuffer(held, dtype=torch.uint8).view(*shape)
 
 
 def _mapped_from(pixels: Tensor) -> tuple[str, int] | None:

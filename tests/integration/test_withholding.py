@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cheating import CHEATS, FAILED, HARMLESS, OPEN, SHOWN, STOPPED, Cheat
-from helpers import tiny_suite
+from helpers import TASK, tiny_suite
 
 from prunebench.api import execute_plan, make_plan
 from prunebench.errors import UsageError
@@ -19,6 +19,7 @@ from prunebench.results.store import Store
 from prunebench.runner.described import find_method
 from prunebench.runner.fitted import CPU_NOTE, DECLARED_NOTE
 from prunebench.runner.jail import explain_sandbox
+from prunebench.tasks import resolve_task
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 WAYS = {"without": False, "within": True}
@@ -63,7 +64,8 @@ def _try_all(folder: Path, port: int, *, sandbox: bool) -> Trial:
     """Run every cheat beside an honest method's file and its built-in twin; those that leave notes twice."""
     if sandbox and explain_sandbox() is not None:
         pytest.skip(f"no sandbox here: {explain_sandbox()}")
-    facts: dict[str, object] = {"port": port, "out": str(folder / "out")}
+    tests = len(resolve_task(TASK).splits(None, 0).test)
+    facts: dict[str, object] = {"port": port, "out": str(folder / "out"), "tests": tests}
     for name in ("data", "elsewhere", "methods"):
         (folder / name).mkdir()
         facts[name] = str(folder / name)
@@ -117,7 +119,7 @@ def _check_shown(cheat: Cheat, record: RunRecord, honest: RunRecord) -> None:
     if cheat.name == "cost-erased":
         assert record.notes[DECLARED_NOTE] == 0
     if cheat.name == "counter-replaced":
-        assert (record.notes[CPU_NOTE] or 0) > 6
+        assert (record.notes[CPU_NOTE] or 0) > 3
         assert (record.notes[OVERSPENT_NOTE] or 0) > 3
 
 
