@@ -75,7 +75,7 @@ class DebiasedPruning:
             raise unknown("mining", self.mining, MINING)
 
     def fit(self, experiment: Experiment, sparsity: float) -> Pruned:
-        conflicting = experiment.shared("mined", lambda: self._mine(experiment), owner="dcwp")["wrong"].bool()
+        conflicting = experiment.shared("mined", lambda: self.mine(experiment), owner="dcwp")["wrong"].bool()
         experiment.report_mining(conflicting)
         dense = experiment.dense_model()
         masks = self.masks(experiment, dense, conflicting, sparsity)
@@ -102,7 +102,8 @@ class DebiasedPruning:
         )
         return logits
 
-    def _mine(self, experiment: Experiment) -> dict[str, Tensor]:
+    def mine(self, experiment: Experiment) -> dict[str, Tensor]:
+        """Which samples the biased net finds hard: uint8 `[N]` as `wrong`."""
         biased = experiment.new_model()
         if self.mining == "ensemble":
             return {"wrong": self._mine_together(experiment, biased).byte()}

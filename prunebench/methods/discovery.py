@@ -65,6 +65,11 @@ def _first_text(call: ast.expr) -> str | None:
     return next((text for text in texts if isinstance(text, str) and re.fullmatch(r"[\w.+-]+", text)), None)
 
 
+DEBIASED = "+"
+DEBIASER_NAMES = ("lff", "jtt", "dcwp")
+"""What may stand behind a pruner's name, as in `magnitude+lff`: see `methods.debiased`."""
+
+
 def check_method_name(name: str) -> None:
     """Raise UsageError, with a suggestion, unless `name` is a method of the package or may be a user's file.
 
@@ -75,6 +80,9 @@ def check_method_name(name: str) -> None:
         name = name.removesuffix(SHUFFLED_NAME)
         name = place_and_name(name)[0]
     known = (*builtin_names(), *plugin_names(GROUP))
+    name, plus, debiaser = name.partition(DEBIASED) if name not in known else (name, "", "")
+    if plus and debiaser not in DEBIASER_NAMES:
+        raise unknown("debiaser", debiaser, DEBIASER_NAMES)
     if not (name.endswith(".py") or is_package(Path(name))) and name not in known:
         raise unknown("method", name, known)
 
@@ -150,6 +158,11 @@ def resolve_method(name: str) -> Method:
         return known[name]
     if name in plugin_names(GROUP):
         return plugin_method(name)
+    if DEBIASED in name:
+        from prunebench.methods.debiased import debiased
+
+        base_name, _, debiaser = name.partition(DEBIASED)
+        return debiased(resolve_method(base_name), debiaser)
     raise unknown("method", name, [*known, *plugin_names(GROUP)])
 
 

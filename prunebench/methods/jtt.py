@@ -30,11 +30,11 @@ class JustTrainTwice:
     upweight: float = 20.0
 
     def fit(self, experiment: Experiment, sparsity: float) -> Pruned:
-        wrong = experiment.shared("errors", lambda: _find_errors(experiment, self.identify), owner="jtt")[
+        wrong = experiment.shared("errors", lambda: find_errors(experiment, self.identify), owner="jtt")[
             "wrong"
         ]
         weight = sample_weight(wrong, self.upweight)
-        state = experiment.shared("retrained", lambda: _retrain(experiment, weight), owner="jtt")
+        state = experiment.shared("retrained", lambda: retrain(experiment, weight), owner="jtt")
         return _prune(experiment, sparsity, state, wrong, self.upweight)
 
 
@@ -54,9 +54,9 @@ class TunedJustTrainTwice:
     def _tune(self, experiment: Experiment) -> dict[str, Tensor]:
         best: tuple[tuple[float, float], dict[str, Tensor]] | None = None
         for identify in self.identify:
-            wrong = _find_errors(experiment, identify)["wrong"]
+            wrong = find_errors(experiment, identify)["wrong"]
             for upweight in self.upweight:
-                state = _retrain(experiment, sample_weight(wrong, upweight))
+                state = retrain(experiment, sample_weight(wrong, upweight))
                 merit = _worst_and_mean_group(experiment, experiment.model_from(state))
                 if best is None or merit > best[0]:
                     chosen = torch.tensor([identify, upweight], dtype=torch.float64)
@@ -71,14 +71,16 @@ def sample_weight(wrong: Tensor, upweight: float) -> Tensor:
     return 1 + upweight * wrong.float()
 
 
-def _find_errors(experiment: Experiment, identify: float) -> dict[str, Tensor]:
+def find_errors(experiment: Experiment, identify: float) -> dict[str, Tensor]:
+    """Which samples a net stopped early gets wrong: uint8 `[N]` as `wrong`."""
     model, steps = experiment.new_model(), experiment.recipe.steps
     experiment.train(model, steps=steps, name="dense", stop_after=max(round(identify * steps), 1))
     wrong = experiment.predict(model).argmax(1) != experiment.train_split.y
     return {"wrong": wrong.byte()}
 
 
-def _retrain(experiment: Experiment, weight: Tensor) -> dict[str, Tensor]:
+def retrain(experiment: Experiment, weight: Tensor) -> dict[str, Tensor]:
+    """The weights of a net trained from scratch on samples drawn in proportion to `weight` `[N]`."""
     model = experiment.new_model()
     experiment.train(model, steps=experiment.recipe.steps, name="upweighted", sample_weight=weight)
     return state_of(model)

@@ -22,7 +22,7 @@ NAM = "Nam et al., 2020 (Learning from Failure)"
 
 class LearningFromFailure:
     def fit(self, experiment: Experiment, sparsity: float) -> Pruned:
-        state = experiment.shared("debiased", lambda: self._debias(experiment), owner="lff")
+        state = experiment.shared("debiased", lambda: self.debias(experiment), owner="lff")
         weights = state.pop("sample_weights")
         model = experiment.model_from(state)
         masks = make_masks({name: w.detach().abs() for name, w in prunable(model).items()}, sparsity)
@@ -35,7 +35,8 @@ class LearningFromFailure:
 
         return experiment.finetune(model, masks, objective=debiased_loss)
 
-    def _debias(self, experiment: Experiment) -> dict[str, Tensor]:
+    def debias(self, experiment: Experiment) -> dict[str, Tensor]:
+        """The weights of the debiased net, and those of the samples, `[N]`, as `sample_weights`."""
         nets = nn.ModuleList([experiment.new_model("biased"), experiment.new_model()])
         difficulty = RelativeDifficulty(experiment.train_split.y, experiment.num_classes)
 

@@ -1,0 +1,166 @@
+"""Debiasing before any pruner, `PRUNER+DEBIASER`: the pruner works on a debiased network, with the debiaser's weights.
+
+The pruner runs as it is, but for two things: its dense model is the debiased one, and where it trains with the plain
+loss, samples weigh as the debiaser found (`lff`: in the loss, `jtt` and `dcwp`: in how often they are drawn). A loss or
+weights of the pruner's own stay. Scores that need gradients take those of the plain loss. The debiaser's stage is
+that of its own method, and computed once for all pruners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prunebench.errors import UsageError, unknown
+from prunebench.methods.api import Method, defaults_of
+from prunebench.methods.dcwp import DebiasedPruning, dcwp
+from prunebench.methods.experiment import Experiment, Pruned
+from prunebench.methods.jtt import JustTrainTwice, find_errors, jtt, retrain, sample_weight
+from prunebench.methods.lff import LearningFromFailure, lff
+from prunebench.models import Classifier
+from prunebench.pruning.masks import Masks
+from prunebench.training.loop import Batch, capturable
+from prunebench.training.losses import cross_entropy
+
+DEBIASERS: Mapping[str, Method] = {"lff": lff, "jtt": jtt, "dcwp": dcwp}
+UPWEIGHT = 50.0
+"""Of DCWP's mined samples; published for 1 % of conflicting images, and where nothing is known of their share."""
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "lff": {},
+    "jtt": defaults_of(JustTrainTwice),
+    "dcwp": {
+        **{key: value for key, value in defaults_of(DebiasedPruning).items() if key.startswith("mining")},
+        "upweight": UPWEIGHT,
+    },
+}
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """What a debiaser found: a network's weights (None: the plain dense model), and how samples weigh, `[N]`."""
+
+    state: dict[str, Tensor] | None
+    in_loss: Tensor | None = None
+    in_drawing: Tensor | None = None
+    mined: Tensor | None = None
+
+
+def find_weighting(experiment: Experiment, debiaser: str, settings: Mapping[str, Any]) -> Weighting:
+    """Run a debiaser's own stages, found under its own name and settings."""
+    own = DEBIASERS[debiaser]
+    if debiaser == "lff":
+        stage = _as_method(experiment, own, {})
+        found = stage.shared("debiased", lambda: LearningFromFailure().debias(stage), owner="lff")
+        return Weighting(found, in_loss=found.pop("sample_weights"))
+    if debiaser == "jtt":
+        chosen = JustTrainTwice(**settings)
+        stage = _as_method(experiment, own, settings)
+        wrong = stage.shared("errors", lambda: find_errors(stage, chosen.identify), owner="jtt")["wrong"]
+        weight = sample_weight(wrong, chosen.upweight)
+        state = stage.shared("retrained", lambda: retrain(stage, weight), owner="jtt")
+        return Weighting(state, in_drawing=weight, mined=wrong.bool())
+    mining = {key: value for key, value in settings.items() if key != "upweight"}
+    stage = _as_method(experiment, own, mining)
+    mined = stage.shared("mined", lambda: DebiasedPruning(**mining).mine(stage), owner="dcwp")["wrong"].bool()
+    return Weighting(None, in_drawing=1 + (settings["upweight"] - 1) * mined.float(), mined=mined)
+
+
+def _as_method(experiment: Experiment, method: Method, settings: Mapping[str, Any]) -> Experiment:
+    """The same experiment under another method's name: its stages are found there; its cost is this one's."""
+    other = Experiment.__new__(Experiment)
+    vars(other).update(vars(experiment))
+    params = tuple(sorted(method.with_params(settings).params.items()))
+    other.spec = replace(experiment.spec, method=method.name, method_version=method.version, params=params)
+    return other
+
+
+class DebiasedExperiment(Experiment):
+    """An experiment whose dense model is debiased, and whose samples weigh as a debiaser found."""
+
+    def __init__(self, experiment: Experiment, weighting: Weighting) -> None:
+        vars(self).update(vars(experiment))
+        self._weighting = weighting
+
+    def dense_model(self) -> Classifier:
+        state = self._weighting.state
+        return super().dense_model() if state is None else self.model_from(state)
+
+    def train(self, model: nn.Module, *, name: str, **settings: Any) -> Masks:  # type: ignore[override]
+        plain = settings.get("objective", cross_entropy) is cross_entropy
+        if plain and settings.get("sample_weight") is None:
+            settings["sample_weight"] = self._weighting.in_drawing
+            if self._weighting.in_loss is not None:
+                settings["objective"] = weighted_loss(self._weighting.in_loss)
+        return super().train(model, name=name, **settings)
+
+
+def weighted_loss(weight: Tensor) -> Any:
+    """The mean over a batch of weight `[N]` times cross-entropy."""
+
+    @capturable
+    def loss(net: nn.Module, batch: Batch) -> Tensor:
+        each = functional.cross_entropy(net(batch.x).float(), batch.y, reduction="none")
+        return (weight[batch.index] * each).mean()
+
+    return loss
+
+
+@dataclass(frozen=True)
+class Debiased:
+    """Runs `base` on a debiased network."""
+
+    base: Method
+    debiaser: str
+    settings: Mapping[str, Any]
+
+    def fit(self, experiment: Experiment, sparsity: float) -> Pruned:
+        weighting = find_weighting(experiment, self.debiaser, self.settings)
+        if weighting.mined is not None:
+            experiment.report_mining(weighting.mined)
+        inner = DebiasedExperiment(experiment, weighting)
+        return self.base.build(**self.base.params).fit(inner, sparsity)
+
+
+def debiased(base: Method, debiaser: str) -> Method:
+    """`base` after a debiaser. Its settings are those of both, the debiaser's behind its name: `jtt_upweight`.
+
+    Raises UsageError for an unknown debiaser, and for a base that prunes nothing or debiases itself.
+    """
+    if debiaser not in DEBIASERS:
+        raise unknown("debiaser", debiaser, DEBIASERS)
+    if base.dense or base.unpruned or base.name in DEBIASERS or base.name == "jtt-tuned" or "+" in base.name:
+        raise UsageError(f"{base.name}+{debiaser}: {base.name} is no pruner to debias beforehand")
+    defaults = {f"{debiaser}_{key}": value for key, value in SETTINGS[debiaser].items()}
+
+    def split(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        own = {key: value for key, value in settings.items() if key not in defaults}
+        return own, {key.removeprefix(f"{debiaser}_"): settings.get(key, defaults[key]) for key in defaults}
+
+    def build(**params: Any) -> Debiased:
+        own, chosen = split(params)
+        pruner = base.with_params(own)
+        pruner.build(**pruner.params)  # a wrong setting is found before anything is trained
+        if debiaser == "jtt":
+            JustTrainTwice(**chosen)
+        return Debiased(pruner, debiaser, chosen)
+
+    def relevant(settings: Mapping[str, Any]) -> dict[str, Any]:
+        own, chosen = split(settings)
+        return {**base.relevant(own), **{f"{debiaser}_{key}": value for key, value in chosen.items()}}
+
+    return replace(
+        base,
+        name=f"{base.name}+{debiaser}",
+        cite=f"{base.cite}; before it: {DEBIASERS[debiaser].cite.partition(';')[0]}"[:300],
+        version=f"{base.version}-{DEBIASERS[debiaser].version}-{VERSION}",
+        build=build,
+        relevant=relevant,
+        settings={**base.settings, **defaults},
+        choices={},
+        multi_label=False,
+    )
