@@ -55,7 +55,7 @@ def make_plan(  # noqa: PLR0913
     sandbox: bool = False,
     timeout: float | None = None,
 ) -> SuitePlan:
-    """Expand a suite and see what is left to do; trains and writes nothing.
+    """Expand a suite and see what is left to do; trains nothing, writes nothing but a large folder's index.
 
     `dense` is a checkpoint (`.safetensors`) that stands for the dense model of the suite's one task. Methods of users'
     files run in a `sandbox` if asked for, and are ended after `timeout` seconds. Raises UsageError where it cannot be.
@@ -83,11 +83,11 @@ def make_plan(  # noqa: PLR0913
         check_sandbox()
     store = Store(context.out)
     runs = expand(suite, context.data_root, context.dense, sandbox=sandbox)
-    damaged = store.records()[1]
+    statuses, damaged = store.statuses()
     for entry in damaged:
         if entry.newer:
             raise StoreError(f"{entry.reason}, or choose another --out")
-    return SuitePlan(suite, context, runs, plan(runs, store), damaged)
+    return SuitePlan(suite, context, runs, plan(runs, store, statuses), damaged)
 
 
 def _start_early(suite: Suite) -> None:
@@ -215,9 +215,9 @@ def load_results(path: str | Path) -> polars.DataFrame:
     Metrics of failed runs are null. A damaged record is left out with a warning that names it. Raises StoreError
     for a folder without results.
     """
-    from prunebench.results.frame import results_frame
+    from prunebench.results.frame import load_frame
 
-    records, damaged = open_results(Path(path)).records()
+    frame, damaged = load_frame(open_results(Path(path)))
     for entry in damaged:
         warnings.warn(f"left out: {entry.reason}", stacklevel=2)
-    return results_frame(records)
+    return frame

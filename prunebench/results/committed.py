@@ -17,10 +17,11 @@ from what a file says.
 
 from __future__ import annotations
 
-import itertools
+import functools
+import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def encode_task(task: str, records: Iterable[Values]) -> dict[str, str]:
 
 def encode_context(task: str, shared: Entries) -> str:
     """The text of `context.json`: entries by hash, one a line, the last line the same whatever is added."""
-    lines = [f"{json.dumps(key)}: {_dump(shared[key])}," for key in sorted(shared)]
+    lines = [f"{json.dumps(key)}: {dump(shared[key])}," for key in sorted(shared)]
     return "\n".join(["{", *lines, f'"format": {FORMAT},', f'"task": {json.dumps(task)}', "}"]) + "\n"
 
 
@@ -135,7 +136,7 @@ def encode_method(records: Sequence[Values], shared: Entries) -> str:
     lines: list[Values] = [{"id": key, **own[key]} for key in sorted(own)]
     stamps: dict[str, list[_Parts]] = {}
     for parts in runs:
-        stamps.setdefault(_dump(parts.stamp), []).append(parts)
+        stamps.setdefault(dump(parts.stamp), []).append(parts)
     for text in sorted(stamps):
         some = [parts.run["run_id"] for parts in stamps[text]]
         lines.append({"stamp": json.loads(text), "runs": "all" if len(some) == len(runs) else sorted(some)})
@@ -147,7 +148,7 @@ def encode_method(records: Sequence[Values], shared: Entries) -> str:
         lines += [
             {kind: parts.lines[kind], "run_id": parts.run["run_id"]} for parts in runs if kind in parts.lines
         ]
-    return "".join(_dump(line) + "\n" for line in lines)
+    return "".join(dump(line) + "\n" for line in lines)
 
 
 def _order(values: Values) -> tuple[bool, float, int, str]:
@@ -155,21 +156,34 @@ def _order(values: Values) -> tuple[bool, float, int, str]:
     return sparsity is None, sparsity or 0.0, values["spec"]["seed"], values["run_id"]
 
 
-def _dump(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+dump = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+"""The canonical text of a JSON value, in one line."""
 
 
 def _refer(entries: Entries, kind: str, value: Any) -> str:
     """Keep a shared value; gives its short hash."""
-    entry = {kind: value}
-    key = hash_of(entry)[:8]
-    _add(entries, {key: entry})
+    text = dump({kind: value})
+    key = _short_hash(text)
+    _add(entries, {key: _entry(text)})
     return key
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _entry(text: str) -> Values:
+    """A shared entry of its canonical text: one object, however many runs share it; nobody changes it."""
+    entry: Values = json.loads(text)
+    return entry
 
 
 def _add(entries: Entries, more: Entries) -> None:
     for key, entry in more.items():
-        if _dump(entries.setdefault(key, entry)) != _dump(entry):
+        known = entries.setdefault(key, entry)
+        if known is not entry and dump(known) != dump(entry):
             raise StoreError(f"two shared entries have the short hash {key}: lengthen the hash")
 
 
@@ -192,7 +206,7 @@ class _Parts:
             again = parts.values({**shared, **parts.own}.__getitem__)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StoreError(f"run {values.get('run_id')}: not the values of a record ({error!r})") from error
-        if _dump(again) != _dump(values):
+        if again != values:  # numbers and texts are the same objects: only what stands where can differ
             raise StoreError(
                 f"run {values['run_id']}: the committed form cannot hold its record without loss"
             )
@@ -226,7 +240,7 @@ class _Parts:
             layers = zeros.pop("by_layer")
             run["layers"] = _refer(shared, "layers", sorted(layers))
             run["zeros"] = {**zeros, "by_layer": [layers[name] for name in sorted(layers)]}
-            if _dump(zeros.get("asked")) == _dump(run["sparsity"]):
+            if dump(zeros.get("asked")) == dump(run["sparsity"]):
                 run["zeros"].pop("asked")
         for name, value in rest.items():
             if name not in DEFAULTS or DEFAULTS[name][0] > version or DEFAULTS[name][1] != value:
@@ -301,24 +315,37 @@ def read_committed(root: Path) -> tuple[list[Entry], list[Problem]]:
     """
     entries: list[Entry] = []
     problems: list[Problem] = []
-    for context in sorted(root.glob(f"*/{CONTEXT}")):
-        found, wrong = read_task(context.parent)
+    for found, wrong in read_tasks(root):
         entries += found
         problems += wrong
-    entries.sort(key=lambda entry: (entry.values["run_id"], entry.source))
-    twice = [later for first, later in itertools.pairwise(entries) if _run_id(first) == _run_id(later)]
-    problems += [
-        Problem(entry.path, entry.line, f"run {_run_id(entry)} stands elsewhere, too") for entry in twice
-    ]
-    return [entry for entry in entries if entry not in twice], problems
+    return sorted(entries, key=_run_id), problems
+
+
+def read_tasks(
+    root: Path, wanted: Collection[Path] | None = None
+) -> Iterator[tuple[list[Entry], list[Problem]]]:
+    """`read_committed` a task at a time, which are in memory one after another; of some files alone, if told so."""
+    seen: set[str] = set()
+    for context in sorted(root.glob(f"*/{CONTEXT}")):
+        entries, problems = read_task(context.parent, wanted)
+        once: list[Entry] = []
+        for entry in entries:
+            if _run_id(entry) in seen:
+                problems.append(
+                    Problem(entry.path, entry.line, f"run {_run_id(entry)} stands elsewhere, too")
+                )
+            else:
+                seen.add(_run_id(entry))
+                once.append(entry)
+        yield once, problems
 
 
 def _run_id(entry: Entry) -> str:
     return str(entry.values["run_id"])
 
 
-def read_task(folder: Path) -> tuple[list[Entry], list[Problem]]:
-    """The records of one task's folder, by file, and what is wrong."""
+def read_task(folder: Path, wanted: Collection[Path] | None = None) -> tuple[list[Entry], list[Problem]]:
+    """The records of one task's folder, by file, and what is wrong; of some files alone, if told so."""
     try:
         task, shared = read_context(folder / CONTEXT)
     except _LineError as error:
@@ -330,6 +357,8 @@ def read_task(folder: Path) -> tuple[list[Entry], list[Problem]]:
             Problem(folder / CONTEXT, 0, f"of task {task!a:.80}, whose folder is {safe_name(task)}")
         )
     for path in sorted(folder.iterdir()):
+        if wanted is not None and path.suffix == ".jsonl" and path not in wanted:
+            continue
         if path.suffix == ".jsonl":
             reader = _Reader(path, task, shared)
             entries += reader.entries()

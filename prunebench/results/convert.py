@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunebench.errors import StoreError
+from prunebench.errors import StoreError, unknown
 from prunebench.results.committed import (
     CONTEXT,
     Problem,
+    dump,
     encode_task,
     is_committed,
     safe_name,
@@ -20,11 +22,9 @@ from prunebench.results.spec import TUNE_SEEDS
 from prunebench.results.store import (
     CommittedStore,
     CorruptRecord,
-    Document,
     Store,
-    narrowed,
     open_results,
-    write_atomically,
+    write_all,
     write_files,
     writing,
 )
@@ -61,40 +61,34 @@ def export_results(
     """
     if (destination / "runs").is_dir():
         raise StoreError(f"{destination} is a store (it has `runs`): export into another folder")
-    documents, damaged = _chosen(open_results(source), tasks, methods)
-    tuning = [document for document in documents if document.record.spec["seed"] >= TUNE_SEEDS]
+    tuning: list[str] = []
+    runs, damaged = _texts(open_results(source), tasks, methods, tuning)
     if tuning:
         raise StoreError(
             f"{source}: {len(tuning)} runs have seeds from {TUNE_SEEDS}, which are for choosing budgets and no "
             "results: run them with another --out"
         )
+    counts = dict.fromkeys(("new", "replaced", "same"), 0)
+    kept: list[str] = []
+    written: dict[Path, None] = {}
     with Store(destination).lock("committed"):
-        before, wrong = _chosen(CommittedStore(destination))
+        before, wrong = _texts(CommittedStore(destination))
         if wrong:
             raise StoreError(
                 _listed(f"{destination}: mend these lines first", [entry.reason for entry in wrong])
             )
-        there = {document.record.run_id: document.values for document in before}
-        new = {d.record.run_id: d.values for d in documents if d.record.run_id not in there}
-        other = {
-            d.record.run_id: d.values
-            for d in documents
-            if d.record.run_id in there and json_text(d.values) != json_text(there[d.record.run_id])
-        }
-        there |= new | (other if replace else {})
-        written: dict[Path, None] = {}
-        for task, runs in _by_task(there.values()).items():
-            written |= dict.fromkeys(
-                write_files(destination / safe_name(task), task, encode_task(task, runs))
-            )
-    return Converted(
-        len(new),
-        len(other) if replace else 0,
-        len(documents) - len(new) - len(other),
-        kept=() if replace else tuple(other),
-        left_out=tuple(damaged),
-        files=tuple(written),
-    )
+        for task in sorted({*runs, *before}):
+            there = before.pop(task, {})
+            for run_id, text in runs.pop(task, {}).items():
+                how = "new" if run_id not in there else "same" if _same(there[run_id], text) else "replaced"
+                if how == "replaced" and not replace:
+                    kept.append(run_id)
+                    continue
+                counts[how] += 1
+                there[run_id] = text
+            files = encode_task(task, map(json.loads, there.values()))
+            written |= dict.fromkeys(write_files(destination / safe_name(task), task, files))
+    return Converted(**counts, kept=tuple(kept), left_out=tuple(damaged), files=tuple(written))
 
 
 def import_results(
@@ -108,50 +102,52 @@ def import_results(
     """
     if not is_committed(source):
         raise StoreError(f"{source}: no results in the committed form (no task's `{CONTEXT}`)")
-    documents, damaged = _chosen(CommittedStore(source), tasks, methods)
+    runs, damaged = _texts(CommittedStore(source), tasks, methods)
     problems = [entry.reason for entry in damaged] or form_problems(source)
     if problems:
         raise StoreError(_listed(f"{source}: nothing was imported", problems))
     store = Store(destination)
     store.prepare()
-    same, kept, written = 0, [], []
-    for document in documents:
-        path, text = store.where(document.record), json_text(document.values)
+    wanted: dict[Path, str] = {}
+    same, kept = 0, []
+    for run_id, text in sorted((run_id, text) for found in runs.values() for run_id, text in found.items()):
+        path = store.folder(run_id) / "record.json"
         if not path.is_file():
             with writing(path.parent):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, text.encode())
-            written.append(path)
-        elif path.read_bytes() == text.encode():
+            wanted[path] = text
+        elif path.read_bytes() == _record_text(text):
             same += 1
         else:
-            kept.append(document.record.run_id)
-    return Converted(len(written), 0, same, kept=tuple(kept), files=tuple(written))
+            kept.append(run_id)
+    write_all((path, _record_text(text)) for path, text in wanted.items())
+    return Converted(len(wanted), 0, same, kept=tuple(kept), files=tuple(wanted))
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two JSON texts hold the same values."""
+    return dump(json.loads(one)) == dump(json.loads(other))
+
+
+def _record_text(text: str) -> bytes:
+    """What `record.json` holds of a record that was written otherwise."""
+    return json_text(json.loads(text)).encode()
 
 
 def form_problems(folder: Path) -> list[str]:
     """What is wrong with the committed form of a folder, each with file and line: also order and spacing."""
-    documents, damaged = _chosen(CommittedStore(folder))
+    runs, damaged = _texts(CommittedStore(folder))
     if damaged:
         return [entry.reason for entry in damaged]
-    wanted = _wanted(folder, [document.values for document in documents])
-    found = [_first_difference(path, text) for path, text in wanted.items()]
+    others = {path: "" for pattern in (CONTEXT, "*.jsonl") for path in sorted(folder.glob(f"*/{pattern}"))}
+    found = []
+    for task in sorted(runs):
+        for name, text in encode_task(task, map(json.loads, runs.pop(task).values())).items():
+            path = folder / safe_name(task) / name
+            others.pop(path, None)
+            found.append(_first_difference(path, text))
+    found += [_first_difference(path, text) for path, text in others.items()]
     return [str(problem) for problem in found if problem is not None]
-
-
-def _wanted(folder: Path, records: Sequence[dict[str, Any]]) -> dict[Path, str]:
-    """The text that each file has in canonical form; none where there is no run of its task."""
-    wanted = {path: "" for pattern in (CONTEXT, "*.jsonl") for path in sorted(folder.glob(f"*/{pattern}"))}
-    for task, runs in _by_task(records).items():
-        wanted |= {folder / safe_name(task) / name: text for name, text in encode_task(task, runs).items()}
-    return wanted
-
-
-def _by_task(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for values in records:
-        found.setdefault(values["spec"]["task"], []).append(values)
-    return dict(sorted(found.items()))
 
 
 def _first_difference(path: Path, text: str) -> Problem | None:
@@ -165,17 +161,33 @@ def _first_difference(path: Path, text: str) -> Problem | None:
     return Problem(path, line, "not in canonical form: `prunebench results export` it onto itself")
 
 
-def _chosen(
-    store: Store, tasks: Sequence[str] = (), methods: Sequence[str] = ()
-) -> tuple[list[Document], list[CorruptRecord]]:
-    """The records of some tasks and methods (of all, where none is named), and what cannot be read."""
-    found = list(store.documents())
-    documents = [entry for entry in found if isinstance(entry, Document)]
-    chosen = {record.run_id for record in narrowed([d.record for d in documents], tasks, methods)}
-    return (
-        [document for document in documents if document.record.run_id in chosen],
-        [entry for entry in found if isinstance(entry, CorruptRecord)],
-    )
+def _texts(
+    store: Store, tasks: Sequence[str] = (), methods: Sequence[str] = (), tuning: list[str] | None = None
+) -> tuple[dict[str, dict[str, str]], list[CorruptRecord]]:
+    """The JSON text of each record, by task and run_id, and what cannot be read: a tenth of what values take in memory.
+
+    Of some tasks and methods, or of all where none is named; to `tuning` those of them are added that only choose
+    budgets. Raises UsageError for unknown names.
+    """
+    found: dict[str, dict[str, str]] = {}
+    damaged: list[CorruptRecord] = []
+    known: dict[str, set[str]] = {"task": set(), "method": set()}
+    for entry in store.documents():
+        if isinstance(entry, CorruptRecord):
+            damaged.append(entry)
+            continue
+        spec = entry.values["spec"]
+        for kind, names in known.items():
+            names.add(spec[kind])
+        if spec["task"] in (tasks or known["task"]) and spec["method"] in (methods or known["method"]):
+            if tuning is not None and spec["seed"] >= TUNE_SEEDS:
+                tuning.append(entry.record.run_id)
+            found.setdefault(spec["task"], {})[entry.record.run_id] = entry.text or dump(entry.values)
+    for kind, asked in (("task", tasks), ("method", methods)):
+        for name in asked:
+            if name not in known[kind]:
+                raise unknown(kind, name, known[kind])
+    return found, damaged
 
 
 def _listed(heading: str, problems: Sequence[Any]) -> str:

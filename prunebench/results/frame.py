@@ -1,16 +1,22 @@
-"""Records as a frame: one row a run."""
+"""Records as a frame: one row a run; kept beside large results, so that only what changed is read again."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import polars
 
 from prunebench.metrics.registry import metrics
-from prunebench.results.record import RunRecord
+from prunebench.results.index import FOLDER, WORTHWHILE, Stamps, is_settled
+from prunebench.results.record import SCHEMA_VERSION, RunRecord
+from prunebench.results.store import CommittedStore, CorruptRecord, Store, replace_file
 
 _TEXT, _REAL, _WHOLE = polars.String(), polars.Float64(), polars.Int64()
 _LEADING: dict[str, polars.DataType] = {
@@ -58,17 +64,143 @@ def results_frame(records: list[RunRecord]) -> polars.DataFrame:
     the one asked for (null: the method chose), latencies are medians (p50), `recipe` and `params` are JSON. What a
     failed run did not measure is null.
     """
-    schema = dict(_LEADING)
+    return _in_order([_part(records)])
+
+
+def load_frame(store: Store) -> tuple[polars.DataFrame, list[CorruptRecord]]:
+    """The frame of all records of a folder, and what cannot be read.
+
+    Of a large folder the frame is kept, beside a store's runs or, for the committed form, in the user's cache. A row of
+    it counts only while the file that its record is in has the same stamp (`results.index`); the others are read again.
+    """
+    stamps, key = store.sources(), _cache_key()
+    path = _cache_path(store)
+    kept = _read_kept(path, key)
+    current = kept.filter(
+        polars.col(_STAMP) == polars.col(_SOURCE).replace_strict(stamps, default=None, return_dtype=_TEXT)
+    )
+    if current.height < kept.height and set(kept.columns) - {_SOURCE, _STAMP} - set(_schema()):
+        current = _nothing()  # the metric that only a dropped row had would stay as a column
+    there = set(current[_SOURCE])
+    anew = [source for source in stamps if source not in there]
+    damaged: list[CorruptRecord] = []
+    parts = [current, *_read_parts(store, anew, stamps, damaged)]
+    frame = _in_order(parts)
+    if current.height and frame["run_id"].is_duplicated().any():  # which of them counts, a whole reading says
+        damaged.clear()
+        parts = [_nothing(), *_read_parts(store, list(stamps), stamps, damaged)]
+        frame = _in_order(parts)
+    if sum(part.height for part in parts[1:]) >= WORTHWHILE or kept.height - current.height >= WORTHWHILE:
+        wrong = {_source_of(store, entry.path) for entry in damaged}
+        _keep(path, key, frame.filter(~polars.col(_SOURCE).is_in(wrong)))
+    return frame.drop(_SOURCE, _STAMP), damaged
+
+
+_SOURCE, _STAMP = "_source", "_stamp"
+_CHUNK = 2048
+"""Records that are held at once; a frame needs a tenth of their memory."""
+
+
+def _read_parts(
+    store: Store, sources: list[str], stamps: Stamps, damaged: list[CorruptRecord]
+) -> Iterator[polars.DataFrame]:
+    """Frames of the records of some sources, with where each row is from."""
+    rows: list[RunRecord] = []
+    origins: list[str] = []
+
+    def part() -> polars.DataFrame:
+        frame = _part(rows).with_columns(
+            polars.Series(_SOURCE, origins, _TEXT),
+            polars.Series(_STAMP, [stamps.get(origin) for origin in origins], _TEXT),
+        )
+        rows.clear()
+        origins.clear()
+        return frame
+
+    for entry in store.documents(sources):
+        if isinstance(entry, CorruptRecord):
+            damaged.append(entry)
+            continue
+        rows.append(entry.record)
+        origins.append(_source_of(store, entry.path))
+        if len(rows) == _CHUNK:
+            yield part()
+    yield part()
+
+
+def _source_of(store: Store, path: Path) -> str:
+    """Which of a store's sources a file is."""
+    return str(path.relative_to(store.root)) if isinstance(store, CommittedStore) else path.parent.name
+
+
+def _cache_path(store: Store) -> Path:
+    if not isinstance(store, CommittedStore):
+        return store.root / FOLDER / "frame.bin"
+    from prunebench_kernels.measured import cache_folder
+
+    name = hashlib.sha256(str(store.root.resolve()).encode()).hexdigest()[:16]
+    return cache_folder() / "frames" / f"{name}.bin"
+
+
+def _cache_key() -> bytes:
+    """What a kept frame depends on besides records, this file among it: 32 bytes."""
+    words = json.dumps([SCHEMA_VERSION, *_schema()]).encode()
+    return hashlib.sha256(words + Path(__file__).read_bytes()).digest()
+
+
+def _read_kept(path: Path, key: bytes) -> polars.DataFrame:
+    """The kept frame; one without rows where there is none, it is damaged or another version's."""
+    with contextlib.suppress(OSError):
+        data = path.read_bytes()
+        if data[:32] == key and data[32:64] == hashlib.sha256(data[64:]).digest():
+            return polars.read_ipc(io.BytesIO(data[64:]))
+    return _nothing()
+
+
+def _nothing() -> polars.DataFrame:
+    """A frame with where its rows are from, and no row."""
+    return _part([]).with_columns(polars.lit(None, _TEXT).alias(name) for name in (_SOURCE, _STAMP))
+
+
+def _keep(path: Path, key: bytes, frame: polars.DataFrame) -> None:
+    """Keep the rows whose files have settled, if the folder can be written to."""
+    settled = {
+        stamp for stamp in frame[_STAMP].drop_nulls().unique() if all(map(is_settled, stamp.split(" ")))
+    }
+    stream = io.BytesIO()
+    frame.filter(polars.col(_STAMP).is_in(settled)).write_ipc(stream, compression="lz4")
+    data = stream.getvalue()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, key + hashlib.sha256(data).digest() + data)
+
+
+def _schema() -> dict[str, polars.DataType]:
+    """The columns that every frame has."""
     names = [entry.name for entry in metrics()]
-    schema |= {prefix + name: _REAL for prefix in ("", "val_") for name in names}
-    schema |= _TRAILING
+    return _LEADING | {prefix + name: _REAL for prefix in ("", "val_") for name in names} | _TRAILING
+
+
+def _part(records: list[RunRecord]) -> polars.DataFrame:
+    """A frame of some records, in their order."""
+    schema = _schema()
     for prefix, found in (
         ("", _names(r.metrics for r in records)),
         ("val_", _names(r.validation for r in records)),
     ):
         schema |= {prefix + name: _REAL for name in found if prefix + name not in schema}
     rows = [_row(record) for record in records]
-    frame = polars.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema=schema)
+    columns = {name: [row.get(name) for row in rows] for name in schema}
+    return polars.DataFrame(columns, schema=schema)
+
+
+def _in_order(parts: list[polars.DataFrame]) -> polars.DataFrame:
+    """One frame of all rows, sorted, with the columns that any of them has."""
+    frame = polars.concat(parts, how="diagonal")
+    own = [name for name in frame.columns if name not in _schema() and name not in (_SOURCE, _STAMP)]
+    own.sort(key=lambda name: (name.startswith("val_"), name))
+    hidden = [name for name in (_SOURCE, _STAMP) if name in frame.columns]
+    frame = frame.select(*_schema(), *own, *hidden)
     return frame.sort("task", "model", "method", "sparsity", "seed", "run_id", nulls_last=True)
 
 

@@ -190,7 +190,7 @@ def from_json(text: str, source: str) -> RunRecord:
 
     Older schemas are migrated; a newer one is refused.
     """
-    return from_values(values_of(text, source), source)
+    return from_values(values_of(text, source), source, text)
 
 
 def values_of(text: str, source: str) -> Any:
@@ -201,8 +201,8 @@ def values_of(text: str, source: str) -> Any:
         raise StoreError(f"{source}: not valid JSON ({error}); delete it and run again") from error
 
 
-def from_values(values: Any, source: str) -> RunRecord:
-    """`from_json` of what the JSON text holds."""
+def from_values(values: Any, source: str, text: str | None = None) -> RunRecord:
+    """`from_json` of what the JSON text holds; `text` is that text where it is at hand."""
     from pydantic import ValidationError
 
     if not isinstance(values, dict) or type(values.get("schema_version")) is not int:
@@ -213,12 +213,13 @@ def from_values(values: Any, source: str) -> RunRecord:
             f"{source}: written with record schema {version}; this PruneBench reads up to "
             f"{SCHEMA_VERSION}: upgrade it"
         )
+    text = text if version == SCHEMA_VERSION else None
     for step in range(version, SCHEMA_VERSION):
         if step not in MIGRATIONS:
             raise StoreError(f"{source}: record schema {version} is no longer readable; run it again")
         values = MIGRATIONS[step](values)
     try:
-        record = _adapter().validate_json(json.dumps(values), strict=True)
+        record = _adapter().validate_json(text or json.dumps(values), strict=True)
         actual = record.run_spec.run_id
     except ValidationError as error:
         first = error.errors()[0]
@@ -235,12 +236,13 @@ def from_values(values: Any, source: str) -> RunRecord:
 
 def parse_json(text: str) -> Any:
     """The values of a JSON text. Raises ValueError for nan, infinities, integers beyond 64 bits and double names."""
-    return json.loads(
-        text,
-        parse_constant=_no_constant,
-        parse_float=_finite,
-        parse_int=_whole,
-        object_pairs_hook=_once,
+    return _strict().decode(text)
+
+
+@functools.cache
+def _strict() -> json.JSONDecoder:
+    return json.JSONDecoder(
+        parse_constant=_no_constant, parse_float=_finite, parse_int=_whole, object_pairs_hook=_once
     )
 
 
@@ -257,9 +259,12 @@ def _finite(text: str) -> float:
 
 def _whole(text: str) -> int:
     """A whole number that a table can hold."""
-    if len(text) > len(str(-(2**63))) or not -(2**63) <= int(text) < 2**63:
+    if len(text) > LONGEST_WHOLE or not -(2**63) <= int(text) < 2**63:
         raise ValueError(f"{text:.40} is beyond 64 bits")
     return int(text)
+
+
+LONGEST_WHOLE = len(str(-(2**63)))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

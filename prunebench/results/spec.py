@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -120,9 +122,9 @@ class RunSpec:
     recipe: Recipe
 
     def to_dict(self) -> dict[str, Any]:
-        values = dataclasses.asdict(self)
-        values["params"] = dict(self.params)
-        return values
+        """Plain JSON values, which the caller may change."""
+        values = {name: getattr(self, name) for name in _FIELDS}
+        return values | {"params": copy.deepcopy(dict(self.params)), "recipe": dict(vars(self.recipe))}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunSpec:
@@ -135,7 +137,7 @@ class RunSpec:
         fields["recipe"] = Recipe(**fields["recipe"])
         return cls(**fields)
 
-    @property
+    @functools.cached_property
     def run_id(self) -> str:
         """Sixteen hex digits: the hash of every field, defaults included."""
         return hash_of(self.to_dict())
@@ -151,6 +153,9 @@ class RunSpec:
     def label(self) -> str:
         sparsity = "native" if self.sparsity is None else number_text(self.sparsity)
         return f"{self.task} {self.method} {sparsity} seed {self.seed}"
+
+
+_FIELDS = tuple(entry.name for entry in dataclasses.fields(RunSpec))
 
 
 def number_text(value: float) -> str:

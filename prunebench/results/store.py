@@ -5,6 +5,7 @@ runs/<run_id>/model.safetensors     weights, for dense models (shared by all met
 runs/<run_id>/record.json           the commit point: temp file, fsync, rename
 shared/<stage_id>.safetensors       stages shared between runs, written the same way
 locks/                              one lock a run or stage; released by the system when a process dies
+index/                              what records said, for a scan that opens none (`results.index`); may be deleted
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,19 @@ from prunebench.results.committed import (
     read_committed,
     read_context,
     read_method,
+    read_tasks,
     safe_name,
+)
+from prunebench.results.index import (
+    FOLDER,
+    NAME,
+    WORTHWHILE,
+    Stamps,
+    index_text,
+    note,
+    read_index,
+    stamp_of,
+    stamps_in,
 )
 from prunebench.results.objects import cached, check_object, weights_of
 from prunebench.results.record import RunRecord, from_json, from_values, to_json, values_of
@@ -41,6 +54,7 @@ if TYPE_CHECKING:
 
 
 LARGEST_RECORD = 1 << 21
+WRITERS = 8
 LEFTOVER_SECONDS = 3600
 """Temporary files of killed processes are removed after this time."""
 
@@ -56,11 +70,15 @@ class CorruptRecord:
 
 @dataclass(frozen=True)
 class Document:
-    """A record, and the JSON values that it was read from: as they were written, of whatever schema."""
+    """A record, and the JSON values that it was read from: as they were written, of whatever schema.
+
+    `text` is what stands in a record's own file; in the committed form it has none.
+    """
 
     record: RunRecord
     values: dict[str, Any]
     path: Path
+    text: str | None = None
 
 
 class Store:
@@ -82,7 +100,7 @@ class Store:
         for name in ("runs", "shared", "locks"):
             with writing(self.root / name):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
-        for leftover in self.root.rglob(".*.tmp"):
+        for leftover in _leftovers(self.root):
             with contextlib.suppress(OSError):
                 if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
                     leftover.unlink()
@@ -99,10 +117,16 @@ class Store:
         return record.status if record.run_id == run_id else None
 
     def has_model(self, run_id: str) -> bool:
-        """Whether the weights of a run are there and whole."""
+        """Whether the weights of a run are there and whole, by the head of their file and its length."""
+        from safetensors import SafetensorError, safe_open
+
         try:
-            return bool(self.read_tensors(run_id, "model"))
-        except StoreError:
+            path = self.folder(run_id) / "model.safetensors"
+            if not path.is_file():
+                return bool(self.read_tensors(run_id, "model"))
+            with safe_open(path, framework="pt") as tensors:
+                return bool(tensors.keys())
+        except (StoreError, OSError, SafetensorError):
             return False
 
     def read(self, run_id: str) -> RunRecord:
@@ -120,15 +144,45 @@ class Store:
                 damaged.append(entry)
         return found, damaged
 
-    def documents(self) -> Iterator[Document | CorruptRecord]:
-        """Every record with its values, in order of run_id; those that cannot be read as such."""
-        for path in self._paths():
+    def statuses(self) -> tuple[dict[str, str], list[CorruptRecord]]:
+        """The status of every run, and what could not be read: only records that the index does not hold are opened.
+
+        An index that has fallen far behind is written anew, if the folder can be written to.
+        """
+        stamps, known = self.sources(), read_index(self.root)
+        found = {
+            run: known[run][1] for run, stamp in stamps.items() if run in known and known[run][0] == stamp
+        }
+        anew, fresh, damaged = [run for run in stamps if run not in found], len(found), []
+        for entry in self.documents(anew):
+            if isinstance(entry, Document):
+                found[entry.record.run_id] = entry.record.status
+            else:
+                damaged.append(entry)
+        if len(anew) - len(damaged) >= WORTHWHILE or len(known) - fresh >= WORTHWHILE:
+            with contextlib.suppress(OSError):
+                (self.root / FOLDER).mkdir(exist_ok=True)
+                replace_file(self.root / FOLDER / NAME, index_text(stamps, found).encode())
+        return found, damaged
+
+    def sources(self) -> Stamps:
+        """What the records are in, in order, each with a stamp that changes when it does (`results.index`)."""
+        return stamps_in(self.root / "runs")
+
+    def documents(self, sources: Collection[str] | None = None) -> Iterator[Document | CorruptRecord]:
+        """Every record with its values, in order of run_id; those that cannot be read as such.
+
+        Of some `sources` alone where these are given.
+        """
+        runs = self.root / "runs"
+        for path in self._paths() if sources is None else (runs / run / "record.json" for run in sources):
             try:
-                values = values_of(_text(path), str(path))
-                record = from_values(values, str(path))
+                text = _text(path)
+                values = values_of(text, str(path))
+                record = from_values(values, str(path), text)
                 if record.run_id != path.parent.name:
                     raise StoreError(f"{path}: holds run {record.run_id}; remove the folder or name it so")
-                yield Document(record, values, path)
+                yield Document(record, values, path, text)
             except StoreError as error:
                 yield CorruptRecord(path, str(error), isinstance(error, NewerSchemaError))
 
@@ -141,7 +195,7 @@ class Store:
                 yield path.parent.name, None
 
     def _paths(self) -> list[Path]:
-        return sorted((self.root / "runs").glob("*/record.json"))
+        return [self.folder(run_id) / "record.json" for run_id in self.sources()]
 
     def where(self, record: RunRecord) -> Path:
         """The file that holds a record."""
@@ -167,6 +221,7 @@ class Store:
             digest = write_tensors(folder / "outputs.safetensors", outputs)
             record = dataclasses.replace(record, outputs_sha256=digest)
         write_atomically(folder / "record.json", to_json(record).encode())
+        note(self.root, record.run_id, record.status)
         return record
 
     def update(self, record: RunRecord, **fields: Any) -> RunRecord:
@@ -253,14 +308,32 @@ class CommittedStore(Store):
         super().__init__(root)
         self._known: dict[str, Entry] | None = None
 
-    def documents(self) -> Iterator[Document | CorruptRecord]:
-        entries, problems = read_committed(self.root)
-        for entry in entries:
-            try:
-                yield Document(from_values(entry.values, entry.source), entry.values, entry.path)
-            except StoreError as error:
-                yield CorruptRecord(entry.path, str(error), isinstance(error, NewerSchemaError))
-        yield from (CorruptRecord(problem.path, str(problem)) for problem in problems)
+    def records(self) -> tuple[list[RunRecord], list[CorruptRecord]]:
+        found, damaged = super().records()
+        return sorted(found, key=lambda record: record.run_id), damaged
+
+    def statuses(self) -> tuple[dict[str, str], list[CorruptRecord]]:
+        found, damaged = self.records()
+        return {record.run_id: record.status for record in found}, damaged
+
+    def sources(self) -> Stamps:
+        """A file a method of each task, stamped together with what it refers to."""
+        files = sorted(self.root.glob("*/*.jsonl"))
+        return {
+            str(path.relative_to(self.root)): f"{stamp_of(path)} {stamp_of(path.with_name(CONTEXT))}"
+            for path in files
+        }
+
+    def documents(self, sources: Collection[str] | None = None) -> Iterator[Document | CorruptRecord]:
+        """Every record with its values, in order of task, method and their place there; one task is held at a time."""
+        wanted = None if sources is None else {self.root / name for name in sources}
+        for entries, problems in read_tasks(self.root, wanted):
+            for entry in entries:
+                try:
+                    yield Document(from_values(entry.values, entry.source), entry.values, entry.path)
+                except StoreError as error:
+                    yield CorruptRecord(entry.path, str(error), isinstance(error, NewerSchemaError))
+            yield from (CorruptRecord(problem.path, str(problem)) for problem in problems)
 
     def glances(self) -> Iterator[tuple[str, Any]]:
         for run_id, entry in self._entries().items():
@@ -317,16 +390,33 @@ def write_files(folder: Path, task: str, files: dict[str, str]) -> list[Path]:
         both = encode_context(task, {**old, **new})
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    steps = [(CONTEXT, both), *files.items(), (CONTEXT, context)]
-    return [folder / name for name, text in steps if _write_text(folder / name, text)]
+    written: list[Path] = []
+    for step in ({CONTEXT: both}, files, {CONTEXT: context}):
+        changed = {
+            folder / name: text.encode() for name, text in step.items() if not _holds(folder / name, text)
+        }
+        write_all(changed.items())
+        written += changed
+    return written
 
 
-def _write_text(path: Path, text: str) -> bool:
-    """Write a file unless it is so already; says whether it was written."""
-    if path.is_file() and path.read_bytes() == text.encode():
-        return False
-    write_atomically(path, text.encode())
-    return True
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == text.encode()
+
+
+def write_all(files: Iterable[tuple[Path, bytes]]) -> None:
+    """Write files atomically, several at a time: most of it is waiting for the disk. Raises StoreError."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for _ in pool.map(lambda file: write_atomically(*file), files):
+            pass
+
+
+def _leftovers(root: Path) -> Iterator[Path]:
+    """Temporary files anywhere below a folder."""
+    for folder, _, names in os.walk(root):
+        yield from (Path(folder, name) for name in names if name.startswith(".") and name.endswith(".tmp"))
 
 
 def read_record(path: Path) -> RunRecord:

@@ -199,12 +199,16 @@ def _runs_of_task(
                 yield PlannedRun(spec, name, asked, dense[seed].run_id, method.metadata)
 
 
-def plan(runs: Sequence[PlannedRun], store: Store) -> list[PlannedRun]:
+def plan(
+    runs: Sequence[PlannedRun], store: Store, statuses: Mapping[str, str] | None = None
+) -> list[PlannedRun]:
     """The runs still to run: all but those whose record says ok. Failed ones are tried again.
 
-    A dense model that is needed but no longer there (records travel without weights) is trained again.
+    `statuses` are the store's, where they are at hand. A dense model that is needed but no longer there (records travel
+    without weights) is trained again.
     """
-    unfinished = {run.spec.run_id for run in runs if store.status(run.spec.run_id) != "ok"}
+    found = store.statuses()[0] if statuses is None else statuses
+    unfinished = {run.spec.run_id for run in runs if found.get(run.spec.run_id) != "ok"}
     needed = {run.dense_id for run in runs if run.spec.run_id in unfinished}
     unfinished |= {run_id for run_id in needed if not store.has_model(run_id)}
     return [run for run in runs if run.spec.run_id in unfinished]
