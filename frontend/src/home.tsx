@@ -1,4 +1,5 @@
 // The landing page: the answer for each task, and the matrix of methods x tasks at one sparsity.
+import { Component } from "preact";
 import { useMemo } from "preact/hooks";
 import type { Board, Num, Width } from "./data";
 import { number, speedText, spread, times } from "./format";
@@ -76,10 +77,13 @@ function Matrix(props: { board: Board; tag: string; query: string }) {
     const mean = known.length === board.tasks.length ? places.reduce<number>((sum, one) => sum + (one as number), 0) / places.length : null;
     return { method, own, known: known.length, mean };
   }).filter((line) => line.known > 0).sort((a, b) => (a.mean ?? Infinity) - (b.mean ?? Infinity) || b.known - a.known || (a.method.label < b.method.label ? -1 : 1)), [cells]);
-  const tasks = board.tasks.map((task, place) => ({ task, place }));
+  const tasks = useMemo(() => board.tasks.map((task, place) => ({ task, place })), [board]);
   const chosen = tasks.filter(({ task }) => matches(task.title, query));
   const methods = lines.filter((line) => matches(line.method.label, query));
-  const [across, down] = [chosen.length ? chosen : tasks, methods.length ? methods : lines];
+  const wanted = chosen.length && chosen.length < tasks.length ? chosen : tasks;
+  const across = useMemo(() => wanted, [wanted.map(({ place }) => place).join()]);
+  const down = methods.length ? methods : lines;
+  const shown = new Set(down);
   const save = () => saveText(csv(["method", ...across.map(({ task }) => task.title)],
     down.map((line) => [line.method.label, ...across.map(({ place }) => line.own[place]?.mean ?? null)])), `matrix-${tag}.csv`, "text/csv");
   return (<>
@@ -91,16 +95,32 @@ function Matrix(props: { board: Board; tag: string; query: string }) {
         <thead><tr><th scope="col" class="name">Method</th>
           {across.map(({ task }) => <th key={task.slug} scope="col"><a href={hashOf({ view: "task", slug: task.slug, sparsity: task.sparsities.map(String).includes(tag) ? tag : "" })}><bdi>{task.title}</bdi></a></th>)}
           <th scope="col">Tasks</th></tr></thead>
-        <tbody>{down.map((line) => (
-          <tr key={line.method.label}>
-            <th scope="row" class="name"><a href={hashOf({ view: "method", slug: line.method.label })}><bdi>{line.method.label}</bdi></a></th>
-            {across.map(({ place }) => <MatrixCell key={place} cell={line.own[place]} top={tops[place]} />)}
-            <td>{line.known}/{board.tasks.length}</td>
-          </tr>
-        ))}</tbody>
+        <tbody>{lines.map((line) => <MatrixRow key={line.method.label} line={line} across={across} tops={tops} hidden={!shown.has(line)} />)}</tbody>
       </table>
     </div>
   </>);
+}
+
+interface Line { method: Board["methods"][number]; own: (Cell | undefined)[]; known: number; mean: number | null }
+
+// A row stays in the page while it is hidden, and is drawn anew only where its cells change: typing stays quick.
+class MatrixRow extends Component<{ line: Line; across: { place: number }[]; tops: number[]; hidden: boolean }> {
+  shouldComponentUpdate(next: MatrixRow["props"]): boolean {
+    const { line, across, hidden } = this.props;
+    return next.line !== line || next.across !== across || next.hidden !== hidden;
+  }
+
+  render() {
+    const { line, across, tops, hidden } = this.props;
+    const { label } = line.method;
+    return (
+      <tr hidden={hidden}>
+        <th scope="row" class="name"><a href={hashOf({ view: "method", slug: label })}><bdi>{label}</bdi></a></th>
+        {across.map(({ place }) => <MatrixCell key={place} cell={line.own[place]} top={tops[place]} />)}
+        <td>{line.known}/{line.own.length}</td>
+      </tr>
+    );
+  }
 }
 
 function MatrixCell(props: { cell: Cell | undefined; top: number }) {

@@ -39,7 +39,7 @@ export function MethodPage(props: { board: Board; label: string }) {
           <tr key={`${one.task.slug} ${one.tag}`} class={one.collapsed ? "collapsed" : ""}>
             <th scope="row"><a href={hashOf({ view: "task", slug: one.task.slug, sparsity: one.sparsity === null ? "" : one.tag, picked: [label] })}><bdi>{one.task.title}</bdi></a></th>
             <td>{one.tag}</td><td>{spread(one.mean, one.width, 1)}</td><td>{one.collapsed ? "collapsed" : one.rank || "–"}</td><td>{times(one.training)}</td>
-            <td class="words"><code>{command(one.task, label, one.sparsity, one.tag === "dense")}</code></td>
+            <td class="words"><code>{command(one.task, method.name, one.sparsity, one.tag === "dense")}</code></td>
           </tr>
         ))}</tbody>
       </table>

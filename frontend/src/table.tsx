@@ -100,10 +100,9 @@ function Details(props: { board: Board; task: Task; row: Row; columns: ColumnSpe
 }
 
 // The command that makes a row again.
-export function command(task: Task, label: string, sparsity: number | null, dense: boolean): string {
+export function command(task: Task, method: string, sparsity: number | null, dense: boolean): string {
   const quoted = (text: string) => (/^[\w@./:-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
-  const at = dense ? "" : sparsity === null ? "@native" : `@${sparsity}`;
-  return `prunebench reproduce ${quoted(`${task.task}/${label}${at}`)}`;
+  return `prunebench reproduce ${quoted(`${task.task}/${method}/${dense ? 0 : sparsity ?? "native"}`)}`;
 }
 
 export function RunList(props: { board: Board; task: Task; row: Row }) {
@@ -125,6 +124,6 @@ export function RunList(props: { board: Board; task: Task; row: Row }) {
         ))}
       </tbody>
     </table>
-    <p>A run's record: <code>prunebench show RUN</code>. Make the row again: <code>{command(task, row.label, row.sparsity, row.dense)}</code></p>
+    <p>A run's record: <code>prunebench show RUN</code>. Make the row again: <code>{command(task, props.board.methods.find((one) => one.label === row.label)?.name ?? row.label, row.sparsity, row.dense)}</code></p>
   </>);
 }
