@@ -15,6 +15,7 @@ from typing import Any
 from prunebench.errors import PruneBenchError, UsageError
 from prunebench.methods.api import Method, Procedure
 from prunebench.methods.discovery import (
+    GROUP,
     SHUFFLED,
     all_names,
     builtin_methods,
@@ -24,6 +25,7 @@ from prunebench.methods.discovery import (
     resolve_method,
     source_files,
 )
+from prunebench.plugins.entry_points import plugin_digest, plugin_names
 from prunebench.runner.apart import Request, ask, can_run_apart, jail_of
 
 DESCRIBE_SECONDS = 300.0
@@ -37,19 +39,30 @@ def place_of(name: str) -> tuple[Path, str]:
 
 
 def is_users(name: str) -> bool:
-    """Whether a method, or the base of its shuffled control, is in a file or package of a user."""
+    """Whether a method, or the base of its shuffled control, is a user's: a file, folder or installed package."""
     path = place_of(name)[0]
-    return path.suffix == ".py" or (str(path) not in builtin_methods() and is_package(path))
+    if path.suffix == ".py" or _is_installed(path):
+        return True
+    return str(path) not in builtin_methods() and is_package(path)
+
+
+def _is_installed(place: Path) -> bool:
+    """Whether a method is one that an installed package offers by an entry point."""
+    return str(place) not in builtin_methods() and str(place) in plugin_names(GROUP)
 
 
 def absolute(name: str) -> str:
     """The name of a user's method wherever the process that imports it stands."""
     path, own = place_of(name)
+    if _is_installed(path):
+        return name
     return f"{SHUFFLED if name.startswith(SHUFFLED) else ''}{path.resolve()}{own and f':{own}'}"
 
 
 def files_of(name: str) -> list[str]:
     """What a user's method may read of its folder: the file and its helpers, or the package."""
+    if _is_installed(place_of(name)[0]):
+        return []
     path = place_of(name)[0].resolve()
     return [str(path)] if path.is_dir() else [str(file) for file in source_files(path)]
 
@@ -57,27 +70,28 @@ def files_of(name: str) -> list[str]:
 def find_names(name: str, *, sandbox: bool = False) -> list[str]:
     """The names of all methods of a user's file, each to be found; of all else the name itself. Raises UsageError."""
     path, own = place_of(name)
-    if own or not is_users(name):
+    if own or not is_users(name) or _is_installed(path):
         return [name]
     if not can_run_apart():
         return all_names(name)
-    _check_there(path)
-    found = _ask(absolute(name), digest_of(path), sandbox, "names")["names"]
+    found = _ask(absolute(name), _state_of(path), sandbox, "names")["names"]
     return [name] if len(found) == 1 else [f"{name}:{each}" for each in found]
 
 
-def _check_there(path: Path) -> None:
+def _state_of(path: Path) -> str:
+    """The hash of a user's method as it is now. Raises UsageError where there is none."""
+    if _is_installed(path):
+        return plugin_digest(GROUP, str(path))
     if not path.is_file() and not is_package(path):
         raise UsageError(f"no method file {path}")
+    return digest_of(path)
 
 
 def find_method(name: str, *, sandbox: bool = False) -> Method:
     """The method called `name`; of a user's file, one that says what it declares. Raises UsageError."""
     if not is_users(name) or not can_run_apart():
         return resolve_method(name)
-    path = place_of(name)[0]
-    _check_there(path)
-    asked = functools.partial(_ask, absolute(name), digest_of(path), sandbox, "describe")
+    asked = functools.partial(_ask, absolute(name), _state_of(place_of(name)[0]), sandbox, "describe")
     declared = asked(None)
     facts = declared["facts"]
     fields: dict[str, Any] = {

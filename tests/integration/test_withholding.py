@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,6 +201,30 @@ def test_an_import_that_exits_or_hangs_on_is_a_usage_error(tmp_path: Path) -> No
         path.write_text(text)
         with pytest.raises(Exception, match=words):
             find_method(str(path))
+
+
+@pytest.mark.slow
+def test_an_installed_method_is_imported_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "pbthirteen.py").write_text(
+        "from prunebench import criterion\n@criterion('thirteen', cite='x')\ndef score(w, context): return w.abs()\n"
+    )
+    facts = tmp_path / "pbthirteen-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: pbthirteen\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("[prunebench.methods]\nthirteen = pbthirteen:score\n")
+    code = (
+        "import sys; from prunebench.runner.described import find_method, is_users; m = find_method('thirteen'); "
+        "print(is_users('thirteen'), is_users('magnitude'), m.version[:7], 'pbthirteen' in sys.modules)"
+    )
+    given = [os.environ.get("PYTHONPATH") or str(ROOT), str(ROOT), str(ROOT / "kernels"), str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(given)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["True", "False", "plugin-", "False"], done.stderr
 
 
 def test_the_docs_say_what_the_tests_show() -> None:
