@@ -265,6 +265,7 @@ def _dress(files: Sequence[int], scratch: str, *, sandboxed: bool) -> None:
     os.setsid()
     end_with_parent()
     os.chdir(scratch)
+    tempfile.tempdir = scratch  # or else that of the keeper, which all runs would share
     os.environ.update(HOME=scratch, TMPDIR=scratch, TORCHINDUCTOR_CACHE_DIR=f"{scratch}/inductor")
     null = os.open("/dev/null", os.O_RDONLY)
     for source, target in ((null, 0), (files[2], 1), (files[2], 2)):
