@@ -9,7 +9,9 @@ import pytest
 import torch
 from tiny_experiment import fitted, tiny_experiment
 
+from prunebench.methods.acdc import AlternatingCompression
 from prunebench.methods.experiment import Experiment
+from prunebench.methods.granet import GradualRegeneration
 from prunebench.methods.rigl import DynamicSparseTraining, SparseEvolutionaryTraining
 from prunebench.pruning.distribution import layer_counts
 from prunebench.pruning.dynamic import wake_kept_zeros
@@ -150,3 +152,96 @@ def test_kept_weights_without_a_gradient_are_counted() -> None:
     assert weight[0, 0] == 0
     assert weight[0, 1].item() == pytest.approx(1e-12)
     assert torch.equal(weight[1:], before[1:])
+
+
+# AC/DC
+
+
+def test_phases_of_ac_dc_are_those_of_the_released_configuration() -> None:
+    """CIFAR-10, 200 epochs: sparse from 10, 50, 90, 130, 170; dense from 30, 70, 110, 150."""
+    phases = AlternatingCompression().phases(200)
+    assert [step for step, sparse in phases.items() if sparse] == [10, 50, 90, 130, 170]
+    assert [step for step, sparse in phases.items() if not sparse] == [30, 70, 110, 150]
+
+
+def test_sparse_phases_hold_the_largest_magnitudes_and_dense_ones_let_all_train(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    experiment = tiny_experiment("ac-dc")
+    seen = record_updates(experiment, monkeypatch)
+    method = AlternatingCompression()
+    pruned = method.fit(experiment, 0.8)
+    phases = method.phases(40)
+    assert phases == {
+        2: True,
+        6: False,
+        10: True,
+        14: False,
+        18: True,
+        22: False,
+        26: True,
+        30: False,
+        34: True,
+    }
+    assert {entry["step"]: entry["after"] is not None for entry in seen} == {
+        step: step in phases for step in range(1, 41)
+    }
+    for entry, following in itertools.pairwise(seen):
+        if not entry["after"]:
+            continue
+        kept = torch.cat([mask.flatten() for mask in entry["after"].values()])
+        if phases[entry["step"]]:
+            values = torch.cat([weight.flatten().abs() for weight in entry["weights"].values()])
+            want = torch.zeros_like(kept)
+            want[values.argsort(descending=True, stable=True)[: int(kept.sum())]] = True
+            assert torch.equal(kept, want), "global, by magnitude"
+            assert int(kept.sum()) == kept.numel() - math.floor(0.8 * kept.numel() + 0.5)
+        else:
+            assert kept.all()
+            slope = following["gradients"]["head.weight"]
+            change = following["weights"]["head.weight"] - entry["weights"]["head.weight"]
+            # the first step of Adam begun anew: the learning rate, by the gradient's sign
+            moved = -2e-3 * slope / (slope.abs() + 1e-8)
+            assert torch.allclose(change, moved, rtol=1e-3, atol=1e-6)
+    assert all(torch.equal(pruned.masks[name], seen[-1]["masks"][name]) for name in pruned.masks)
+
+
+def test_ac_dc_holds_its_masks() -> None:
+    experiment, _ = fitted("ac-dc", 0.95)
+    assert experiment.training_steps == 40
+
+
+# GraNet
+
+
+def test_granet_prunes_by_the_cubic_and_regenerates_in_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 steps, events every 4, pruning until 24 = 4 int(27.5 / 4); s = 0.8 - 0.3 (1 - t / 24)^3."""
+    experiment = tiny_experiment("granet")
+    seen = record_updates(experiment, monkeypatch)
+    GradualRegeneration(every=4, fewest=10).fit(experiment, 0.8)
+    events = {entry["step"]: entry for entry in seen if entry["after"]}
+    assert list(events) == list(range(4, 40, 4))
+    for step, entry in events.items():
+        total = sum(mask.numel() for mask in entry["masks"].values())
+        sparsity = 0.8 - 0.3 * (1 - step / 24) ** 3 if step < 24 else 0.8
+        keep = total - math.floor(total * sparsity + 0.5)
+        assert sum(int(mask.sum()) for mask in entry["after"].values()) == keep
+        flat = torch.cat([weight.flatten().abs() for weight in entry["weights"].values()])
+        largest = torch.zeros(total, dtype=torch.bool)
+        largest[flat.argsort(descending=True, stable=True)[:keep]] = True
+        share = 0.005 + 0.495 / 2 * (1 + math.cos(math.pi * step / 40))
+        at = 0
+        for name, mask in entry["masks"].items():
+            held = largest[at : at + mask.numel()] if step <= 24 else mask.flatten()
+            at += mask.numel()
+            values = [entry[key][name].flatten().tolist() for key in ("weights", "gradients")]
+            dropped, grown = layer_by_hand(held.tolist(), *values, share)
+            want = held.clone()
+            want[list(dropped)] = False
+            want[list(grown)] = True
+            assert torch.equal(entry["after"][name].flatten(), want)
+
+
+def test_granet_begins_at_the_asked_sparsity_where_that_is_below_half() -> None:
+    experiment, _ = fitted("granet", 0.3)
+    assert experiment.training_steps == 40

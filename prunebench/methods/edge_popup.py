@@ -1,0 +1,91 @@
+"""Edge-popup: the best subnetwork of a network whose random weights never train; scores of the edges do.
+
+w' = w * mask, the mask being the largest |score| of each layer (uniform distribution), with the straight-through
+gradient dL/dw' * w. Weights are signed constants, +- sqrt(2 / (fan-in * density)), scores begin as Kaiming-uniform, and
+BatchNorm and biases stay as they begin (scale 1, rest 0). Scores train by SGD as published: learning rate 0.1, cosine,
+momentum 0.9, weight decay 1e-4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunebench.methods.api import method
+from prunebench.methods.experiment import Experiment, Pruned
+from prunebench.models import Classifier
+from prunebench.pruning.counts import keep_count
+from prunebench.pruning.distribution import layer_counts
+from prunebench.pruning.masks import apply_masks, prunable
+from prunebench.pruning.reparametrised import ScoredMasks
+from prunebench.training.loop import Step
+
+
+@dataclass(frozen=True)
+class EdgePopup:
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+    def fit(self, experiment: Experiment, sparsity: float) -> Pruned:
+        net = experiment.new_model()
+        sizes = {name: weight.numel() for name, weight in prunable(net).items()}
+        shapes = {name: tuple(weight.shape) for name, weight in prunable(net).items()}
+        counts = layer_counts("uniform", shapes, keep_count(sum(sizes.values()), sparsity))
+        make_signed_constants(net, {name: counts[name] / size for name, size in sizes.items()})
+        learner = ScoredMasks(
+            net.requires_grad_(False), initial_scores(net, experiment.rng("scores")), absolute=True
+        )
+        learner.counts = counts
+
+        def same(_: Step) -> None:
+            """Masks are the learner's."""
+
+        experiment.train(
+            learner,
+            steps=experiment.recipe.steps + experiment.recipe.finetune_steps,
+            name="init/sparse",
+            lr=self.lr,
+            parameters=list(learner.scores),
+            after_step=same,
+            optimizer="sgd",
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            schedule="cosine",
+        )
+        masks = learner.masks()
+        net.requires_grad_(True)
+        apply_masks(net, masks)
+        return Pruned(net, masks)
+
+
+@torch.no_grad()
+def make_signed_constants(net: Classifier, densities: Mapping[str, float]) -> None:
+    """Weights become sign(w) sqrt(2 / (fan-in * density)), biases 0, in place: outputs keep their scale under masks."""
+    for name, weight in prunable(net).items():
+        scale = math.sqrt(2 / (weight[0].numel() * densities[name]))
+        weight.copy_(torch.where(weight < 0, -scale, scale))
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            module.bias.zero_()
+
+
+def initial_scores(net: Classifier, generator: torch.Generator) -> dict[str, Tensor]:
+    """Uniform in +- 1 / sqrt(fan-in), Kaiming-uniform with a = sqrt(5), by layer."""
+    return {
+        name: ((2 * torch.rand(weight.shape, generator=generator) - 1) / math.sqrt(weight[0].numel())).to(
+            weight.device
+        )
+        for name, weight in prunable(net).items()
+    }
+
+
+edge_popup = method(
+    "edge-popup",
+    cite="Ramanujan et al., 2020 (What's hidden in a randomly weighted neural network?)",
+    multi_label=True,
+)(EdgePopup)
