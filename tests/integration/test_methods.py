@@ -28,6 +28,8 @@ REQUIRED = {
     "snip", "imp", "lff", "jtt", "mrm", "dcwp", "dcwp-native", "dense-finetuned",
     "dense-from-init", "dense-long", "dense-small", "lff-dense", "jtt-dense", "jtt-tuned",
     "mrm-swept", "dcwp-dense", "dcwp-magnitude-mask", "dcwp-shuffled-mask",
+    "random-erk", "synflow", "grasp", "force", "rigl", "set", "ac-dc", "granet", "top-kast", "movement", "edge-popup",
+    "str", "str-swept", "continuous-sparsification",
 }  # fmt: skip
 
 
