@@ -24,13 +24,15 @@ class InMemory:
         return compute()
 
 
-def split(count: int = 48, seed: int = 0) -> VisibleSplit:
+def split(count: int = 48, seed: int = 0, *, groups: bool = False) -> VisibleSplit:
+    """Images of three classes; with `groups` also two biases, every (label, bias) group as frequent."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(count) % 3
     x = torch.randint(0, 100, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
     x[torch.arange(count), y] += 100
     images = Images(x, mean=(0.4,) * 3, std=(0.25,) * 3, device=torch.device("cpu"))
-    return VisibleSplit(images, y, None, name="train", needs="train-groups")
+    bias = torch.arange(count) // 3 % 2 if groups else None
+    return VisibleSplit(images, y, bias, name="train", needs="train-groups")
 
 
 def tiny_experiment(name: str, sparsity: float | None = 0.8, **recipe: Any) -> Experiment:
@@ -56,7 +58,17 @@ def tiny_experiment(name: str, sparsity: float | None = 0.8, **recipe: Any) -> E
         experiment.cost.own_steps = 0
         return state_of(net)
 
-    experiment = Experiment(spec, 3, split(), split(24, 1), ExperimentContext(InMemory(), dense))  # type: ignore[arg-type]
+    context = ExperimentContext(InMemory(), dense)  # type: ignore[arg-type]
+    train, val = found.supervision == "train-groups", found.supervision in ("val-groups", "train-groups")
+    experiment = Experiment(
+        spec,
+        3,
+        split(groups=train),
+        split(24, 1, groups=val),
+        context,
+        supervision=found.supervision,
+        val_balanced=split(24, 1, groups=True) if val else None,
+    )
     return experiment
 
 

@@ -1,14 +1,14 @@
 """Debiasing before any pruner, `PRUNER+DEBIASER`: the pruner works on a debiased network, with the debiaser's weights.
 
 The pruner runs as it is, but for two things: its dense model is the debiased one, and where it trains with the plain
-loss, samples weigh as the debiaser found (`lff`: in the loss, `jtt` and `dcwp`: in how often they are drawn). A loss or
-weights of the pruner's own stay. Scores that need gradients take those of the plain loss. The debiaser's stage is
-that of its own method, and computed once for all pruners.
+loss, samples weigh as the debiaser found (`lff` and `pw-loss`: in the loss, `jtt` and `dcwp`: in how often they are
+drawn). A loss or weights of the pruner's own stay. Scores that need gradients take those of the plain loss. The
+debiaser's stage is that of its own method, and computed once for all pruners.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,12 +21,13 @@ from prunebench.methods.dcwp import DebiasedPruning, dcwp
 from prunebench.methods.experiment import Experiment, Pruned
 from prunebench.methods.jtt import JustTrainTwice, find_errors, jtt, retrain, sample_weight
 from prunebench.methods.lff import LearningFromFailure, lff
+from prunebench.methods.pw_loss import PerformanceWeighted, pw_loss
 from prunebench.models import Classifier
 from prunebench.pruning.masks import Masks
-from prunebench.training.loop import Batch, capturable
+from prunebench.training.loop import Batch, Objective, capturable
 from prunebench.training.losses import cross_entropy
 
-DEBIASERS: Mapping[str, Method] = {"lff": lff, "jtt": jtt, "dcwp": dcwp}
+DEBIASERS: Mapping[str, Method] = {"lff": lff, "jtt": jtt, "dcwp": dcwp, "pw-loss": pw_loss}
 UPWEIGHT = 50.0
 """Of DCWP's mined samples; published for 1 % of conflicting images, and where nothing is known of their share."""
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
@@ -36,38 +37,64 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         **{key: value for key, value in defaults_of(DebiasedPruning).items() if key.startswith("mining")},
         "upweight": UPWEIGHT,
     },
+    "pw-loss": defaults_of(PerformanceWeighted),
 }
+CHECKED: Mapping[str, Callable[..., Any]] = {"jtt": JustTrainTwice, "pw-loss": PerformanceWeighted}
+"""What a debiaser's settings make, so that a wrong one is found before anything is trained."""
 VERSION = 1
 
 
 @dataclass(frozen=True)
 class Weighting:
-    """What a debiaser found: a network's weights (None: the plain dense model), and how samples weigh, `[N]`."""
+    """What a debiaser found: a network's weights (None: the plain dense model), and how samples weigh, `[N]`.
+
+    An `objective` stands in place of the plain loss.
+    """
 
     state: dict[str, Tensor] | None
     in_loss: Tensor | None = None
     in_drawing: Tensor | None = None
     mined: Tensor | None = None
+    objective: Objective | None = None
 
 
 def find_weighting(experiment: Experiment, debiaser: str, settings: Mapping[str, Any]) -> Weighting:
     """Run a debiaser's own stages, found under its own name and settings."""
-    own = DEBIASERS[debiaser]
-    if debiaser == "lff":
-        stage = _as_method(experiment, own, {})
-        found = stage.shared("debiased", lambda: LearningFromFailure().debias(stage), owner="lff")
-        return Weighting(found, in_loss=found.pop("sample_weights"))
-    if debiaser == "jtt":
-        chosen = JustTrainTwice(**settings)
-        stage = _as_method(experiment, own, settings)
-        wrong = stage.shared("errors", lambda: find_errors(stage, chosen.identify), owner="jtt")["wrong"]
-        weight = sample_weight(wrong, chosen.upweight)
-        state = stage.shared("retrained", lambda: retrain(stage, weight), owner="jtt")
-        return Weighting(state, in_drawing=weight, mined=wrong.bool())
+    return STAGES[debiaser](experiment, settings)
+
+
+def _lff(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
+    stage = _as_method(experiment, lff, settings)
+    found = stage.shared("debiased", lambda: LearningFromFailure().debias(stage), owner="lff")
+    return Weighting(found, in_loss=found.pop("sample_weights"))
+
+
+def _jtt(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
+    chosen = JustTrainTwice(**settings)
+    stage = _as_method(experiment, jtt, settings)
+    wrong = stage.shared("errors", lambda: find_errors(stage, chosen.identify), owner="jtt")["wrong"]
+    weight = sample_weight(wrong, chosen.upweight)
+    state = stage.shared("retrained", lambda: retrain(stage, weight), owner="jtt")
+    return Weighting(state, in_drawing=weight, mined=wrong.bool())
+
+
+def _dcwp(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
     mining = {key: value for key, value in settings.items() if key != "upweight"}
-    stage = _as_method(experiment, own, mining)
+    stage = _as_method(experiment, dcwp, mining)
     mined = stage.shared("mined", lambda: DebiasedPruning(**mining).mine(stage), owner="dcwp")["wrong"].bool()
     return Weighting(None, in_drawing=1 + (settings["upweight"] - 1) * mined.float(), mined=mined)
+
+
+def _pw_loss(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
+    return Weighting(None, objective=PerformanceWeighted(**settings).objective(experiment))
+
+
+STAGES: Mapping[str, Callable[[Experiment, Mapping[str, Any]], Weighting]] = {
+    "lff": _lff,
+    "jtt": _jtt,
+    "dcwp": _dcwp,
+    "pw-loss": _pw_loss,
+}
 
 
 def _as_method(experiment: Experiment, method: Method, settings: Mapping[str, Any]) -> Experiment:
@@ -94,7 +121,9 @@ class DebiasedExperiment(Experiment):
         plain = settings.get("objective", cross_entropy) is cross_entropy
         if plain and settings.get("sample_weight") is None:
             settings["sample_weight"] = self._weighting.in_drawing
-            if self._weighting.in_loss is not None:
+            if self._weighting.objective is not None:
+                settings["objective"] = self._weighting.objective
+            elif self._weighting.in_loss is not None:
                 settings["objective"] = weighted_loss(self._weighting.in_loss)
         return super().train(model, name=name, **settings)
 
@@ -145,8 +174,8 @@ def debiased(base: Method, debiaser: str) -> Method:
         own, chosen = split(params)
         pruner = base.with_params(own)
         pruner.build(**pruner.params)  # a wrong setting is found before anything is trained
-        if debiaser == "jtt":
-            JustTrainTwice(**chosen)
+        if debiaser in CHECKED:
+            CHECKED[debiaser](**chosen)
         return Debiased(pruner, debiaser, chosen)
 
     def relevant(settings: Mapping[str, Any]) -> dict[str, Any]:
