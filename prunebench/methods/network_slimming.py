@@ -38,7 +38,7 @@ class NetworkSlimming(RemoveChannels):
             experiment.train(model, steps=experiment.recipe.steps, name="dense", objective=objective)
             return state_of(model)
 
-        return experiment.model_from(experiment.shared("slimming", trained, params={"penalty": self.penalty}))
+        return experiment.model_from(experiment.shared("slimming", trained))
 
     def worth(self, experiment: Experiment, model: Classifier, coupling: Coupling) -> Tensor:
         return coupling.reduced({name: norm.weight.abs() for name, norm in norms_of(model, coupling).items()})
