@@ -30,6 +30,8 @@ REQUIRED = {
     "mrm-swept", "dcwp-dense", "dcwp-magnitude-mask", "dcwp-shuffled-mask",
     "random-erk", "synflow", "grasp", "force", "rigl", "set", "ac-dc", "granet", "top-kast", "movement", "edge-popup",
     "str", "str-swept", "continuous-sparsification",
+    "l1-filter", "l2-filter", "random-channels", "depgraph", "network-slimming", "taylor-filter", "fpgm", "hrank",
+    "wanda", "lamp", "taylor", "woodfisher", "cap", "magnitude-2-4", "sr-ste",
 }  # fmt: skip
 
 
