@@ -15,6 +15,9 @@ from prunebench.pruning.masks import prunable
 class Reparametrised(nn.Module):
     """A network seen through `weights()`, which a subclass makes of the network's own; all else is the network's."""
 
+    steps_differ = True
+    """Counts and temperatures change in Python, so that no GPU may capture a step and replay it."""
+
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net

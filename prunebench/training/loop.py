@@ -352,7 +352,10 @@ KNOWN = {"torch", "torchvision", "prunebench"}
 
 
 def holds_known_layers_alone(model: nn.Module) -> bool:
-    """Whether all of a network's modules come from `KNOWN` packages, without hooks or functions of others."""
+    """Whether all of a network's modules come from `KNOWN` packages, without hooks or functions of others.
+
+    A module of ours that computes with what Python changes from step to step says so: `steps_differ`.
+    """
     for module in model.modules():
         hooks = (
             module._forward_hooks,
@@ -361,6 +364,8 @@ def holds_known_layers_alone(model: nn.Module) -> bool:
             module._backward_pre_hooks,
         )
         if type(module).__module__.partition(".")[0] not in KNOWN or any(hooks) or "forward" in vars(module):
+            return False
+        if getattr(module, "steps_differ", False):
             return False
     return True
 

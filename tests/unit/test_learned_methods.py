@@ -21,7 +21,7 @@ from prunebench.pruning.masks import prunable
 from prunebench.pruning.reparametrised import ScoredMasks
 from prunebench.results.spec import Recipe
 from prunebench.training.beside import SideOptimizer
-from prunebench.training.loop import Step
+from prunebench.training.loop import Step, holds_known_layers_alone
 
 
 def linear(*rows: list[float]) -> nn.Linear:
@@ -141,6 +141,12 @@ def test_edge_popup_trains_scores_alone() -> None:
     name = "body.3.weight"
     first = top_k(start[name].abs(), int(pruned.masks[name].sum()))
     assert not torch.equal(pruned.masks[name], first), "the scores have moved"
+
+
+def test_steps_that_python_changes_are_not_captured() -> None:
+    net = tiny_experiment("movement").new_model()
+    assert holds_known_layers_alone(net)
+    assert not holds_known_layers_alone(ScoredMasks(net, dict(prunable(net))))
 
 
 # STR
