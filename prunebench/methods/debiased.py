@@ -1,9 +1,10 @@
-"""Debiasing before any pruner, `PRUNER+DEBIASER`: the pruner works on a debiased network, with the debiaser's weights.
+"""Debiasing with any pruner, `PRUNER+DEBIASER`: the pruner works on a debiased network, with the debiaser's weights.
 
 The pruner runs as it is, but for two things: its dense model is the debiased one, and where it trains with the plain
 loss, samples weigh as the debiaser found (`lff` and `pw-loss`: in the loss, `jtt` and `dcwp`: in how often they are
 drawn). A loss or weights of the pruner's own stay. Scores that need gradients take those of the plain loss. The
-debiaser's stage is that of its own method, and computed once for all pruners.
+debiaser's stage is that of its own method, and computed once for all pruners. `dfr` alone comes after: it learns the
+head of the pruned network anew.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunebench.errors import UsageError, unknown
-from prunebench.methods.api import Method, defaults_of
+from prunebench.methods.api import SUPERVISION, Method, defaults_of
 from prunebench.methods.dcwp import DebiasedPruning, dcwp
+from prunebench.methods.dfr import FeatureReweighting, dfr
 from prunebench.methods.experiment import Experiment, Pruned
 from prunebench.methods.jtt import JustTrainTwice, find_errors, jtt, retrain, sample_weight
 from prunebench.methods.lff import LearningFromFailure, lff
@@ -27,7 +29,7 @@ from prunebench.pruning.masks import Masks
 from prunebench.training.loop import Batch, Objective, capturable
 from prunebench.training.losses import cross_entropy
 
-DEBIASERS: Mapping[str, Method] = {"lff": lff, "jtt": jtt, "dcwp": dcwp, "pw-loss": pw_loss}
+DEBIASERS: Mapping[str, Method] = {"lff": lff, "jtt": jtt, "dcwp": dcwp, "pw-loss": pw_loss, "dfr": dfr}
 UPWEIGHT = 50.0
 """Of DCWP's mined samples; published for 1 % of conflicting images, and where nothing is known of their share."""
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
@@ -38,8 +40,13 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "upweight": UPWEIGHT,
     },
     "pw-loss": defaults_of(PerformanceWeighted),
+    "dfr": defaults_of(FeatureReweighting),
 }
-CHECKED: Mapping[str, Callable[..., Any]] = {"jtt": JustTrainTwice, "pw-loss": PerformanceWeighted}
+CHECKED: Mapping[str, Callable[..., Any]] = {
+    "jtt": JustTrainTwice,
+    "pw-loss": PerformanceWeighted,
+    "dfr": FeatureReweighting,
+}
 """What a debiaser's settings make, so that a wrong one is found before anything is trained."""
 VERSION = 1
 
@@ -94,7 +101,14 @@ STAGES: Mapping[str, Callable[[Experiment, Mapping[str, Any]], Weighting]] = {
     "jtt": _jtt,
     "dcwp": _dcwp,
     "pw-loss": _pw_loss,
+    "dfr": lambda experiment, settings: Weighting(None),
 }
+AFTER: Mapping[str, Callable[[Experiment, Pruned, Mapping[str, Any]], Pruned]] = {
+    "dfr": lambda experiment, pruned, settings: FeatureReweighting(**settings).reweighted(experiment, pruned)
+}
+"""What is done to the pruned network."""
+SUPERVISED = {"dfr": dfr.supervision}
+"""What a debiaser needs to know here; the stages of the others need no bias labels and no share of them."""
 
 
 def _as_method(experiment: Experiment, method: Method, settings: Mapping[str, Any]) -> Experiment:
@@ -152,7 +166,9 @@ class Debiased:
         if weighting.mined is not None:
             experiment.report_mining(weighting.mined)
         inner = DebiasedExperiment(experiment, weighting)
-        return self.base.build(**self.base.params).fit(inner, sparsity)
+        pruned = self.base.build(**self.base.params).fit(inner, sparsity)
+        after = AFTER.get(self.debiaser)
+        return pruned if after is None else after(experiment, pruned, self.settings)
 
 
 def debiased(base: Method, debiaser: str) -> Method:
@@ -186,6 +202,7 @@ def debiased(base: Method, debiaser: str) -> Method:
         base,
         name=f"{base.name}+{debiaser}",
         cite=f"{base.cite}; before it: {DEBIASERS[debiaser].cite.partition(';')[0]}"[:300],
+        supervision=max(base.supervision, SUPERVISED.get(debiaser, "none"), key=SUPERVISION.index),
         version=f"{base.version}-{DEBIASERS[debiaser].version}-{VERSION}",
         build=build,
         relevant=relevant,

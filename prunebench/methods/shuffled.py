@@ -120,6 +120,8 @@ def shuffled_mask(base: Method, name: str) -> Method:
     """The control of `base`, with its settings and what it declares, called `name`."""
     if base.dense or base.unpruned or isinstance(base.build(**base.params), Shuffled):
         raise UsageError(f"shuffled:{base.name}: {base.name} has no masks of its own to shuffle")
+    if base.name.rpartition("+")[2] == "dfr":
+        raise UsageError(f"shuffled:{base.name}: its head is learned after the trainings that are run again")
 
     def build(**params: Any) -> Procedure:
         chosen = base.with_params(params)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from tiny_experiment import fitted, tiny_experiment
 
 from prunebench.errors import UsageError
 from prunebench.methods.debiased import debiased, find_weighting
+from prunebench.methods.dfr import balanced_draw, fit_head, standardising
 from prunebench.methods.discovery import builtin_methods, resolve_method
 from prunebench.methods.pw_loss import (
     PerformanceWeighted,
@@ -22,14 +24,14 @@ from prunebench.training.loop import Batch
 F64 = torch.float64
 
 
-@pytest.mark.parametrize("name", ["pw-loss"])
+@pytest.mark.parametrize("name", ["pw-loss", "dfr"])
 @pytest.mark.parametrize("sparsity", [0.5, 0.9])
 def test_sparsity_is_exact_and_masks_hold(name: str, sparsity: float) -> None:
     experiment, _ = fitted(name, sparsity)
     assert experiment.training_steps == 30 + 10
 
 
-@pytest.mark.parametrize("name", ["pw-loss"])
+@pytest.mark.parametrize("name", ["pw-loss", "dfr"])
 def test_the_unpruned_form_keeps_every_weight(name: str) -> None:
     entry = builtin_methods()[f"{name}-dense"]
     assert entry.unpruned
@@ -38,7 +40,7 @@ def test_the_unpruned_form_keeps_every_weight(name: str) -> None:
     assert all(bool(mask.all()) for mask in pruned.masks.values())
 
 
-@pytest.mark.parametrize("debiaser", ["pw-loss"])
+@pytest.mark.parametrize("debiaser", ["pw-loss", "dfr"])
 def test_pruners_take_the_debiaser(debiaser: str) -> None:
     experiment = tiny_experiment(debiaser, 0.8)
     plain = resolve_method("magnitude").fit(experiment, 0.8)
@@ -96,3 +98,75 @@ def test_settings_that_cannot_be_are_found_before_training() -> None:
     weighting = find_weighting(tiny_experiment("pw-loss"), "pw-loss", {})
     assert weighting.state is None
     assert weighting.objective is not None
+
+
+# Deep feature reweighting
+
+
+def test_heads_minimise_the_penalised_loss() -> None:
+    """The optimality conditions of |w|_1 + |b| + C * sum log(1 + exp(-y (wx + b))), class by class.
+
+    liblinear penalises the bias as a weight.
+    """
+    generator = np.random.default_rng(0)
+    x, y, strength = generator.normal(size=(90, 4)), np.arange(90) % 3, 0.3
+    x[:, :3] += np.eye(3)[y]
+    kept = np.ones((3, 4), dtype=bool)
+    kept[0, 1] = kept[2] = False
+    weight, bias = fit_head(x, y, kept, strength)
+    assert not weight[~kept].any()
+    assert bias[2] == pytest.approx(math.log(30.5 / 60.5)), "no feature: the class's frequency"
+    for label in (0, 1):
+        sign = np.where(y == label, 1.0, -1.0)
+        pull = strength * sign / (1 + np.exp(sign * (x @ weight[label] + bias[label])))
+        for value, slope in [
+            *zip(weight[label][kept[label]], x[:, kept[label]].T @ pull),
+            (bias[label], pull.sum()),
+        ]:
+            if value == 0:
+                assert abs(slope) <= 1 + 2e-2
+            else:
+                assert slope == pytest.approx(np.sign(value), abs=2e-2)
+
+
+def test_two_classes_have_the_fitted_probability() -> None:
+    generator = np.random.default_rng(1)
+    x, y = generator.normal(size=(60, 2)), np.arange(60) % 2
+    weight, bias = fit_head(x + y[:, None], y, np.ones((2, 2), dtype=bool), 1.0)
+    np.testing.assert_allclose(weight[0], -weight[1], atol=1e-3)
+    odds = (x + y[:, None]) @ (weight[1] - weight[0]) + bias[1] - bias[0]
+    pull = np.where(y == 1, 1.0, -1.0) / (1 + np.exp(np.where(y == 1, 1.0, -1.0) * odds))
+    assert ((x + y[:, None]).T @ pull)[0] == pytest.approx(np.sign(weight[1, 0]), abs=2e-2)
+
+
+def test_balanced_draws_by_hand() -> None:
+    group = np.array([0, 0, 0, 4, 2, 2, 0, 2])
+    drawn = group[balanced_draw(group, np.random.default_rng(0))]
+    assert sorted(drawn.tolist()) == [0, 2, 4]
+
+
+def test_reweighting_touches_the_head_alone_and_uses_the_pruned_features() -> None:
+    experiment, pruned = fitted("dfr", 0.5)
+    plain = tiny_experiment("dfr", 0.5)
+    model = plain.dense_model()
+    before = plain.finetune(model, plain.prune(model, 0.5))
+    assert torch.equal(before.masks["head.weight"], pruned.masks["head.weight"])
+    for name, value in before.model.state_dict().items():
+        assert torch.equal(value, pruned.model.state_dict()[name]) != name.startswith("head."), name
+    split, kept = experiment.val_balanced, pruned.masks["head.weight"].numpy()
+    x = experiment.features(before.model, split).double().numpy()
+    centre, scale = standardising(experiment.features(before.model, experiment.train_split).double().numpy())
+    weight, bias = fit_head((x - centre) / scale, split.y.numpy(), kept, experiment.notes["dfr_strength"])
+    expected = (x - centre) / scale @ weight.T + bias
+    found = experiment.predict_balanced(pruned.model).double().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-2)
+
+
+def test_what_a_composition_must_know() -> None:
+    assert resolve_method("magnitude+dfr").supervision == "val-groups"
+    assert resolve_method("magnitude+lff").supervision == "none"
+    with pytest.raises(UsageError, match="head is learned after"):
+        resolve_method("shuffled:magnitude+dfr")
+    entry = resolve_method("magnitude+dfr").with_params({"dfr_refits": 0})
+    with pytest.raises(ValueError, match="strengths"):
+        entry.build(**entry.params)
