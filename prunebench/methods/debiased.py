@@ -1,10 +1,10 @@
 """Debiasing with any pruner, `PRUNER+DEBIASER`: the pruner works on a debiased network, with the debiaser's weights.
 
 The pruner runs as it is, but for two things: its dense model is the debiased one, and where it trains with the plain
-loss, samples weigh as the debiaser found (`lff` and `pw-loss`: in the loss, `jtt` and `dcwp`: in how often they are
-drawn). A loss or weights of the pruner's own stay. Scores that need gradients take those of the plain loss. The
-debiaser's stage is that of its own method, and computed once for all pruners. `dfr` alone comes after: it learns the
-head of the pruned network anew.
+loss, samples weigh as the debiaser found (`lff`, `pw-loss` and `groupdro`: in the loss, `jtt`, `dcwp` and `groupdro`:
+in how often they are drawn). A loss or weights of the pruner's own stay. Scores that need gradients take those of the
+plain loss. The debiaser's stage is that of its own method, and computed once for all pruners. `dfr` alone comes after:
+it learns the head of the pruned network anew.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from prunebench.methods.api import SUPERVISION, Method, defaults_of
 from prunebench.methods.dcwp import DebiasedPruning, dcwp
 from prunebench.methods.dfr import FeatureReweighting, dfr
 from prunebench.methods.experiment import Experiment, Pruned
+from prunebench.methods.groupdro import GroupDRO, groupdro
 from prunebench.methods.jtt import JustTrainTwice, find_errors, jtt, retrain, sample_weight
 from prunebench.methods.lff import LearningFromFailure, lff
 from prunebench.methods.pw_loss import PerformanceWeighted, pw_loss
@@ -29,7 +30,14 @@ from prunebench.pruning.masks import Masks
 from prunebench.training.loop import Batch, Objective, capturable
 from prunebench.training.losses import cross_entropy
 
-DEBIASERS: Mapping[str, Method] = {"lff": lff, "jtt": jtt, "dcwp": dcwp, "pw-loss": pw_loss, "dfr": dfr}
+DEBIASERS: Mapping[str, Method] = {
+    "lff": lff,
+    "jtt": jtt,
+    "dcwp": dcwp,
+    "pw-loss": pw_loss,
+    "dfr": dfr,
+    "groupdro": groupdro,
+}
 UPWEIGHT = 50.0
 """Of DCWP's mined samples; published for 1 % of conflicting images, and where nothing is known of their share."""
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
@@ -41,11 +49,13 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     },
     "pw-loss": defaults_of(PerformanceWeighted),
     "dfr": defaults_of(FeatureReweighting),
+    "groupdro": defaults_of(GroupDRO),
 }
 CHECKED: Mapping[str, Callable[..., Any]] = {
     "jtt": JustTrainTwice,
     "pw-loss": PerformanceWeighted,
     "dfr": FeatureReweighting,
+    "groupdro": GroupDRO,
 }
 """What a debiaser's settings make, so that a wrong one is found before anything is trained."""
 VERSION = 1
@@ -96,18 +106,25 @@ def _pw_loss(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
     return Weighting(None, objective=PerformanceWeighted(**settings).objective(experiment))
 
 
+def _groupdro(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
+    chosen = GroupDRO(**settings)
+    state, robust = chosen.trained(_as_method(experiment, groupdro, settings))
+    return Weighting(state, in_drawing=chosen.drawing(robust), objective=chosen.objective(robust))
+
+
 STAGES: Mapping[str, Callable[[Experiment, Mapping[str, Any]], Weighting]] = {
     "lff": _lff,
     "jtt": _jtt,
     "dcwp": _dcwp,
     "pw-loss": _pw_loss,
     "dfr": lambda experiment, settings: Weighting(None),
+    "groupdro": _groupdro,
 }
 AFTER: Mapping[str, Callable[[Experiment, Pruned, Mapping[str, Any]], Pruned]] = {
     "dfr": lambda experiment, pruned, settings: FeatureReweighting(**settings).reweighted(experiment, pruned)
 }
 """What is done to the pruned network."""
-SUPERVISED = {"dfr": dfr.supervision}
+SUPERVISED = {"dfr": dfr.supervision, "groupdro": groupdro.supervision}
 """What a debiaser needs to know here; the stages of the others need no bias labels and no share of them."""
 
 

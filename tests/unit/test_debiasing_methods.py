@@ -13,6 +13,7 @@ from prunebench.errors import UsageError
 from prunebench.methods.debiased import debiased, find_weighting
 from prunebench.methods.dfr import balanced_draw, fit_head, standardising
 from prunebench.methods.discovery import builtin_methods, resolve_method
+from prunebench.methods.groupdro import WEIGHTS, GroupDRO, RobustLoss
 from prunebench.methods.pw_loss import (
     PerformanceWeighted,
     as_probabilities,
@@ -24,14 +25,14 @@ from prunebench.training.loop import Batch
 F64 = torch.float64
 
 
-@pytest.mark.parametrize("name", ["pw-loss", "dfr"])
+@pytest.mark.parametrize("name", ["pw-loss", "dfr", "groupdro"])
 @pytest.mark.parametrize("sparsity", [0.5, 0.9])
 def test_sparsity_is_exact_and_masks_hold(name: str, sparsity: float) -> None:
     experiment, _ = fitted(name, sparsity)
     assert experiment.training_steps == 30 + 10
 
 
-@pytest.mark.parametrize("name", ["pw-loss", "dfr"])
+@pytest.mark.parametrize("name", ["pw-loss", "dfr", "groupdro"])
 def test_the_unpruned_form_keeps_every_weight(name: str) -> None:
     entry = builtin_methods()[f"{name}-dense"]
     assert entry.unpruned
@@ -40,7 +41,7 @@ def test_the_unpruned_form_keeps_every_weight(name: str) -> None:
     assert all(bool(mask.all()) for mask in pruned.masks.values())
 
 
-@pytest.mark.parametrize("debiaser", ["pw-loss", "dfr"])
+@pytest.mark.parametrize("debiaser", ["pw-loss", "dfr", "groupdro"])
 def test_pruners_take_the_debiaser(debiaser: str) -> None:
     experiment = tiny_experiment(debiaser, 0.8)
     plain = resolve_method("magnitude").fit(experiment, 0.8)
@@ -170,3 +171,37 @@ def test_what_a_composition_must_know() -> None:
     entry = resolve_method("magnitude+dfr").with_params({"dfr_refits": 0})
     with pytest.raises(ValueError, match="strengths"):
         entry.build(**entry.params)
+
+
+# GroupDRO
+
+
+def test_robust_loss_by_hand() -> None:
+    """Groups 7, 9 and 12 of 1, 3 and 1 samples; two batches, the first without group 12."""
+    group = torch.tensor([7, 9, 9, 12, 9])
+    robust = RobustLoss(group, step_size=0.1, adjustment=0.5)
+    found = robust(torch.tensor([2.0, 1.0, 3.0], requires_grad=True), torch.tensor([0, 1, 2]))
+    q = [math.exp(0.1 * (loss + 0.5 / math.sqrt(count))) for loss, count in ((2, 1), (2, 3), (0, 1))]
+    q = [value / sum(q) for value in q]
+    assert found.item() == pytest.approx(2 * q[0] + 2 * q[1])
+    torch.testing.assert_close(robust.weights, torch.tensor(q))
+    losses = torch.tensor([4.0, 5.0], requires_grad=True)
+    loss = robust(losses, torch.tensor([3, 4]))
+    q = [
+        value * math.exp(0.1 * (mean + 0.5 / math.sqrt(count)))
+        for value, mean, count in zip(q, (0, 5, 4), (1, 3, 1))
+    ]
+    q = [value / sum(q) for value in q]
+    assert loss.item() == pytest.approx(5 * q[1] + 4 * q[2])
+    loss.backward()
+    torch.testing.assert_close(losses.grad, torch.tensor([q[2], q[1]]), msg="q is a constant of the step")
+    torch.testing.assert_close(robust.sample_weight(), torch.tensor([1.0, 1 / 3, 1 / 3, 1.0, 1 / 3]))
+
+
+def test_fine_tuning_goes_on_with_the_weights_of_training() -> None:
+    experiment = tiny_experiment("groupdro")
+    state, robust = GroupDRO(step_size=0.5).trained(experiment)
+    assert WEIGHTS not in state
+    assert float(robust.weights.sum()) == pytest.approx(1)
+    assert float(robust.weights.max() - robust.weights.min()) > 1e-3
+    assert resolve_method("magnitude+groupdro").supervision == "train-groups"
