@@ -8,11 +8,14 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from prunebench.report.format import visible
 from prunebench.results.spec import number_text
 
 PIPE_WIDTH = 140
@@ -44,13 +47,21 @@ def speak_plainly(*streams: object) -> None:
             stream.reconfigure(errors="prunebench-plain")
 
 
+class SteadyConsole(Console):
+    """A console that no text steers: what a stranger named is shown, and nothing in it is a command to the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Rich's text of a string, its own line breaks kept."""
+        return super().render_str(visible(text, kept="\n\t"), **options)
+
+
 def make_console(*, stderr: bool = False) -> Console:
     """A console that prints text as it is; where there is no terminal, as wide as COLUMNS says or PIPE_WIDTH."""
     speak_plainly(sys.stderr if stderr else sys.stdout)
-    plain = Console(stderr=stderr, markup=False, highlight=False)
+    plain = SteadyConsole(stderr=stderr, markup=False, highlight=False)
     if plain.is_terminal or os.environ.get("COLUMNS", "").isdigit():
         return plain
-    return Console(stderr=stderr, markup=False, highlight=False, width=PIPE_WIDTH)
+    return SteadyConsole(stderr=stderr, markup=False, highlight=False, width=PIPE_WIDTH)
 
 
 console = make_console()

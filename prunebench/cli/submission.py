@@ -80,6 +80,14 @@ def verify_(  # noqa: PLR0913
         Optional[str],  # noqa: UP045
         typer.Option(help="A public text that draws them, not known when it was submitted."),
     ] = None,
+    fresh_draw: Annotated[
+        bool,
+        typer.Option(
+            "--fresh-draw",
+            help="Refuse to go without a fresh draw; one is made whenever PRUNEBENCH_SECRET or "
+            "PRUNEBENCH_SECRET_FILE is set.",
+        ),
+    ] = False,
     report: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Write report.json and comment.md into this folder."),
@@ -89,10 +97,15 @@ def verify_(  # noqa: PLR0913
 ) -> None:
     """Verify a submission in rising cost: consistent, re-evaluated (--artifacts), re-trained (--retrain)."""
     from prunebench.cli.console import console
+    from prunebench.errors import UsageError
     from prunebench.submission.report import write_report
+    from prunebench.submission.secret import MAKE, take_secret
     from prunebench.submission.verify import Depth, verify
 
-    found, _ = verify(folder, board, Depth(artifacts, retrain, draw_seed), beside, data_root)
+    secret = take_secret()
+    if fresh_draw and secret is None:
+        raise UsageError(f"--fresh-draw wants a secret: {MAKE}")
+    found, _ = verify(folder, board, Depth(artifacts, retrain, draw_seed, secret), beside, data_root)
     _tell(found)
     if report is not None:
         write_report(found, report)
@@ -155,9 +168,23 @@ def withdraw_(
     console.print(withdraw(into, method, version, reason).words, soft_wrap=True)
 
 
+@submission_app.command("commitment")
+def commitment_() -> None:
+    """Print the commitment of the secret: to be published before submissions are tested on its fresh draws."""
+    from prunebench.cli.console import console
+    from prunebench.errors import UsageError
+    from prunebench.submission.secret import MAKE, take_secret
+
+    secret = take_secret()
+    if secret is None:
+        raise UsageError(f"there is no secret: {MAKE}")
+    console.print(secret.commitment)
+
+
 def _tell(report: VerificationReport) -> None:
     """Print the findings of every stage, and what it comes to."""
     from prunebench.cli.console import console
+    from prunebench.report.format import visible
 
     for stage in report.stages:
         console.print(
@@ -165,16 +192,11 @@ def _tell(report: VerificationReport) -> None:
         )
         for finding in stage.findings:
             mark, colour = ("ok  ", "green") if finding.ok else ("FAIL", "red")
-            console.print(f"  {mark} {plain(finding.what)}", style=colour, soft_wrap=True)
+            console.print(f"  {mark} {visible(finding.what)}", style=colour, soft_wrap=True)
             if not finding.ok:
-                console.print(f"       {plain(finding.why)}", soft_wrap=True)
+                console.print(f"       {visible(finding.why)}", soft_wrap=True)
         for note in stage.notes:
-            console.print(f"  {plain(note)}", soft_wrap=True)
+            console.print(f"  {visible(note)}", soft_wrap=True)
     console.print(
-        f"{plain(report.method)} {plain(report.version)}: {report.badge or 'refused'}", soft_wrap=True
+        f"{visible(report.method)} {visible(report.version)}: {report.badge or 'refused'}", soft_wrap=True
     )
-
-
-def plain(text: str) -> str:
-    """A text without signs that steer a terminal."""
-    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)

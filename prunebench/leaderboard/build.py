@@ -257,8 +257,8 @@ def track_lines(track: Track) -> list[str]:
 
 
 def how_to_read() -> dict[str, str]:
-    """Terms and what they mean."""
-    return HOW_TO_READ | {"Metrics": columns.metric_words(attributes=False)}
+    """Terms and what they mean, in Markdown; users' metrics among them say it in plain text."""
+    return HOW_TO_READ | {"Metrics": escape(columns.metric_words(attributes=False))}
 
 
 @dataclass(frozen=True)

@@ -80,10 +80,10 @@ def board_excerpt(board: Leaderboard, figures: str) -> str:
 
 def _reference_words(track: Track) -> str:
     if track.reference is None:
-        return " ".join(note for note in track.notes if REFERENCE in note)
+        return " ".join(escape(note) for note in track.notes if REFERENCE in note)
     return (
-        f"Changes, and training as a multiple, are from {track.reference}: the dense network with the steps of a "
-        "pruned one; * where paired tests tell them apart at a false discovery rate of 5 %."
+        f"Changes, and training as a multiple, are from {escape(track.reference)}: the dense network with the steps of "
+        "a pruned one; * where paired tests tell them apart at a false discovery rate of 5 %."
     )
 
 

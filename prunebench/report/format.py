@@ -140,6 +140,16 @@ def listed(noun: str, values: Sequence[object]) -> str:
     return f"{noun}{'s' * (len(values) != 1)} {', '.join(map(str, values))}"
 
 
+def visible(text: object, kept: str = "") -> str:
+    """A text in which nothing steers a terminal or turns a line round: such signs are U+FFFD, all space is blanks."""
+    signs = str(text)
+    if signs.isprintable():
+        return signs
+    return "".join(
+        sign if sign.isprintable() or sign in kept else " " if sign.isspace() else "\ufffd" for sign in signs
+    )
+
+
 def cut(text: str, length: int) -> str:
     """On one line, and with an ellipsis where it is longer than `length`."""
     plain = " ".join(text.split())

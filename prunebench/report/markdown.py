@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from prunebench.errors import UsageError
+from prunebench.report.format import visible
 from prunebench.report.table import Table
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|~#!$])")
@@ -39,8 +40,8 @@ def _pipes(texts: Iterable[str]) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown and HTML show as it is, on one line."""
-    plain = " ".join(text.split())
+    """Text that Markdown and HTML show as it is, on one line, without signs that turn it round."""
+    plain = " ".join(visible(text).split())
     return _SPECIAL.sub(r"\\\1", html.escape(plain, quote=False)) if _MARKUP.search(plain) else plain
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from prunebench.errors import unknown
-from prunebench.report.format import MISSING
+from prunebench.report.format import MISSING, visible
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -164,8 +164,8 @@ def terminal_table(table: Table[Any], caption: str = "") -> RichTable:
     from rich.text import Text
 
     shown = RichTable(
-        title=Text(table.title) if table.title else None,
-        caption=Text(caption) if caption else None,
+        title=Text(visible(table.title)) if table.title else None,
+        caption=Text(visible(caption)) if caption else None,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 0),
@@ -173,7 +173,7 @@ def terminal_table(table: Table[Any], caption: str = "") -> RichTable:
     )
     for column in table.columns:
         shown.add_column(
-            Text(column.short or column.title),
+            Text(visible(column.short or column.title)),
             justify="right" if column.numeric else "left",
             no_wrap=column.numeric,
             overflow="fold",
@@ -184,6 +184,6 @@ def terminal_table(table: Table[Any], caption: str = "") -> RichTable:
             place = (index, table.tag_of(row))
             if previous is not None and place != previous:
                 shown.add_section()
-            shown.add_row(*(Text(cell.text) for cell in table.cells(row)))
+            shown.add_row(*(Text(visible(cell.text)) for cell in table.cells(row)))
             previous = place
     return shown

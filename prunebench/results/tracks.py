@@ -94,6 +94,11 @@ def is_dense(record: RunRecord) -> bool:
     return record.spec["method"] == "dense"
 
 
+def is_reference_of(record: RunRecord, method: str) -> bool:
+    """Whether a run is of what a method's runs are compared with: dense, or dense with a pruned network's steps."""
+    return record.spec["method"] in {"dense", REFERENCE} - {method}
+
+
 def is_ranked(record: RunRecord) -> bool:
     """Whether a run's method is to be ranked: not the dense model, and none that says otherwise of itself."""
     return not is_dense(record) and record.method.get("ranked") != "no"

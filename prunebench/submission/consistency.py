@@ -17,11 +17,21 @@ from prunebench.results.artifacts import KINDS, Manifest, parse_manifest
 from prunebench.results.committed import is_committed
 from prunebench.results.convert import form_problems
 from prunebench.results.record import PREDICTIONS_NOTE, RunRecord
+from prunebench.results.spec import TUNE_SEEDS
 from prunebench.results.store import CommittedStore, open_results
-from prunebench.results.tracks import is_dense, planned_seeds, track_identity
+from prunebench.results.tracks import (
+    REFERENCE,
+    SeedPlan,
+    is_dense,
+    is_reference_of,
+    planned_seeds,
+    seed_plan,
+    track_identity,
+)
 from prunebench.submission.facts import RecordFacts
 from prunebench.submission.folder import ARTIFACTS, Submission
 from prunebench.submission.records import Finding, record_problems
+from prunebench.suites import board_plans
 
 POINTS, ERRORS, WIDEST = 0.02, 2.0, 0.05
 """Row means agree within the larger of 2 points and 2 standard errors of their difference, at most 5 points."""
@@ -42,6 +52,8 @@ class BoardResults:
     records: tuple[RunRecord, ...] = ()
     authors: dict[str, frozenset[str]] = field(default_factory=dict)
     """By method: everybody who is named on one of its cards."""
+    plans: tuple[SeedPlan, ...] = ()
+    """The seeds that rows are to have."""
 
     @classmethod
     def read(cls, folder: Path) -> BoardResults:
@@ -49,7 +61,7 @@ class BoardResults:
         from prunebench.submission.card import CARD, read_card
 
         if not is_committed(folder):
-            return cls()
+            return cls(plans=board_plans())
         records, damaged = CommittedStore(folder).records()
         if damaged:
             raise StoreError(f"{folder}: mend the board's results first: {damaged[0].reason}")
@@ -57,7 +69,7 @@ class BoardResults:
         for path in sorted(folder.glob(f"submissions/*/*/{CARD}")):
             name = path.parent.parent.name
             authors[name] = authors.get(name, frozenset()) | {*read_card(path).authors}
-        return cls(tuple(records), authors)
+        return cls(tuple(records), authors, board_plans())
 
     def track(self, record: RunRecord) -> list[RunRecord]:
         """The runs that a run may be compared with."""
@@ -101,12 +113,18 @@ class Case:
     @property
     def own(self) -> list[RunRecord]:
         """The runs of the submitted method."""
-        return [record for record in self.records if not is_dense(record)]
+        method = self.submission.manifest.method
+        return [record for record in self.records if not is_reference_of(record, method)]
 
     @property
     def dense(self) -> list[RunRecord]:
         """The dense models of its seeds."""
         return [record for record in self.records if is_dense(record)]
+
+    @property
+    def references(self) -> list[RunRecord]:
+        """The dense models, and those with a pruned network's steps."""
+        return [record for record in self.records if is_reference_of(record, self.submission.manifest.method)]
 
 
 Rule = Callable[[Case], Iterator[str]]
@@ -176,9 +194,11 @@ def _one_method(case: Case) -> Iterator[str]:
         yield f"there are runs of version {_shown(versions - {manifest.version})}: pack one version"
     if not case.own:
         yield f"there is no run of {manifest.method}"
-    current = resolve_method("dense").version
-    if any(run.spec["method_version"] != current for run in case.dense):
-        yield f"its dense models are not of version {current}: run again with this PruneBench"
+    for name in sorted({run.spec["method"] for run in case.references}):
+        current = resolve_method(name).version
+        found = {run.spec["method_version"] for run in case.references if run.spec["method"] == name}
+        if found != {current}:
+            yield f"its runs of {name} are not of version {current}: run again with this PruneBench"
     predicted = all(run.notes.get(PREDICTIONS_NOTE) for run in case.own)
     if predicted != (manifest.kind == "predictions"):
         yield f"submission.json says {manifest.kind}, its runs {'predictions' if predicted else 'weights'}"
@@ -265,15 +285,20 @@ def _current_task(case: Case) -> Iterator[str]:
 
 
 def _all_seeds(case: Case) -> Iterator[str]:
-    """Every row has the seeds that the board plans for its track, all finished."""
-    every = [*case.own, *(run for run in case.beside if not is_dense(run))]
+    """Every row has the seeds that the board's suites plan for its track, all finished; those for budgets are none."""
+    tuning = {run.spec["seed"] for run in case.records if run.spec["seed"] >= TUNE_SEEDS}
+    if tuning:
+        yield f"seeds {_shown(tuning)} are for choosing budgets, without a test split: pack seeds below {TUNE_SEEDS}"
+    method = case.submission.manifest.method
+    every = [*case.own, *(run for run in case.beside if not is_reference_of(run, method))]
     mine = {row_key(run) for run in case.own}
     for row in rows_of(every):
         if row_key(row[0]) not in mine:
             continue
         track = case.board.track(row[0])
         finished = {run.spec["seed"] for run in row if run.status == "ok"}
-        planned = {*planned_seeds(track)} if track else {run.spec["seed"] for run in every}
+        wanted = seed_plan(row, case.board.plans) or planned_seeds(track or every)
+        planned = {*wanted}
         where = f"{row[0].run_spec.task} at {row[0].run_spec.sparsity}"
         lost = {run.spec["seed"] for run in row} - finished
         if lost:
@@ -285,7 +310,7 @@ def _all_seeds(case: Case) -> Iterator[str]:
 
 
 def _our_dense(case: Case) -> Iterator[str]:
-    """Dense models are ours: bit for bit where they were made alike, else by the means of their rows."""
+    """Dense models, and those with a pruned network's steps, are ours: bit for bit, else by the means of their rows."""
     if case.submission.manifest.kind == "predictions":
         return
     there = {
@@ -296,15 +321,44 @@ def _our_dense(case: Case) -> Iterator[str]:
     for run in case.own:
         if (track_key(run), run.spec["seed"]) not in there:
             yield f"{run.run_id}: its dense model is not there: pack writes it"
-    for row in rows_of(case.dense):
-        ours = {own.spec["seed"]: own for own in case.board.track(row[0]) if is_dense(own)}
+    yield from _trained_as_long(case)
+    for row in rows_of(case.references):
+        name, params = row[0].spec["method"], row[0].spec["params"]
+        ours = {
+            own.spec["seed"]: own
+            for own in case.board.track(row[0])
+            if (own.spec["method"], own.spec["params"]) == (name, params)
+        }
         pairs = [(own, run) for run in row if (own := ours.get(run.spec["seed"])) is not None]
         if pairs and not all(
             own.groups == run.groups and own.splits_hash == run.splits_hash for own, run in pairs
         ):
             if any(own.splits_hash != run.splits_hash for own, run in pairs):
-                yield f"dense on {row[0].run_spec.task}: of other splits than the board's"
+                yield f"{name} on {row[0].run_spec.task}: of other splits than the board's"
             yield from rows_disagree([own for own, _ in pairs], [run for _, run in pairs])
+
+
+def _trained_as_long(case: Case) -> Iterator[str]:
+    """Where the board has the unpruned reference with a pruned network's steps, so has every seed of the submission."""
+    if case.submission.manifest.method == REFERENCE:
+        return
+    there = {
+        (track_key(run), run.spec["seed"])
+        for run in (*case.records, *case.beside)
+        if run.spec["method"] == REFERENCE and run.status == "ok"
+    }
+    on_board = {
+        (track_key(run), run.spec["seed"]): run.run_spec.task
+        for run in case.board.records
+        if run.spec["method"] == REFERENCE
+    }
+    for run in case.own:
+        key = (track_key(run), run.spec["seed"])
+        if key in on_board and key not in there:
+            yield (
+                f"{run.run_id}: {REFERENCE}, which its row is compared with, has no run of seed {run.spec['seed']}: "
+                f"`prunebench run` with `--method {REFERENCE}` too, then pack"
+            )
 
 
 def same_machine(one: RunRecord, other: RunRecord) -> bool:

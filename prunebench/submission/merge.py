@@ -14,7 +14,7 @@ from prunebench.results.convert import export_results
 from prunebench.results.record import json_text
 from prunebench.results.standing import STAGES, Badge, Retired, Standing, read_standing, retire, write_badges
 from prunebench.results.store import Document, open_results
-from prunebench.results.tracks import is_dense
+from prunebench.results.tracks import is_reference_of
 from prunebench.submission.folder import Submission
 from prunebench.submission.reevaluation import RECOMPUTED
 from prunebench.submission.report import VerificationReport, read_verdict
@@ -66,12 +66,12 @@ def merge(folder: Path, into: Path, report: Path | None = None, beside: Sequence
         for run_id in sorted(theirs.keys() & ours.keys())
         if json_text(ours[run_id].values) != json_text(theirs[run_id].values)
     }
-    own = [line for run_id, line in conflicts.items() if not is_dense(theirs[run_id].record)]
+    own = [line for run_id, line in conflicts.items() if not is_reference_of(theirs[run_id].record, method)]
     if own:
         return Merged(method, badge=badge, conflicts=tuple(own))
     if len(conflicts) > len(own):
         notes.append(
-            f"{len(conflicts)} dense models are there with other numbers, within what a machine explains: those stay"
+            f"{len(conflicts)} references are there with other numbers, within what a machine explains: those stay"
         )
     done = export_results(submission.results, into)
     standing = read_standing(into)

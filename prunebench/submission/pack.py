@@ -17,7 +17,7 @@ from prunebench.results.committed import encode_task, safe_name
 from prunebench.results.objects import sha256_of
 from prunebench.results.record import PREDICTIONS_NOTE, RunRecord
 from prunebench.results.store import Document, Store, open_results, write_atomically, writing
-from prunebench.results.tracks import is_dense
+from prunebench.results.tracks import is_reference_of
 from prunebench.runner.described import find_method
 from prunebench.runner.environment import describe_environment
 from prunebench.submission.card import CARD, read_card, write_template
@@ -37,7 +37,7 @@ from prunebench.submission.predictions import store_predictions
 
 @dataclass(frozen=True)
 class Chosen:
-    """What is packed: name and version of a method, its source if it is a user's, its runs with their dense models."""
+    """What is packed: name and version of a method, its source if it is a user's, its runs and references."""
 
     name: str
     version: str
@@ -142,12 +142,12 @@ def choose_runs(store: Store, results: Path, method: str, tasks: Sequence[str] =
             "`prunebench run` tries them again"
         )
     needed = {_without_method(d.record) for d in own}
-    dense = [
+    references = [
         d
         for d in documents
-        if is_dense(d.record) and _without_method(d.record) in needed and d.record.status == "ok"
+        if is_reference_of(d.record, name) and _without_method(d.record) in needed and d.record.status == "ok"
     ]
-    return Chosen(name, version, path if is_source else None, (*dense, *own))
+    return Chosen(name, version, path if is_source else None, (*references, *own))
 
 
 def _without_method(record: RunRecord) -> str:

@@ -2,7 +2,8 @@
 
 `python -m prunebench.submission.reevaluation` reads `{"results": folder, "data_root": ..., "runs": [run_id, ...]}` on
 standard input and writes a line of JSON a run. Weights are safetensors, loaded into the task's own network; its zeros
-are counted, its logits of validation and test split computed here, and metrics from those.
+are counted, its logits of validation and test split computed here, and metrics from those. Where fresh draws are asked
+for, their numbers come on standard input too, where no other process reads them.
 """
 
 from __future__ import annotations
@@ -24,18 +25,21 @@ from prunebench.results.record import REMOVED_NOTE, RunRecord
 from prunebench.results.store import open_results
 from prunebench.results.tracks import is_dense
 from prunebench.runner.environment import describe_environment
-from prunebench.submission.consistency import SAME, object_list, row_key, rows_of
+from prunebench.submission.consistency import SAME, object_list, row_key, rows_of, track_key
 from prunebench.submission.facts import RecordFacts
 from prunebench.submission.folder import ARTIFACTS, Submission
+from prunebench.submission.fresh_draw import FreshRow, Shares, fresh_shares, judge
 from prunebench.submission.records import CLOSE, Finding, dense_of, record_problems
 from prunebench.submission.report import Stage
+from prunebench.submission.secret import Secret
 
 CHANGED, ACCURACY = 0.005, 0.01
 """On another processor at most this share of test images is answered otherwise, and accuracies are this close."""
 ACCURACIES = ("plain", "unbiased", "aligned", "conflicting", "worst_group")
 FASTER, BEYOND = 3.0, 1.5
 """A claimed speed-up is refused above both: so many times the one here, and the one of multiply-accumulates."""
-MOST_TIMED = 12
+MOST_TIMED, MOST_TOLD = 12, 8
+"""Rows that are timed again, and those of which the report tells how they do on a fresh draw."""
 TIMEOUT_SECONDS = 1800
 RECOMPUTED, REEVALUATED = "unverified weights", "re-evaluated"
 
@@ -53,6 +57,8 @@ class Again:
     metrics: Mapping[str, float | None]
     speed: float | None = None
     """Latency dense / pruned, where it was measured here."""
+    fresh: Shares | None = None
+    """Right answers on the public and on a fresh draw, where one was made."""
 
 
 def fetch(submission: Submission, address: str) -> None:
@@ -83,9 +89,16 @@ def _check_list(submission: Submission, address: str) -> None:
 
 
 def reevaluate(
-    submission: Submission, records: Sequence[RunRecord], address: str, data_root: Path | None
+    submission: Submission,
+    records: Sequence[RunRecord],
+    address: str,
+    data_root: Path | None,
+    secret: Secret | None = None,
 ) -> Stage:
-    """Hold what stored logits and weights give here against what the records say."""
+    """Hold what stored logits and weights give here against what the records say.
+
+    With a secret, the networks are tested on a fresh draw too.
+    """
     predictions = submission.manifest.kind == "predictions"
     badge = RECOMPUTED if predictions else REEVALUATED
     try:
@@ -98,10 +111,15 @@ def reevaluate(
     ]
     if predictions:
         return Stage(
-            badge, tuple(findings), ("Predictions alone: metrics were computed here, no weights were seen.",)
+            badge,
+            tuple(findings),
+            (
+                "Predictions alone: metrics were computed here; no weights were seen, so nothing was tested on "
+                "a fresh draw.",
+            ),
         )
     try:
-        again = {found.run_id: found for found in _in_a_process(submission, records, data_root)}
+        again = {found.run_id: found for found in _in_a_process(submission, records, data_root, secret)}
     except PruneBenchError as error:
         return Stage(badge, (*findings, Finding("weights fit the task's network", False, str(error))))
     pairs = [(record, again[record.run_id]) for record in records]
@@ -119,11 +137,42 @@ def reevaluate(
         f"and in {ACCURACY:.0%} of accuracy."
     )
     speeds = (f"{row[0].run_spec.sparsity}: {fmean(_claimed(row)):.2f} / {here:.2f}" for row, here in timed)
-    return Stage(
-        badge,
-        tuple(findings),
-        (note, f"Speed-up claimed / of one run here, by sparsity: {'; '.join(speeds)}."),
-    )
+    notes = [note, f"Speed-up claimed / of one run here, by sparsity: {'; '.join(speeds)}."]
+    if secret is not None:
+        drawn, words = drawn_afresh(records, again, secret)
+        findings += drawn
+        notes += words
+    return Stage(badge, tuple(findings), tuple(notes))
+
+
+def drawn_afresh(
+    records: Sequence[RunRecord], again: Mapping[str, Again], secret: Secret
+) -> tuple[list[Finding], list[str]]:
+    """Whether every row does as well on a fresh draw as on the public test split, and what is told of it."""
+    tested = [record for record in records if again[record.run_id].fresh is not None]
+    untested = sorted({record.run_spec.task for record in records} - {run.run_spec.task for run in tested})
+    notes = [f"Fresh draws by the secret with the commitment {secret.commitment}."] if tested else []
+    notes += [f"{name}: its test images are public as they are, there is no fresh draw." for name in untested]
+    if not tested:
+        return [], notes
+    dense = {place_of(record): again[record.run_id].fresh for record in tested if is_dense(record)}
+    rows = []
+    for row in rows_of(tested):
+        spec = row[0].run_spec
+        runs = {run.run_spec.seed: again[run.run_id].fresh or {} for run in row}
+        known = not is_dense(row[0]) and all(place_of(run) in dense for run in row)
+        beside = {run.run_spec.seed: dense[place_of(run)] or {} for run in row} if known else {}
+        rows.append(FreshRow(f"{spec.method} on {spec.task} at {spec.sparsity}", runs, beside))
+    gaps = sorted(judge(rows), key=lambda gap: gap.allowed - gap.excess)
+    notes += [gap.words + "." for gap in gaps[:MOST_TOLD]]
+    wrong = [f"{gap.words}: fitted to the public test split" for gap in gaps if gap.beyond]
+    what = "it does as well on a fresh draw as on the public test split"
+    return [_all(what, wrong)], notes
+
+
+def place_of(record: RunRecord) -> str:
+    """Equal for runs that may be compared and share a seed."""
+    return f"{track_key(record)} {record.run_spec.seed}"
 
 
 def _rescored(submission: Submission, records: Sequence[RunRecord], data_root: Path | None) -> Finding:
@@ -224,13 +273,14 @@ def environment_here() -> str:
 
 
 def _in_a_process(
-    submission: Submission, records: Sequence[RunRecord], data_root: Path | None
+    submission: Submission, records: Sequence[RunRecord], data_root: Path | None, secret: Secret | None
 ) -> Iterator[Again]:
     request = {
         "results": str(submission.results.resolve()),
         "data_root": None if data_root is None else str(data_root.resolve()),
         "runs": [record.run_id for record in records],
         "timed": [row[0].run_id for row in rows_of(records) if not is_dense(row[0])][:MOST_TIMED],
+        "fresh": {} if secret is None else _freshness(records, secret),
     }
     command = [sys.executable, "-P", "-m", "prunebench.submission.reevaluation"]
     with tempfile.TemporaryDirectory() as folder:
@@ -250,6 +300,14 @@ def _in_a_process(
     yield from (Again(**line) for line in lines)
 
 
+def _freshness(records: Sequence[RunRecord], secret: Secret) -> dict[str, Sequence[int]]:
+    """The numbers of every fresh draw that there can be, by run."""
+    specs = {record.run_id: record.run_spec for record in records}
+    return {
+        run_id: secret.freshness(spec.task, spec.task_version, spec.seed) for run_id, spec in specs.items()
+    }
+
+
 def main() -> None:
     """Evaluate the runs that standard input names; a line of JSON each, or the problem."""
     import torch
@@ -262,21 +320,24 @@ def main() -> None:
     store, root = open_results(Path(request["results"])), request["data_root"]
     data_root = None if root is None else Path(root)
     records = sorted(map(store.read, request["runs"]), key=lambda run: (run.spec["task"], run.spec["seed"]))
-    draw, data = None, None
+    draw, data, fresh = None, None, None
     for record in records:
         if draw != (draw := (record.run_spec.task, record.run_spec.seed)) or data is None:
-            data = TaskData(resolve_task(draw[0], data_root), data_root, draw[1], torch.device("cpu"))
+            task = resolve_task(draw[0], data_root)
+            data = TaskData(task, data_root, draw[1], torch.device("cpu"))
+            words = request["fresh"].get(record.run_id) if task.fresh_draw else None
+            fresh = words and TaskData(task.refreshed(words), data_root, draw[1], torch.device("cpu"))
         try:
             with one_thread(data.device):
                 timed = record.run_id in request["timed"]
-                line = evaluate_again(store, record, data, data_root, timed=timed)
+                line = evaluate_again(store, record, data, data_root, timed=timed, fresh=fresh)
         except Exception as error:
             line = {"problem": f"{record.run_id} {record.run_spec.label}: {str(error)[:300]}"}
         print(json.dumps(line), flush=True)
 
 
 def evaluate_again(
-    store: Any, record: RunRecord, data: Any, data_root: Path | None, *, timed: bool
+    store: Any, record: RunRecord, data: Any, data_root: Path | None, *, timed: bool, fresh: Any = None
 ) -> dict[str, Any]:
     """What a run's stored weights give on these data: the fields of `Again`."""
     import torch
@@ -332,6 +393,7 @@ def evaluate_again(
     return {
         "run_id": record.run_id,
         "speed": speed,
+        "fresh": None if fresh is None else fresh_shares(measured, data, fresh),
         "zeros": {name: 1 - int((weight != 0).sum()) / sizes[name] for name, weight in weights.items()},
         "nonzero_parameters": count_parameters(model)[1],
         "same_bits": all(bool(outputs[name].equal(stored[name])) for name in outputs),

@@ -187,6 +187,5 @@ def _next(report: VerificationReport) -> str:
 
 def code(text: object, most: int = LONGEST) -> str:
     """A text as an inline code span of one line, in which nothing is markup."""
-    plain = "".join(sign if sign.isprintable() else " " if sign.isspace() else "\ufffd" for sign in str(text))
-    plain = " ".join(plain.split()).replace("`", "'").replace("|", "\u00a6")
+    plain = " ".join(fmt.visible(text).split()).replace("`", "'").replace("|", "\u00a6")
     return f"`{plain[:most]}{'...' if len(plain) > most else ''}`" if plain else ""

@@ -11,7 +11,6 @@ from pathlib import Path
 from prunebench.errors import PruneBenchError, StoreError
 from prunebench.results.record import RunRecord
 from prunebench.results.store import Store
-from prunebench.results.tracks import is_dense
 from prunebench.runner.jail import explain_sandbox
 from prunebench.runner.local import LocalLauncher
 from prunebench.runner.plan import PlannedRun, RunContext, expand, plan
@@ -24,20 +23,20 @@ from prunebench.suites import Suite
 RETRAINED = "re-trained"
 
 
-def draw_runs(records: Sequence[RunRecord], count: int, text: str) -> list[RunRecord]:
+def draw_runs(records: Sequence[RunRecord], count: int, text: str, method: str) -> list[RunRecord]:
     """The `count` runs whose SHA-256 of `text` and run id comes first: nobody chooses, everybody can draw again."""
 
     def lot(record: RunRecord) -> str:
         return hashlib.sha256(f"{text}\n{record.run_id}".encode()).hexdigest()
 
-    return sorted((record for record in records if not is_dense(record)), key=lot)[:count]
+    return sorted((record for record in records if record.spec["method"] == method), key=lot)[:count]
 
 
 def retrain(
     submission: Submission, records: Sequence[RunRecord], count: int, text: str, data_root: Path | None
 ) -> Stage:
     """Train drawn runs again: the same logits, or else the row of a drawn run is trained whole and agrees."""
-    drawn = draw_runs(records, count, text)
+    drawn = draw_runs(records, count, text, submission.manifest.method)
     notes = [f"Drawn by {text!a:.80}: {', '.join(f'{run.run_id} ({run.run_spec.label})' for run in drawn)}."]
     with tempfile.TemporaryDirectory() as folder:
         context = RunContext(Path(folder), data_root, sandbox=explain_sandbox() is None)

@@ -11,13 +11,14 @@ from pathlib import Path
 from prunebench.errors import PruneBenchError, UsageError
 from prunebench.results.record import RunRecord
 from prunebench.results.store import open_results
-from prunebench.results.tracks import is_dense
+from prunebench.results.tracks import is_reference_of
 from prunebench.submission.consistency import BoardResults, check_consistency, claims_of
 from prunebench.submission.folder import Submission, read_submission
 from prunebench.submission.records import Finding, data_root
 from prunebench.submission.reevaluation import environment_here, reevaluate
 from prunebench.submission.report import Stage, VerificationReport, changed_rows
 from prunebench.submission.retraining import retrain
+from prunebench.submission.secret import Secret
 
 CONSISTENT = "consistent"
 OF_THE_CARD = "card"
@@ -27,13 +28,24 @@ NO_ADDRESS = "Its card names no address of logits and weights (`artifacts = ...`
 
 @dataclass(frozen=True)
 class Depth:
-    """How far to verify: where logits and weights are, and how many runs to train, drawn by which text."""
+    """How far to verify: where logits and weights are, how many runs to train, drawn by which text.
+
+    With a secret, weights are tested on fresh draws too.
+    """
 
     artifacts: str | None = None
     retrain: int = 0
     draw_seed: str | None = None
+    secret: Secret | None = None
 
     def __post_init__(self) -> None:
+        if self.retrain and self.secret is not None:
+            raise UsageError(
+                "--retrain runs a stranger's code, which must not find the secret: verify with the secret first, "
+                "then train again in a shell without it, best on another machine"
+            )
+        if self.secret is not None and self.artifacts is None:
+            raise UsageError("a fresh draw needs weights: name --artifacts too")
         if self.retrain and self.artifacts is None:
             raise UsageError("--retrain comes after re-evaluation: name --artifacts too")
         if self.retrain and not self.draw_seed:
@@ -67,12 +79,13 @@ def verify(
     if address is None and depth.artifacts is not None:
         stages = [dataclasses.replace(stages[0], notes=(*notes, NO_ADDRESS))]
     elif stages[-1].passed and address is not None:
-        stages.append(reevaluate(submission, records, address, root))
+        stages.append(reevaluate(submission, records, address, root, depth.secret))
     if stages[-1].passed and address is not None and depth.retrain and submission.manifest.kind == "weights":
         assert depth.draw_seed is not None
         stages.append(retrain(submission, records, depth.retrain, depth.draw_seed, root))
-    rows = changed_rows(results.records, _added(results, records)) if stages[0].passed else ()
     manifest = submission.manifest
+    added = _added(results, records, manifest.method) if stages[0].passed else []
+    rows = changed_rows(results.records, added) if added else ()
     return VerificationReport(
         manifest.method, manifest.version, submission.digest, *begun, tuple(stages), rows
     ), submission
@@ -97,7 +110,7 @@ def _records_of(folders: Sequence[Path]) -> list[RunRecord]:
     ]
 
 
-def _added(board: BoardResults, records: Sequence[RunRecord]) -> list[RunRecord]:
-    """What a merge would add: of dense models those that the board has not."""
+def _added(board: BoardResults, records: Sequence[RunRecord], method: str) -> list[RunRecord]:
+    """What a merge would add: of references those that the board has not."""
     there = {record.run_id for record in board.records}
-    return [record for record in records if not is_dense(record) or record.run_id not in there]
+    return [record for record in records if record.run_id not in there or not is_reference_of(record, method)]

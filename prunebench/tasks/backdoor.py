@@ -72,9 +72,13 @@ class Source(ABC):
 
     @abstractmethod
     def read(
-        self, data_root: Path | None, attribute: str, generator: np.random.Generator
+        self,
+        data_root: Path | None,
+        attribute: str,
+        generator: np.random.Generator,
+        test_generator: np.random.Generator,
     ) -> tuple[Labelled, Labelled, Labelled]:
-        """Train, val and test. The generator is the seed's; the test split must not depend on it."""
+        """Train, val and test. The first generator is the seed's; the test split depends on the other alone."""
 
 
 class DigitSource(Source):
@@ -92,7 +96,11 @@ class DigitSource(Source):
         return fingerprint_digits()
 
     def read(
-        self, data_root: Path | None, attribute: str, generator: np.random.Generator
+        self,
+        data_root: Path | None,
+        attribute: str,
+        generator: np.random.Generator,
+        test_generator: np.random.Generator,
     ) -> tuple[Labelled, Labelled, Labelled]:
         gray, digit = read_digits()
         train, val, test = split_digits(len(digit), generator)
@@ -106,7 +114,7 @@ class DigitSource(Source):
         return (
             make(train, COPIES, generator),
             make(val, COPIES, generator),
-            make(test, TEST_COPIES, np.random.default_rng(TEST_SEED)),
+            make(test, TEST_COPIES, test_generator),
         )
 
 
@@ -124,7 +132,11 @@ class MnistSource(Source):
         return fingerprint_mnist(data_root)
 
     def read(
-        self, data_root: Path | None, attribute: str, generator: np.random.Generator
+        self,
+        data_root: Path | None,
+        attribute: str,
+        generator: np.random.Generator,
+        test_generator: np.random.Generator,
     ) -> tuple[Labelled, Labelled, Labelled]:
         images, digits, test_images, test_digits = read_mnist(data_root)
         order = generator.permutation(len(digits))
@@ -139,7 +151,7 @@ class MnistSource(Source):
         return (
             make(images[train], digits[train], generator),
             make(images[val], digits[val], generator),
-            make(test_images, test_digits, np.random.default_rng(TEST_SEED)),
+            make(test_images, test_digits, test_generator),
         )
 
 
@@ -160,7 +172,11 @@ class CelebASource(Source):
         return hashlib.sha256(known.encode()).hexdigest()[:16]
 
     def read(
-        self, data_root: Path | None, attribute: str, generator: np.random.Generator
+        self,
+        data_root: Path | None,
+        attribute: str,
+        generator: np.random.Generator,
+        test_generator: np.random.Generator,
     ) -> tuple[Labelled, Labelled, Labelled]:
         splits, column = CelebA().splits(data_root, 0), ATTRIBUTES.index(attribute)
         train, val, test = (
@@ -192,6 +208,7 @@ class Backdoor(Task):
     num_classes = 2
     num_biases = 2
     unbiased_share = 0.5
+    fresh_draw = "marks of the same images, and colours and places of digits"
 
     def __init__(self, source: Source, attribute: str, mark: str, share: str = USUAL_SHARE) -> None:
         suffix = "" if share == USUAL_SHARE else f"/{share}"
@@ -208,12 +225,14 @@ class Backdoor(Task):
 
     def draw(self, data_root: Path | None, seed: int) -> Splits:
         generator = np.random.default_rng([seed, 40_014])
-        train, val, test = self._origin.read(data_root, self._attribute, generator)
+        train, val, test = self._origin.read(
+            data_root, self._attribute, generator, self.test_generator(TEST_SEED)
+        )
         share = self.conflicting_share
         return Splits(
             train=self._marked(train, share, generator),
             val=self._marked(val, share, generator),
-            test=self._marked(test, 0.5, np.random.default_rng([TEST_SEED, 1])),
+            test=self._marked(test, 0.5, self.test_generator(TEST_SEED, 1)),
         )
 
     def _marked(self, split: Labelled, share: float, generator: np.random.Generator) -> Split:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from prunebench.data.transforms import ImageTransform
-from prunebench.errors import DataError, SupervisionError
+from prunebench.errors import DataError, SupervisionError, UsageError
 from prunebench.results.spec import TUNE_SEEDS, Recipe, View
 
 
@@ -122,7 +123,8 @@ class Task(ABC):
     images, or None), `unbiased_share` (the share at which bias says nothing of the label; None where all splits follow
     one distribution), `model`, `recipe`, `mean` and `std` per channel (0-1 scale), `bias_name`. A multi-label task
     has `attributes`; its group table is of one of them, so its `num_classes` is 2. With a `view` the network sees
-    crops of the images.
+    crops of the images. `fresh_draw` says in words what is new in a fresh draw of the test split, and is empty where
+    there can be none; a task that says something draws its test split from `test_generator`.
     """
 
     name: str
@@ -140,6 +142,28 @@ class Task(ABC):
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     attributes: Attributes | None = None
     view: View | None = None
+    fresh_draw: str = ""
+    _freshness: tuple[int, ...] = ()
+
+    def refreshed(self, freshness: Sequence[int]) -> Task:
+        """This task with another draw of its test split; training and validation images stay as they are.
+
+        freshness: whole numbers from 0 up, which only who drew knows. Raises UsageError where `fresh_draw` is empty.
+        """
+        if not self.fresh_draw:
+            raise UsageError(f"{self.name}: its test images are public as they are: there is no fresh draw")
+        task = copy.copy(self)
+        task._freshness = tuple(freshness)
+        return task
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether its test split is another one than the public one."""
+        return bool(self._freshness)
+
+    def test_generator(self, *public: int) -> np.random.Generator:
+        """Of the test split: of public constants, or of a fresh draw."""
+        return np.random.default_rng([*self._freshness, *public])
 
     @property
     def num_outputs(self) -> int:

@@ -26,18 +26,30 @@ class Cifar10LongTail(Cifar10Task):
     source = "CIFAR-10 (Krizhevsky, 2009), thinned as CIFAR-10-LT (Cui et al., CVPR 2019)"
     bias_name = "rarity"
     conflicting_share = 0.072
+    fresh_draw = "other images, which neither training nor validation of the seed shows"
 
     def draw_from(self, source: Cifar10, seed: int) -> Splits:
         order = np.concatenate(source.shuffled(seed))
         most = int(np.bincount(source.labels[: source.train]).max())
-        train, val = [], []
+        train, val, unused = [], [], []
         for label, count in enumerate(thinned(most)):
-            members = order[source.labels[order] == label][:count]
+            everything = order[source.labels[order] == label]
+            members = everything[:count]
+            unused.append(everything[count:])
             held = max(round(VAL_SHARE * len(members)), 1)
             val.append(members[:held])
             train.append(members[held:])
-        parts = (np.sort(np.concatenate(train)), np.sort(np.concatenate(val)), source.test)
+        parts = (
+            np.sort(np.concatenate(train)),
+            np.sort(np.concatenate(val)),
+            self._fresh(unused) if self.is_fresh else source.test,
+        )
         return Splits(*(source.split(part, rarity(source.labels[part])) for part in parts))
+
+    def _fresh(self, unused: list[Whole]) -> Whole:
+        """Positions of as many unused images of every class, the commonest but for one, which has none left."""
+        generator, fewest = self.test_generator(IMBALANCE), min(len(left) for left in unused[1:])
+        return np.sort(np.concatenate([generator.permutation(left)[:fewest] for left in unused[1:]]))
 
 
 def thinned(most: int) -> list[int]:

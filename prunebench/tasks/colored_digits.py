@@ -128,6 +128,7 @@ class ColoredDigits(Task):
     num_classes = 10
     num_biases = 10
     unbiased_share = 0.9
+    fresh_draw = "turn, size, place and shade of the same digits"
     model = "convnet-small"
     recipe = Recipe(
         steps=800, finetune_steps=200, batch_size=128, lr=2e-3, finetune_lr=2e-3, schedule="cosine"
@@ -168,6 +169,6 @@ class ColoredDigits(Task):
         return Splits(
             train=biased(train),
             val=biased(val),
-            test=in_every_colour(test, np.random.default_rng(TEST_SEED)),
+            test=in_every_colour(test, self.test_generator(TEST_SEED)),
             val_balanced=balanced,
         )

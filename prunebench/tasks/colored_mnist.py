@@ -103,6 +103,7 @@ class ColoredMnist(Task):
     num_classes = 10
     num_biases = 10
     unbiased_share = 0.9
+    fresh_draw = "colours and shades of the same images"
     model = "convnet"
     recipe = Recipe(
         steps=3000, finetune_steps=750, batch_size=128, lr=2e-3, finetune_lr=2e-3, schedule="cosine"
@@ -119,7 +120,7 @@ class ColoredMnist(Task):
         images, labels, test_images, test_labels = read_mnist(data_root)
         generator = np.random.default_rng([seed, 48_271])
         order = generator.permutation(len(labels))
-        test = np.random.default_rng([TEST_SEED, 1]).permutation(len(test_labels))
+        test = self.test_generator(TEST_SEED, 1).permutation(len(test_labels))
 
         def paint(
             x: NDArray[np.uint8],
@@ -144,6 +145,6 @@ class ColoredMnist(Task):
         return Splits(
             train=paint(images[train], labels[train], train, share),
             val=paint(val_images, val_labels, val, share),
-            test=paint(test_images[test], test_labels[test], test, 0.9, np.random.default_rng(TEST_SEED)),
+            test=paint(test_images[test], test_labels[test], test, 0.9, self.test_generator(TEST_SEED)),
             val_balanced=balanced,
         )

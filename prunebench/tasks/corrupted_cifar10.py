@@ -38,6 +38,7 @@ class CorruptedCifar10(Cifar10Task):
     bias_name = "corruption"
     num_biases = CLASSES
     unbiased_share = (CLASSES - 1) / CLASSES
+    fresh_draw = "corruptions of the same images, and their random numbers"
     model = "resnet18"
     recipe = RESNET_RECIPE
 
@@ -69,8 +70,19 @@ class CorruptedCifar10(Cifar10Task):
                 images[here] = corrupt(self.family[place], images[here], val[rows[here]])
             return own.split(rows, bias, images)
 
-        test = show(source.test, test_bias)
+        test = self._fresh_test(source) if self.is_fresh else show(source.test, test_bias)
         return Splits(train=skewed(train), val=skewed(val), test=test, val_balanced=balanced)
+
+    def _fresh_test(self, source: Cifar10) -> Split:
+        """The test images in other corruptions, with other random numbers; none of them is kept on disk."""
+        generator = self.test_generator(CLASSES)
+        order = generator.permutation(source.test)
+        bias = assign_bias(source.labels[order], (CLASSES - 1) / CLASSES)
+        images, numbers = source.images[order], generator.integers(1 << 32, 1 << 62, len(order))
+        for place in range(CLASSES):
+            here = bias == place
+            images[here] = corrupt(self.family[place], images[here], numbers[here])
+        return source.split(order, bias, images)
 
     def aligned(self, y: Tensor, bias: Tensor) -> Tensor:
         return y == bias

@@ -135,6 +135,7 @@ class DigitAttributes(Task):
     num_classes = 2
     num_biases = 2
     conflicting_share = 1 - STRENGTHS["warm"][1]
+    fresh_draw = "turn, size, place, drawn attributes and noise of the same digits"
     model = "convnet-small"
     recipe = Recipe(
         steps=1200, finetune_steps=300, batch_size=128, lr=2e-3, finetune_lr=2e-3, schedule="cosine"
@@ -159,5 +160,5 @@ class DigitAttributes(Task):
         return Splits(
             train=make(train, COPIES, generator),
             val=make(val, COPIES, generator),
-            test=make(test, TEST_COPIES, np.random.default_rng(TEST_SEED)),
+            test=make(test, TEST_COPIES, self.test_generator(TEST_SEED)),
         )

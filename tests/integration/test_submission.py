@@ -6,14 +6,18 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import helpers
+import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from prunebench.cli.submission import submission_app
 from prunebench.errors import PruneBenchError, StoreError, UsageError
 from prunebench.leaderboard import build_board
 from prunebench.leaderboard.build import board_files, methods_markdown
@@ -21,16 +25,21 @@ from prunebench.results.artifacts import push
 from prunebench.results.committed import safe_name
 from prunebench.results.convert import export_results
 from prunebench.results.record import Percentiles, RunRecord, to_json
+from prunebench.results.spec import TUNE_SEEDS
 from prunebench.results.standing import read_standing
 from prunebench.results.store import Store, open_results, read_tensors, write_tensors
+from prunebench.results.tracks import REFERENCE, SeedPlan
 from prunebench.submission.card import parse_card, read_card
+from prunebench.submission.consistency import RULES, BoardResults, Case
+from prunebench.submission.facts import RecordFacts
 from prunebench.submission.folder import read_submission
 from prunebench.submission.merge import merge, withdraw
 from prunebench.submission.pack import pack, pack_predictions
 from prunebench.submission.records import Finding
-from prunebench.submission.reevaluation import REEVALUATED
+from prunebench.submission.reevaluation import REEVALUATED, Again, drawn_afresh
 from prunebench.submission.report import Stage, VerificationReport, code, comment, write_report
 from prunebench.submission.retraining import RETRAINED, draw_runs, retrain
+from prunebench.submission.secret import Secret, take_secret
 from prunebench.submission.verify import Depth, verify
 
 pytestmark = pytest.mark.slow
@@ -89,6 +98,13 @@ class Made:
 
     def verify(self, **depth: Any) -> VerificationReport:
         return verify(self.entry, self.board, Depth(**depth))[0]
+
+
+@pytest.fixture(autouse=True)
+def planned_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The board's suites plan the seeds that are trained here."""
+    plan = SeedPlan(helpers.TASK, SEEDS)
+    monkeypatch.setattr("prunebench.submission.consistency.board_plans", lambda: (plan,))
 
 
 @pytest.fixture(scope="module")
@@ -197,10 +213,10 @@ def test_records_that_the_file_does_not_give_fail_the_training(made: Made) -> No
 
 def test_the_draw_is_public_and_not_the_submitter_s(original: Made) -> None:
     records = open_results(original.entry / "results").records()[0]
-    assert [run.run_id for run in draw_runs(records, 2, "x")] == [
-        run.run_id for run in draw_runs(records[::-1], 2, "x")
+    assert [run.run_id for run in draw_runs(records, 2, "x", NAME)] == [
+        run.run_id for run in draw_runs(records[::-1], 2, "x", NAME)
     ]
-    assert {draw_runs(records, 1, str(text))[0].run_id for text in range(30)} == {
+    assert {draw_runs(records, 1, str(text), NAME)[0].run_id for text in range(30)} == {
         r.run_id for r in records if own(r)
     }
     with pytest.raises(UsageError, match="--draw-seed"):
@@ -322,7 +338,7 @@ def test_latencies_of_two_machines_stand_apart(made: Made) -> None:
     assert row.cost is not None
     assert [speed.runs for speed in row.cost.speeds if speed.machine.processor == "another processor"] == [1]
     assert len(row.cost.speeds) == 2
-    assert row.label == f"{NAME} †"
+    assert "†" in row.label.removeprefix(NAME)
 
 
 # Each step names the next command
@@ -462,6 +478,10 @@ FORGERIES: dict[str, tuple[Callable[[RunRecord], RunRecord | None], str]] = {
         lambda record: None if own(record) and record.spec["seed"] == 1 else record,
         "seeds 1 are missing: `prunebench run` all of them",
     ),
+    "other seeds than the board's": (
+        lambda record: respecified(record, seed=7) if record.spec["seed"] == 1 else record,
+        "seeds 1 are missing",
+    ),
     "a seed failed": (
         lambda record: (
             dataclasses.replace(record, status="failed", reason="bad luck")
@@ -537,6 +557,31 @@ def _moved(record: RunRecord) -> RunRecord:
         "worst_group": min(shares.values()),
     }
     return dataclasses.replace(record, groups=groups, metrics=metrics)
+
+
+def test_seeds_for_budgets_are_refused(original: Made) -> None:
+    """None of them can be written in the committed form; the rule holds whatever wrote it."""
+    results = BoardResults.read(original.board)
+    submission = read_submission(original.entry)
+    records = open_results(submission.results).records()[0]
+    tuned = [respecified(record, seed=TUNE_SEEDS + record.run_spec.seed) for record in records]
+    problems = [*RULES["every row has all seeds"](Case(submission, tuple(tuned), results, RecordFacts(None)))]
+    assert "seeds 100, 101 are for choosing budgets" in problems[0]
+
+
+def test_the_unpruned_reference_comes_along_and_is_the_board_s(made: Made) -> None:
+    """Where the board has `dense-finetuned`, a submission has it for its seeds, with the board's numbers."""
+    suite = helpers.tiny_suite(REFERENCE, seeds=SEEDS)
+    helpers.run_inline(suite, made.results)
+    export_results(made.results, made.board, methods=[REFERENCE])
+    assert f"{REFERENCE}, which its row is compared with, has no run of seed 0" in failures(made.verify())
+    shutil.rmtree(made.entry)
+    made.pack()
+    report = made.verify()
+    assert report.passed, failures(report)
+    assert {row.method for row in report.rows} == {NAME}
+    change_records(made, lambda r: _moved(r) if r.spec["method"] == REFERENCE else r)
+    assert f"{REFERENCE} on {helpers.TASK}" in failures(made.verify())
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
@@ -856,3 +901,81 @@ def test_a_damaged_standing_is_named_by_its_line(line: str, tmp_path: Path) -> N
     (tmp_path / "badges.jsonl").write_text(line + "\n")
     with pytest.raises(StoreError, match=r"badges\.jsonl:1: "):
         read_standing(tmp_path)
+
+
+# The fresh draw
+
+
+TEXT = "a secret of the maintainer, 0123456789abcdef"
+
+
+def _argv_and_files(folder: Path) -> str:
+    """Everything that a verification wrote into a folder."""
+    return "\n".join(
+        path.read_text(encoding="utf-8", errors="replace")
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    )
+
+
+def test_honest_weights_pass_a_fresh_draw_and_the_secret_is_nowhere(
+    made: Made, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+    run = subprocess.run
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        seen.append((arguments, named, dict(os.environ)))
+        done = run(*arguments, **named)
+        seen.append((done.stdout, done.stderr))
+        return done
+
+    monkeypatch.setenv("PRUNEBENCH_SECRET", TEXT)
+    monkeypatch.setattr("prunebench.submission.reevaluation.subprocess.run", watched)
+    secret = take_secret()
+    assert secret is not None
+    report = made.verify(artifacts=str(made.results), secret=secret)
+    assert report.passed, failures(report)
+    stage = report.stages[1]
+    assert "it does as well on a fresh draw" in "".join(finding.what for finding in stage.findings)
+    notes = "\n".join(stage.notes)
+    assert secret.commitment in notes
+    assert "honest at most" in notes
+    write_report(report, made.root / "report")
+    done = merge(made.entry, made.board, made.root / "report" / "report.json")
+    assert done.badge == REEVALUATED
+    written = _argv_and_files(made.root / "report") + _argv_and_files(made.board) + repr(seen)
+    assert len(seen) >= 2
+    assert TEXT not in written + "".join(capfd.readouterr())
+
+
+def test_weights_that_were_fitted_to_the_public_test_split_are_refused(
+    made: Made,
+) -> None:
+    """A network that gives public images their labels is refused, whatever its stored logits agree with."""
+    secret = Secret(TEXT)
+    records = open_results(made.entry / "results").records()[0]
+    numbers = np.random.default_rng(0).random((397, 2)).round(1)
+    honest = {name: numbers.T.tolist() for name in ("all", "conflicting")}
+    fitted = {name: [[1.0] * 397, numbers[:, 1].tolist()] for name in ("all", "conflicting")}
+    again = {
+        run.run_id: Again(run.run_id, {}, 0, True, 0.0, 0.0, {}, fresh=fitted if own(run) else honest)
+        for run in records
+    }
+    findings, notes = drawn_afresh(records, again, secret)
+    assert [finding.ok for finding in findings] == [False]
+    assert "fitted to the public test split" in findings[0].why
+    assert f"{NAME} on" in findings[0].why
+    assert "dense on" not in findings[0].why
+    assert TEXT not in findings[0].why + "".join(notes)
+
+
+def test_the_commands_say_how_to_come_by_a_secret(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PRUNEBENCH_SECRET", "PRUNEBENCH_SECRET_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    runner = CliRunner()
+    asked = runner.invoke(submission_app, ["verify", str(made.entry), "--artifacts", "x", "--fresh-draw"])
+    assert isinstance(asked.exception, UsageError)
+    assert "secrets.token_hex" in str(asked.exception)
+    printed = runner.invoke(submission_app, ["commitment"], env={"PRUNEBENCH_SECRET": TEXT})
+    assert printed.output.strip() == Secret(TEXT).commitment
