@@ -170,7 +170,12 @@ def _imports(file: Path) -> Iterator[str]:
     """First names of what a file imports anywhere, absolute imports alone; none of one that does not parse."""
     try:
         tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):
+    except (
+        SyntaxError,
+        ValueError,
+        MemoryError,
+        RecursionError,
+    ):  # the last two of a file nested beyond reason
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

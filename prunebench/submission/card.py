@@ -16,6 +16,9 @@ URL = r"https://[A-Za-z0-9.-]{1,253}(:\d{1,5})?(/[A-Za-z0-9._~%/+?=&#:@,-]{0,300
 LICENCE = r"[A-Za-z0-9.+-]{1,40}( (AND|OR|WITH) [A-Za-z0-9.+-]{1,40}){0,3}"
 """An SPDX expression, as `MIT` or `Apache-2.0 OR MIT`."""
 
+VERSION = r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,99}"
+"""Of a method: a folder on the board is named so."""
+
 TEMPLATE = """\
 # The card of a submission. Fill in every empty text; one line each.
 title = ""              # what the method is, at most 120 characters
@@ -65,7 +68,7 @@ class Card(BaseModel):
     hardware: Line
     licence: Annotated[str, Field(pattern=f"^{LICENCE}$")]
     artifacts: Annotated[str, Field(pattern=f"^{URL}$")] | None = None
-    supersedes: Annotated[str, Field(pattern=r"^[A-Za-z0-9._+-]{1,100}$")] | None = None
+    supersedes: Annotated[str, Field(pattern=rf"^{VERSION}$")] | None = None
 
 
 def read_card(path: Path) -> Card:

@@ -30,6 +30,7 @@ from prunebench.results.tracks import (
 )
 from prunebench.submission.facts import RecordFacts
 from prunebench.submission.folder import ARTIFACTS, Submission
+from prunebench.submission.predictions import VERSION as PREDICTED
 from prunebench.submission.records import Finding, record_problems
 from prunebench.suites import board_plans
 
@@ -41,8 +42,8 @@ SAME = ("cpu", "gpu", "torch", "device", "precision")
 """Where these agree, runs are expected to give the same bits."""
 HEADER, MOST_OUTPUTS, MOST_VALIDATION = 1 << 20, 50, 2
 """Of a file of logits: bytes of its header, outputs of a multi-label task, images as a multiple of the test split."""
-FEWEST_SEEDS = 2
-"""Of a track that the board does not have yet."""
+FEWEST_SEEDS, MOST_RUNS = 2, 2000
+"""Seeds of a track that the board does not have yet; runs of a submission."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,10 @@ def check_consistency(
     problems = [entry.reason for entry in damaged] or form_problems(submission.results)
     if problems or not records:
         return [_finding("its results are in the committed form", problems or ["there are none"])], ()
+    if (
+        bounds := _finding("it has runs of seeds that count, and not too many", list(out_of_bounds(records)))
+    ).why:
+        return [Finding("its results are in the committed form", True), bounds], ()
     case = Case(submission, tuple(records), board, RecordFacts(data_root), tuple(beside))
     sound = [
         f"{record.run_id} {ascii(record.run_spec.label)[1:-1][:120]}: {'; '.join(problems)}"
@@ -153,6 +158,16 @@ def check_consistency(
         _finding("every record holds together, and with its model and data", sound),
     ]
     return findings + [_judge(what, rule, case) for what, rule in RULES.items()], case.records
+
+
+def out_of_bounds(records: Sequence[RunRecord]) -> Iterator[str]:
+    """Before anything is drawn for them: every seed costs a draw of its task's data."""
+    seeds = {str(seed): seed for run in records if (seed := run.spec.get("seed")) is not None}
+    tuning = [name for name, seed in seeds.items() if type(seed) is not int or not 0 <= seed < TUNE_SEEDS]
+    if tuning:
+        yield f"seeds {_shown(tuning)} are for choosing budgets, without a test split: pack seeds below {TUNE_SEEDS}"
+    if len(records) > MOST_RUNS:
+        yield f"{len(records):,} runs: hand in at most {MOST_RUNS:,} at once"
 
 
 def _judge(what: str, rule: Rule, case: Case) -> Finding:
@@ -207,6 +222,8 @@ def _one_method(case: Case) -> Iterator[str]:
 def _its_source(case: Case) -> Iterator[str]:
     submission, manifest = case.submission, case.submission.manifest
     if manifest.kind == "predictions" or manifest.method in builtin_names():
+        if manifest.kind == "predictions" and manifest.version != PREDICTED:
+            yield f"predictions alone are of version {PREDICTED}, not {manifest.version}: pack them again"
         if manifest.source is not None:
             yield f"{manifest.method} has no source of its own to hand in"
         return
@@ -285,10 +302,7 @@ def _current_task(case: Case) -> Iterator[str]:
 
 
 def _all_seeds(case: Case) -> Iterator[str]:
-    """Every row has the seeds that the board's suites plan for its track, all finished; those for budgets are none."""
-    tuning = {run.spec["seed"] for run in case.records if run.spec["seed"] >= TUNE_SEEDS}
-    if tuning:
-        yield f"seeds {_shown(tuning)} are for choosing budgets, without a test split: pack seeds below {TUNE_SEEDS}"
+    """Every row has the seeds that the board's suites plan for its track, all finished."""
     method = case.submission.manifest.method
     every = [*case.own, *(run for run in case.beside if not is_reference_of(run, method))]
     mine = {row_key(run) for run in case.own}

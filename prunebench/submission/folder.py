@@ -27,12 +27,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from prunebench.errors import StoreError, UsageError
 from prunebench.methods.criteria import NAME
 from prunebench.results.record import parse_json
-from prunebench.submission.card import CARD, Card, read_card
+from prunebench.submission.card import CARD, VERSION, Card, read_card
 
 FORMAT = 1
 MANIFEST, ARTIFACTS, METHOD, RESULTS = "submission.json", "artifacts.jsonl", "method", "results"
 MOST_FILES, DEEPEST = 500, 8
-LARGEST_FILE, LARGEST_FOLDER = 1 << 23, 1 << 26
+LARGEST_FILE, LARGEST_SOURCE, LARGEST_FOLDER = 1 << 23, 1 << 20, 1 << 26
+LONGEST_LINE = 1 << 16
+"""Of results, in bytes: what one line says counts for many runs, so a long one would grow when it is read."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_%][A-Za-z0-9_.+@=~%-]{0,159}")
 SOURCE_KINDS = frozenset({".py", ".toml", ".json", ".txt", ".md", ".csv", ".safetensors"})
 
@@ -44,7 +46,7 @@ class Manifest(BaseModel):
 
     format: Annotated[int, Field(ge=1, le=FORMAT)]
     method: Annotated[str, Field(pattern=r"^[A-Za-z0-9_+][A-Za-z0-9._+-]{0,63}$")]
-    version: Annotated[str, Field(pattern=r"^[A-Za-z0-9._+-]{1,100}$")]
+    version: Annotated[str, Field(pattern=rf"^{VERSION}$")]
     kind: Literal["weights", "predictions"]
     source: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,100}(\.py)?$")] | None = None
     """The file or package in `method/`; none for a built-in method, or for predictions alone."""
@@ -81,6 +83,9 @@ def read_submission(root: Path) -> Submission:
     for name in (CARD, MANIFEST, ARTIFACTS):
         if root / name not in files:
             raise StoreError(f"{root}: has no {name}: `prunebench submission pack` writes it")
+    for file in files:
+        if file.relative_to(root).parts[0] == RESULTS:
+            _check_lines(file, file.relative_to(root).as_posix())
     return Submission(root, _manifest(root / MANIFEST), read_card(root / CARD), digest_of_files(root, files))
 
 
@@ -102,6 +107,8 @@ def plain_files(root: Path) -> Iterator[Path]:
             if stat.S_ISREG(state.st_mode):
                 total += state.st_size
                 _check_kind(place, shown)
+                if path.suffix == ".py" and state.st_size > LARGEST_SOURCE:
+                    raise StoreError(f"{shown}: want source files of at most {LARGEST_SOURCE >> 20} MiB")
                 if state.st_size > LARGEST_FILE or total > LARGEST_FOLDER:
                     raise StoreError(
                         f"{shown}: want files of at most {LARGEST_FILE >> 20} MiB, {LARGEST_FOLDER >> 20} MiB in all; "
@@ -129,6 +136,14 @@ def _check_kind(place: Path, shown: str) -> None:
             f"{shown}: does not belong here; {METHOD}/ takes {kinds} (weights as safetensors, never pickled), "
             f"{RESULTS}/ the committed form"
         )
+
+
+def _check_lines(path: Path, shown: str) -> None:
+    """Raise StoreError for results with a line of a length that none has."""
+    with path.open("rb") as stream:
+        while line := stream.readline(LONGEST_LINE + 1):
+            if len(line) > LONGEST_LINE:
+                raise StoreError(f"{shown}: want lines of at most {LONGEST_LINE >> 10} kB")
 
 
 def digest_of_files(root: Path, files: list[Path]) -> str:

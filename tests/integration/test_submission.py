@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
+import resource
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -24,14 +26,14 @@ from prunebench.leaderboard.build import board_files, methods_markdown
 from prunebench.results.artifacts import push
 from prunebench.results.committed import safe_name
 from prunebench.results.convert import export_results
+from prunebench.results.objects import sha256_of
 from prunebench.results.record import Percentiles, RunRecord, to_json
 from prunebench.results.spec import TUNE_SEEDS
 from prunebench.results.standing import read_standing
 from prunebench.results.store import Store, open_results, read_tensors, write_tensors
 from prunebench.results.tracks import REFERENCE, SeedPlan
 from prunebench.submission.card import parse_card, read_card
-from prunebench.submission.consistency import RULES, BoardResults, Case
-from prunebench.submission.facts import RecordFacts
+from prunebench.submission.consistency import out_of_bounds
 from prunebench.submission.folder import read_submission
 from prunebench.submission.merge import merge, withdraw
 from prunebench.submission.pack import pack, pack_predictions
@@ -433,17 +435,16 @@ def test_logits_of_other_weights_are_found(made: Made) -> None:
 
 
 @pytest.mark.slow
-def test_zeros_that_are_claimed_are_counted(made: Made) -> None:
+def hand_in_other_weights(made: Made, change: Callable[[Path], None]) -> None:
+    """Change the method's stored weights, and whatever names them: hashes agree everywhere."""
     store = Store(made.results)
 
-    def tiny(record: RunRecord) -> RunRecord:
+    def swap(record: RunRecord) -> RunRecord:
         if not own(record):
             return record
         path = store.folder(record.run_id) / "model.safetensors"
-        weights = read_tensors(path)
-        digest = write_tensors(
-            path, {n: torch.where(w == 0, 1e-12, w) if w.ndim > 1 else w for n, w in weights.items()}
-        )
+        change(path)
+        digest = sha256_of(path)
         lines = (made.entry / "artifacts.jsonl").read_text().splitlines()
         entries = [json.loads(line) for line in lines]
         for entry in entries:
@@ -454,9 +455,56 @@ def test_zeros_that_are_claimed_are_counted(made: Made) -> None:
         (store.folder(record.run_id) / "record.json").write_text(to_json(changed))
         return changed
 
-    change_records(made, tiny)
+    change_records(made, swap)
+
+
+def test_zeros_that_are_claimed_are_counted(made: Made) -> None:
+    def tiny(path: Path) -> None:
+        weights = read_tensors(path)
+        write_tensors(
+            path, {n: torch.where(w == 0, 1e-12, w) if w.ndim > 1 else w for n, w in weights.items()}
+        )
+
+    hand_in_other_weights(made, tiny)
     report = made.verify(artifacts=str(made.results))
     assert "0.000000 zeros, its record says" in failures(report)
+
+
+def _pickled(path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (path.with_name("ran"),)
+
+    path.write_bytes(pickle.dumps(Bomb()))
+
+
+def _endless_header(path: Path) -> None:
+    path.write_bytes((1 << 60).to_bytes(8, "little") + b"{}")
+
+
+def _a_stranger_s_tensor(path: Path) -> None:
+    write_tensors(path, {**read_tensors(path), "hook.weight": torch.ones(3)})
+
+
+def _no_finite_weights(path: Path) -> None:
+    write_tensors(path, {name: value * torch.nan for name, value in read_tensors(path).items()})
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_pickled, "cannot be read"),
+        (_endless_header, "cannot be read"),
+        (_a_stranger_s_tensor, "its weights are not those of"),
+        (_no_finite_weights, "not all finite"),
+    ],
+)
+def test_weights_that_are_none_are_refused_and_nothing_runs(
+    change: Callable[[Path], None], reason: str, made: Made
+) -> None:
+    hand_in_other_weights(made, change)
+    assert reason in failures(made.verify(artifacts=str(made.results)))
+    assert [*made.root.rglob("ran")] == []
 
 
 def test_a_speed_that_no_zeros_give_is_refused(made: Made) -> None:
@@ -561,11 +609,10 @@ def _moved(record: RunRecord) -> RunRecord:
 
 def test_seeds_for_budgets_are_refused(original: Made) -> None:
     """None of them can be written in the committed form; the rule holds whatever wrote it."""
-    results = BoardResults.read(original.board)
-    submission = read_submission(original.entry)
-    records = open_results(submission.results).records()[0]
+    records = open_results(original.entry / "results").records()[0]
     tuned = [respecified(record, seed=TUNE_SEEDS + record.run_spec.seed) for record in records]
-    problems = [*RULES["every row has all seeds"](Case(submission, tuple(tuned), results, RecordFacts(None)))]
+    problems = [*out_of_bounds(tuned)]
+    assert [*out_of_bounds(records)] == []
     assert "seeds 100, 101 are for choosing budgets" in problems[0]
 
 
@@ -811,6 +858,91 @@ def _manifest(text: str) -> Callable[[Made], None]:
         (made.entry / "submission.json").write_text(text)
 
     return write
+
+
+def _upwards(made: Made) -> None:
+    """Predictions alone have no source whose hash is their version, so only its form stands in the way."""
+    values = json.loads((made.entry / "submission.json").read_text())
+    text = json.dumps({**values, "version": "..", "kind": "predictions", "source": None})
+    (made.entry / "submission.json").write_text(text)
+
+
+def _grows(made: Made) -> None:
+    """One line that all runs of a file refer to: of 8 MB, it would be 16 GB in 2,000 runs."""
+    path = made.entry / "results" / safe_name(helpers.TASK) / "context.json"
+    head, *rest = path.read_text().splitlines()
+    line = '"0000000000000000":{"environment":{"cpu":"' + "x" * (1 << 22) + '"}},'
+    path.write_text("\n".join([head, line, *rest]) + "\n")
+
+
+def _nested(made: Made) -> None:
+    path = made.entry / "results" / safe_name(helpers.TASK) / f"{NAME}.jsonl"
+    path.write_text(path.read_text() + '{"run":' + "[" * 50_000 + "\n")
+
+
+def _same_name(made: Made) -> None:
+    (made.entry / "method" / FILE.upper().replace(".PY", ".py")).write_text("")
+
+
+def _elsewhere(made: Made) -> None:
+    folder = made.entry / "results" / safe_name(helpers.TASK)
+    folder.rename(folder.with_name("%2e%2e%2fetc"))
+
+
+def _large_source(made: Made) -> None:
+    (made.entry / "method" / "long.py").write_text("import a\n" * 200_000)
+
+
+def _nested_card(made: Made) -> None:
+    with (made.entry / "card.toml").open("a") as stream:
+        stream.write("a" + ".a" * 7000 + " = 1\n")
+
+
+def _nested_source(made: Made) -> None:
+    (made.entry / "method" / FILE).write_text("x = " + "-" * 900_000 + "1\n")
+
+
+def _objects_of_nobody(made: Made) -> None:
+    with (made.entry / "artifacts.jsonl").open("a") as stream:
+        stream.write('{"run_id": "../../x", "model": {"sha256": "../../etc/passwd", "bytes": 1}}\n')
+
+
+def _heavy_objects(made: Made) -> None:
+    path = made.entry / "artifacts.jsonl"
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    for entry in entries:
+        entry["model"]["bytes"] = 1 << 32
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+@pytest.mark.parametrize(
+    ("mischief", "reason"),
+    [
+        (_upwards, "submission.json: version"),
+        (_grows, "want lines of at most 64 kB"),
+        (_nested, "its results are in the committed form"),
+        (_same_name, "differ in case alone"),
+        (_elsewhere, "its results are in the committed form"),
+        (_large_source, "want source files of at most 1 MiB"),
+        (_nested_card, "card.toml"),
+        (_nested_source, "the file handed in is"),
+        (_objects_of_nobody, "artifacts.jsonl"),
+        (_heavy_objects, "4,294,967,296 bytes of weights, more than its network"),
+    ],
+)
+def test_paths_bombs_and_nests_are_refused(mischief: Callable[[Made], None], reason: str, made: Made) -> None:
+    mischief(made)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    report = made.verify()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert not report.passed
+    assert reason in failures(report)
+    assert len(comment(report)) < 10_000
+    assert after.ru_utime - before.ru_utime < 20
+    assert after.ru_maxrss - before.ru_maxrss < 1 << 20, "kB: no bomb went off"
+    done = merge(made.entry, made.board)
+    assert done.refused is not None
+    assert not (made.board / "submissions").exists()
 
 
 def _source(made: Made) -> None:
