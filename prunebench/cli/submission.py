@@ -50,6 +50,7 @@ def pack_(
 ) -> None:
     """Write a submission: runs, source, card, and hashes of logits and weights."""
     from prunebench.cli.console import console
+    from prunebench.results.tracks import REFERENCE
     from prunebench.submission.pack import pack, pack_predictions
 
     folder = out or Path("submissions") / Path(method).stem
@@ -58,11 +59,12 @@ def pack_(
     else:
         made = pack(results, method, folder, card, task)
     name = made.manifest.method
+    beside = [] if predictions else [other for other in ("dense", REFERENCE) if made.has_runs_of(other)]
     console.print(
         f"{folder}: {name} {made.manifest.version}\n"
         f"next: prunebench submission verify {folder} --artifacts {results}\n"
         f"then: prunebench artifacts push ADDRESS --results {results} --method {name}"
-        f"{'' if predictions else ' --method dense'}, and a pull request with {folder}",
+        f"{''.join(f' --method {other}' for other in beside)}, and a pull request with {folder}",
         soft_wrap=True,
     )
 

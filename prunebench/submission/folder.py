@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prunebench.errors import StoreError, UsageError
 from prunebench.methods.criteria import NAME
+from prunebench.results.committed import safe_name
 from prunebench.results.record import parse_json
 from prunebench.submission.card import CARD, VERSION, Card, read_card
 
@@ -70,6 +71,10 @@ class Submission:
     def source(self) -> Path | None:
         """The method's file or package, if it has one."""
         return None if self.manifest.source is None else self.root / METHOD / self.manifest.source
+
+    def has_runs_of(self, method: str) -> bool:
+        """Whether runs of a method are in it."""
+        return any(self.results.glob(f"*/{safe_name(method)}.jsonl"))
 
 
 def read_submission(root: Path) -> Submission:
