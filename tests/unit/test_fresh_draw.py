@@ -16,6 +16,7 @@ from cifar_folder import make_images, write_binary
 from torch import Tensor, nn
 
 from prunebench.errors import UsageError
+from prunebench.runner.apart import clean_environment
 from prunebench.runner.evaluate import TaskData
 from prunebench.submission.fresh_draw import SUBSETS, FreshRow, Gap, Shares, fresh_shares, judge
 from prunebench.submission.secret import FILE_VARIABLE, VARIABLE, Secret, take_secret
@@ -260,3 +261,13 @@ def test_a_stranger_s_code_never_runs_beside_the_secret() -> None:
         Depth(artifacts="x", retrain=1, draw_seed="text", secret=SECRET)
     with pytest.raises(UsageError, match="needs weights"):
         Depth(secret=SECRET)
+
+
+def test_a_method_s_process_is_not_given_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor where a run is started in a shell that still has it."""
+    monkeypatch.setenv(VARIABLE, TEXT)
+    monkeypatch.setenv(FILE_VARIABLE, "somewhere")
+    given = clean_environment()
+    assert VARIABLE not in given
+    assert FILE_VARIABLE not in given
+    assert TEXT not in repr(given)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from prunebench.errors import DataError, SupervisionError, UsageError
 from prunebench.models import MODELS
-from prunebench.tasks import Split, Splits, Task, describe_families, resolve_task, splits_hash
+from prunebench.tasks import Split, Splits, Task, describe_families, resolve_task, split_hash, splits_hash
 from prunebench.tasks import colored_mnist as mnist_module
 from prunebench.tasks.base import data_withheld
 from prunebench.tasks.colored_digits import ColoredDigits, read_digits
@@ -442,3 +442,18 @@ def test_one_percent_of_the_real_mnist_is_551_conflicting_images() -> None:
     splits = ColoredMnist(0.01).splits(real_mnist(), 0)
     assert [len(split) for split in (splits.train, splits.val, splits.test)] == [55_000, 5_000, 10_000]
     assert int((splits.train.y != splits.train.bias).sum()) == 551
+
+
+@pytest.mark.parametrize("name", ["colored-mnist@1pct", "backdoor@mnist/even/yellow"])
+def test_a_fresh_draw_of_mnist_paints_the_same_test_images_otherwise(
+    name: str, mnist: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunebench.tasks.backdoor.VAL_IMAGES", VAL)
+    task = resolve_task(name, mnist)
+    public, drawn = task.splits(mnist, 0), task.refreshed((1, 2, 3)).splits(mnist, 0)
+    assert split_hash(public.train) == split_hash(drawn.train)
+    assert split_hash(public.val) == split_hash(drawn.val)
+    order = [torch.argsort(splits.test.images()) for splits in (public, drawn)]
+    assert public.test.y[order[0]].equal(drawn.test.y[order[1]])
+    assert not public.test.bias[order[0]].equal(drawn.test.bias[order[1]])
+    assert torch.bincount(public.test.bias).equal(torch.bincount(drawn.test.bias))
