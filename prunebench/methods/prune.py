@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from prunebench.errors import UsageError, unknown
@@ -162,8 +161,12 @@ class Prune:
         for target in exponential_targets(self.rounds, sparsity):
             assert self.criterion is not None
             scores = experiment.scores(self.criterion, model)  # type: ignore[arg-type]
-            for name, mask in masks.items():
-                scores[name] = scores[name].masked_fill(~mask, -torch.inf)
+            lowest = min(float(values.min()) for values in scores.values()) - 1
+            for (
+                name,
+                mask,
+            ) in masks.items():  # finite: a group of which a part is left has a mean above those gone
+                scores[name] = scores[name].masked_fill(~mask, lowest)
             masks = self._masks_of(experiment, scores, model, target)
             apply_masks(model, masks)
         return masks

@@ -79,6 +79,11 @@ def test_synflow_has_a_hundred_rounds_and_no_layer_collapses() -> None:
     assert experiment.training_steps == one.training_steps + 99
 
 
+@pytest.mark.parametrize("settings", [{"structure": "filter", "rounds": 10}, {"schedule": "cubic"}])
+def test_what_went_does_not_come_back_in_other_structures_and_schedules(settings: dict) -> None:
+    fitted("synflow", 0.98, **settings)
+
+
 # GraSP
 
 
