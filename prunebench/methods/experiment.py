@@ -476,6 +476,30 @@ class Experiment:
         self.cost.own_steps += batches
         return {name: weight.grad for name, weight in prunable(net).items() if weight.grad is not None}
 
+    def group_importance(
+        self, model: Classifier, group: Tensor, *, batches: int = BATCHES
+    ) -> dict[str, Tensor]:
+        """Sums over some batches of (weight * gradient of a group's mean loss)^2, `[G, *shape]` by weight.
+
+        In evaluation mode, the model unchanged. group: of each training sample, `[N]`; those that occur, in order.
+        Charged as the batches, which the groups share.
+        """
+        names, group = torch.unique(group, return_inverse=True)
+        net, before = copy.deepcopy(model).eval(), self._backward.count
+        weights = prunable(net)
+        values = [weight.requires_grad_() for weight in weights.values()]
+        total = {name: weight.new_zeros(len(names), *weight.shape) for name, weight in weights.items()}
+        with channels_last(net), torch.enable_grad():
+            for row in self._draw("gradients", batches).to(self.device):
+                for member in group[row].unique().tolist():
+                    own = row[group[row] == member]
+                    loss = task_loss(net(self.train_split.images.batch(own)), self.train_split.y[own])
+                    for (name, weight), slope in zip(weights.items(), torch.autograd.grad(loss, values)):
+                        total[name][member] += (weight.detach() * slope).square()
+        self._backward.take(before)
+        self.cost.own_steps += batches
+        return total
+
     def shared(
         self,
         name: str,

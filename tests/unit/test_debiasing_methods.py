@@ -13,6 +13,7 @@ from prunebench.errors import UsageError
 from prunebench.methods.debiased import debiased, find_weighting
 from prunebench.methods.dfr import balanced_draw, fit_head, standardising
 from prunebench.methods.discovery import builtin_methods, resolve_method
+from prunebench.methods.fairgrape import fair_choice, round_targets
 from prunebench.methods.groupdro import WEIGHTS, GroupDRO, RobustLoss
 from prunebench.methods.pw_loss import (
     PerformanceWeighted,
@@ -205,3 +206,46 @@ def test_fine_tuning_goes_on_with_the_weights_of_training() -> None:
     assert float(robust.weights.sum()) == pytest.approx(1)
     assert float(robust.weights.max() - robust.weights.min()) > 1e-3
     assert resolve_method("magnitude+groupdro").supervision == "train-groups"
+
+
+# FairGRAPE
+
+
+def test_fair_choice_by_hand() -> None:
+    """Shares before are .5 and .5: after weight 0 for the first group, the second takes its best, 3; then 6 < 7."""
+    importance = np.array([[6.0, 5.0, 1.0, 0.0], [0.0, 0.0, 5.0, 7.0]])
+    assert fair_choice(importance, 1).tolist() == [0], "equal gaps: the first group"
+    assert fair_choice(importance, 3).tolist() == [0, 3, 1]
+    assert sorted(fair_choice(importance, 4).tolist()) == [0, 1, 2, 3]
+    rare = np.array([[9.0, 8.0, 7.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    assert fair_choice(rare, 2).tolist() == [0, 3], (
+        "a group with a twenty-fifth of the importance has its weight"
+    )
+    assert fair_choice(np.zeros((2, 3)), 2).tolist() == [0, 1]
+
+
+def test_rounds_keep_nine_tenths_each() -> None:
+    assert round_targets(0.9, 0.9)[:2] == pytest.approx([0.1, 0.19])
+    assert len(round_targets(0.9, 0.9)) == 22
+    assert round_targets(0.19, 0.9) == pytest.approx([0.1, 0.19])
+    assert round_targets(0.0, 0.9) == [0.0]
+
+
+def test_group_importance_is_the_formula() -> None:
+    experiment = tiny_experiment("fairgrape")
+    model, split = experiment.dense_model(), experiment.train_split
+    found = experiment.group_importance(model, split.bias, batches=2)
+    expected = torch.zeros(2, *model.head.weight.shape, dtype=F64)
+    for row in experiment._draw("gradients", 2):
+        for bias in (0, 1):
+            own = row[split.bias[row] == bias]
+            features = model.eval().features(split.images.batch(own)).detach().double()
+            weight, shift = (value.detach().double() for value in (model.head.weight, model.head.bias))
+            error = (features @ weight.T + shift).softmax(1) - torch.eye(3, dtype=F64)[split.y[own]]
+            expected[bias] += (weight * (error.T @ features / len(own))).square()
+    torch.testing.assert_close(found["head.weight"].double(), expected, rtol=1e-3, atol=1e-9)
+
+
+def test_fairgrape_spends_the_fine_tuning_over_its_rounds() -> None:
+    experiment, _ = fitted("fairgrape", 0.5, batches=1)
+    assert experiment.training_steps == 30 + 10 + 7, "a batch is measured in each of seven rounds"
