@@ -54,7 +54,7 @@ def made_up_plan(methods: int, tasks: int) -> list[PlannedRun]:
 
     suite = Suite("made-up", tuple(f"task-{k:02}" for k in range(tasks)), tuple(named), SPARSITIES, SEEDS)
     with (
-        mock.patch.object(planning, "choose_methods", return_value=named),
+        mock.patch.object(planning, "choose_methods", return_value=list(named.items())),
         mock.patch.object(planning, "resolve_task", found),
     ):
         return planning.expand(suite, None)

@@ -147,6 +147,8 @@ def _validate(values: dict[str, Any], source: str, stem: str) -> Suite:
     adapter: Any = TypeAdapter(with_config(ConfigDict(extra="forbid"))(Suite))
     try:
         return adapter.validate_python({"name": stem, **values})
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error

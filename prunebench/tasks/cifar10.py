@@ -15,6 +15,7 @@ import functools
 import hashlib
 import io
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -246,10 +247,19 @@ class _PickleReader(pickle.Unpickler):
         return known[module, name]
 
 
+def _check_memo(data: bytes) -> None:
+    """Raise for a pickle that numbers an object far beyond its size: the reader would make room for all before it."""
+    for operation, argument, _ in pickletools.genops(data):
+        if "PUT" in operation.name and int(argument or 0) > len(data):
+            raise pickle.UnpicklingError(f"it numbers an object {argument} in {len(data)} bytes")
+
+
 def _read_pickle(path: Path) -> tuple[Bytes, Bytes]:
     """Planes `[N, 3072]` and labels `[N]` of a batch. Raises DataError for anything else in it."""
     try:
-        values = _PickleReader(io.BytesIO(_bytes_of(path)), encoding="bytes").load()
+        data = _bytes_of(path)
+        _check_memo(data)
+        values = _PickleReader(io.BytesIO(data), encoding="bytes").load()
         named = {key.decode() if isinstance(key, bytes) else key: value for key, value in values.items()}
         planes, labels = named["data"].values, np.asarray(named["labels"], dtype=np.uint8)
         if planes.shape != (len(labels), PIXELS) or not len(labels):

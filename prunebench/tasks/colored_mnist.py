@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -29,6 +30,8 @@ FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+LARGEST = 1 << 26
+"""Bytes that a file of MNIST may unpack to: its largest has 47 MB."""
 VAL_IMAGES = 5000
 TEST_SEED = 16_807
 
@@ -64,7 +67,10 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     try:
         data = source.read_bytes()
         if source.suffix == ".gz":
-            data = gzip.decompress(data)
+            with gzip.open(io.BytesIO(data)) as stream:
+                data = stream.read(LARGEST + 1)
+            if len(data) > LARGEST:
+                raise ValueError(f"unpacks to more than {LARGEST >> 20} MiB, which no file of MNIST does")
         zero, kind, dimensions = struct.unpack(">HBB", data[:4])
         if zero != 0 or kind != 8:
             raise ValueError("not an idx file of unsigned bytes")
