@@ -21,6 +21,9 @@ from prunebench.methods.experiment import Experiment, Pruned
 from prunebench.models import Classifier
 from prunebench.pruning.masks import Masks, apply_masks, make_masks, prunable
 
+AT_ONCE = 64
+"""Blocks that are worked on together: so many of 50 weights stay in a core's cache."""
+
 
 @dataclass(frozen=True)
 class SecondOrder:
@@ -102,37 +105,43 @@ class FisherBlocks:
         share = torch.where(gone, self.weights / self.inverse.diagonal(dim1=1, dim2=2), 0)
         return self.weights - (self.inverse @ share.unsqueeze(2)).squeeze(2)
 
-    def eliminate(self, counts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def compensated_together(self, gone: Tensor) -> Tensor:
+        """The best weights with those `gone` at zero: w - F^-1[:, Q] (F^-1[Q, Q])^-1 w_Q, as if they went in turn."""
+        both = gone.unsqueeze(2) & gone.unsqueeze(1)
+        identity = torch.eye(gone.shape[1], dtype=torch.float64, device=gone.device)
+        share = torch.linalg.solve(torch.where(both, self.inverse, identity), self.weights * gone)
+        return (self.weights - (self.inverse @ (share * gone).unsqueeze(2)).squeeze(2)).masked_fill(gone, 0)
+
+    def eliminate(self) -> tuple[Tensor, Tensor]:
         """Remove the weight of least saliency of every block, one after another, each time with compensation.
 
-        Args:
-            counts: of each block, after how many its weights are taken down `[blocks]`; none where not given.
-
         Returns:
-            When each weight goes and what that costs, `[blocks, size]`; and the weights taken down.
+            When each weight goes (padding: never, infinity) and what that costs, `[blocks, size]`.
         """
-        weights, inverse = self.weights.clone(), self.inverse.clone()
-        left, taken = self.real.clone(), self.weights.clone()
-        when = torch.full_like(weights, torch.inf)
-        costs = torch.zeros_like(weights)
-        rows = torch.arange(len(weights), device=weights.device)
-        for step in range(weights.shape[1]):
-            if counts is not None:
-                taken = torch.where((counts == step).unsqueeze(1), weights, taken)
-            diagonal = inverse.diagonal(dim1=1, dim2=2)
-            saliency = torch.where(left, weights.square() / (2 * diagonal), torch.inf)
-            cost, chosen = saliency.min(1)
-            going = rows[torch.isfinite(cost)]
-            chosen = chosen[going]
-            column, pivot = inverse[going, :, chosen], inverse[going, chosen, chosen]
-            when[going, chosen], costs[going, chosen] = float(step), cost[going]
-            weights[going] -= column * (weights[going, chosen] / pivot).unsqueeze(1)
-            inverse[going] -= column.unsqueeze(2) * column.unsqueeze(1) / pivot.view(-1, 1, 1)
-            left[going, chosen] = False
-            weights[~left] = 0
-        if counts is not None:
-            taken = torch.where((counts == weights.shape[1]).unsqueeze(1), weights, taken)
-        return when, costs, taken
+        parts = zip(*[tensor.split(AT_ONCE) for tensor in (self.weights, self.inverse, self.real)])
+        when, costs = zip(
+            *[_traces(weights.clone(), inverse.clone(), real) for weights, inverse, real in parts]
+        )
+        return torch.cat(when), torch.cat(costs)
+
+
+def _traces(weights: Tensor, inverse: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """Of some blocks, changed in place: when each weight goes, and its cost."""
+    when, costs = torch.full_like(weights, torch.inf), torch.zeros_like(weights)
+    for step in range(weights.shape[1]):
+        saliency = weights.square() / (2 * inverse.diagonal(dim1=1, dim2=2))
+        cost, chosen = torch.where(left, saliency, torch.inf).min(1, keepdim=True)
+        going = torch.isfinite(cost)
+        column = inverse.gather(2, chosen.unsqueeze(1).expand(-1, weights.shape[1], 1)).squeeze(2)
+        pivot = torch.where(going, column.gather(1, chosen), 1)
+        column = column * going
+        when.scatter_(1, chosen, torch.where(going, float(step), when.gather(1, chosen)))
+        costs.scatter_(1, chosen, torch.where(going, cost, costs.gather(1, chosen)))
+        weights -= column * (weights.gather(1, chosen) / pivot)
+        inverse.baddbmm_(column.unsqueeze(2), (column / pivot).unsqueeze(1), alpha=-1)
+        left = left.scatter(1, chosen, False)
+        weights.masked_fill_(~left, 0)
+    return when, costs
 
 
 @torch.no_grad()
@@ -167,12 +176,12 @@ class CorrelationAware(SecondOrder):
 
     def prune(self, model: Classifier, blocks: Mapping[str, FisherBlocks], sparsity: float) -> Masks:
         traces = {name: one.eliminate() for name, one in blocks.items()}
-        scores = {name: one.unblocked(largest_so_far(*traces[name][:2])) for name, one in blocks.items()}
+        scores = {name: one.unblocked(largest_so_far(*traces[name])) for name, one in blocks.items()}
         chosen, masks, values = make_masks(scores, sparsity), {}, {}
         for name, one in blocks.items():
-            counts = (~one.blocked(chosen[name], fill=True)).sum(1)
-            masks[name] = one.unblocked(traces[name][0] >= counts.unsqueeze(1))
-            values[name] = one.eliminate(counts)[2]
+            counts = (~one.blocked(chosen[name], fill=True)).sum(1, keepdim=True)
+            stays = traces[name][0] >= counts
+            masks[name], values[name] = one.unblocked(stays), one.compensated_together(~stays)
         put_back(model, blocks, values)
         return masks
 

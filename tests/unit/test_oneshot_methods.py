@@ -141,9 +141,9 @@ def test_saliency_and_compensation_entry_by_entry() -> None:
 def test_elimination_is_the_best_answer_of_the_quadratic() -> None:
     """After n removals the weights minimise dw^T F dw / 2 with those at zero, and the costs sum to its value."""
     blocks, _ = some_blocks()
-    when, costs, _ = blocks.eliminate()
+    when, costs = blocks.eliminate()
     for count in (1, 3, 5):
-        _, _, weights = blocks.eliminate(torch.full((3,), count))
+        weights = blocks.compensated_together(when < count)
         for block in range(2):
             fisher, start = torch.linalg.inv(blocks.inverse[block]), blocks.weights[block]
             gone, free = when[block] < count, when[block] >= count
@@ -159,7 +159,7 @@ def test_elimination_is_the_best_answer_of_the_quadratic() -> None:
 
 def test_the_first_to_go_is_the_least_and_padding_never_goes() -> None:
     blocks, _ = some_blocks()
-    when, _, _ = blocks.eliminate()
+    when, _ = blocks.eliminate()
     assert (when == 0).nonzero().tolist() == [
         [block, int(blocks.saliency()[block][blocks.real[block]].argmin())] for block in range(3)
     ]
@@ -191,7 +191,7 @@ def test_correlations_taken_together_cost_less() -> None:
     gone = blocks.saliency().argsort().argsort() < 6
     alone = torch.where(gone, 0, blocks.compensated(gone))
     assert (
-        cost(blocks.eliminate(torch.tensor([6]))[2])
+        cost(blocks.compensated_together(blocks.eliminate()[0] < 6))
         < cost(alone)
         < cost(torch.where(gone, 0, blocks.weights))
     )
