@@ -347,7 +347,8 @@ def test_another_version_of_the_task_is_named(store: Store) -> None:
     tensors = store.read_tensors(record.run_id, "outputs")
     store.write(replace(record, run_id=spec.run_id, spec=spec.to_dict(), splits_hash="0" * 16), tensors)
     problems = [entry.problem or "" for entry in rescore_results(store.root)]
-    assert any("it was made with version 1, this is version 2" in problem for problem in problems)
+    told = f"it was made with version 1, this is version {record.run_spec.task_version}"
+    assert any(told in problem for problem in problems)
 
 
 def test_only_ok_runs_are_scored(store: Store) -> None:

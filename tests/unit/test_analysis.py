@@ -673,6 +673,6 @@ def test_folders_are_analysed_or_refused_with_the_reason(results: Path, tmp_path
         analyze_folder(results, None, ("colored-digit@2pct",), console)
     assert analyze_folder(results, None, (TASK,), console) == 0
     assert {path.name for path in (results / "analysis").iterdir()} == {
-        "colored-digits-2pct.json", "colored-digits-2pct-samples.png",
+        "colored-digits-2pct.json", "colored-digits-2pct-samples.png", "by-seed",
     }  # fmt: skip
     assert "(a)" in console.file.getvalue()  # type: ignore[attr-defined]

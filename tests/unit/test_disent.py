@@ -119,9 +119,9 @@ def test_disent_describes_itself_from_the_folder(tmp_path: Path, variant: Varian
 @pytest.mark.parametrize(
     ("side", "model", "steps", "batch_size"),
     [
-        (16, "convnet-small", 400, 128),
-        (17, "convnet", 500, 128),
-        (28, "convnet", 500, 128),
+        (16, "convnet-small", 800, 128),
+        (17, "convnet", 3000, 128),
+        (28, "convnet", 3000, 128),
         (29, "resnet18", 10_000, 256),
         (64, "resnet18", 10_000, 256),
         (65, "resnet18-imagenet", 10_000, 64),
