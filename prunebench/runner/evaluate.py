@@ -100,6 +100,10 @@ class TaskData:
             self.images[name], y.clone(), bias.clone(), name=name, needs="val-groups", missing_groups=missing
         )
 
+    def balanced_images(self) -> Tensor:
+        """The source image of each sample of group-balanced validation, int64 `[N]`."""
+        return self._make_balanced().images()
+
     def conflicting_share(self, supervision: str) -> float | None:
         """The nominal share of conflicting training images, if this supervision may know it."""
         return None if supervision == "none" else self.task.conflicting_share

@@ -5,6 +5,11 @@ right on both equally often but for chance; one that was fitted to the public te
 (public - fresh) of a method is held against that of the dense models of the same seeds on the same draws, image by
 image, and is beyond what is expected of honest networks where it is more than `LEAST` and `LEVEL` allow. The dense
 models, which came with the submission, are held against zero.
+
+Where the fresh draw shows the public images anew, a network fitted to the images themselves does well on both. So the
+public test split is held against other images too: those of validation, drawn so that all groups count alike on both
+sides. An honest network was trained on neither; one that was trained on validation's does better there, which is not
+flagged.
 """
 
 from __future__ import annotations
@@ -27,11 +32,14 @@ if TYPE_CHECKING:
 
 LEVEL, LEAST = 0.01, 0.005
 """Chance that any row of an honest submission is flagged; a difference that is too small to be worth a cheat."""
-SUBSETS = ("all", "conflicting")
+SUBSETS, OTHERS = ("all", "conflicting"), "other"
 DECIMALS = 6
 
 Shares = Mapping[str, Sequence[Sequence[float]]]
-"""By subset of the samples: the share of right answers of each source image on the public and on the fresh draw."""
+"""By subset of the samples: the share of right answers of each source image on the public and on the fresh draw.
+
+Of `OTHERS` the second list is of validation's images; both are weighed so that their means are those over groups.
+"""
 
 
 def fresh_shares(model: nn.Module, public: TaskData, fresh: TaskData) -> dict[str, list[list[float]]]:
@@ -42,7 +50,7 @@ def fresh_shares(model: nn.Module, public: TaskData, fresh: TaskData) -> dict[st
     """
     import numpy as np
 
-    found: dict[str, list[list[float]]] = {}
+    found = {OTHERS: _beside_validation(model, public, fresh)}
     samples = [_samples(model, data) for data in (public, fresh)]
     images = [np.unique(sample.image) for sample in samples]
     same = np.array_equal(images[0], images[1])
@@ -58,6 +66,37 @@ def fresh_shares(model: nn.Module, public: TaskData, fresh: TaskData) -> dict[st
             share = np.where(count > 0, total / np.maximum(count, 1), math.nan)
             found[subset].append(np.round(share if same else share[count > 0], DECIMALS).tolist())
     return found
+
+
+def _beside_validation(model: nn.Module, public: TaskData, fresh: TaskData) -> list[list[float]]:
+    """By image of the public test split, and of balanced validation: values whose mean is the mean over groups."""
+    import numpy as np
+
+    from prunebench.training.loop import evaluate
+
+    task, labels, beside = public.task, public.labels, fresh.visible_balanced("val-groups")
+    assert beside is not None
+    assert beside.bias is not None
+    sides = (
+        (public.images["test"], labels.y["test"], labels.group("test"), labels.image["test"]),
+        (
+            fresh.images["val_balanced"],
+            beside.y,
+            task.group_label(beside.y) * task.num_biases + beside.bias,
+            fresh.balanced_images(),
+        ),
+    )
+    common = np.intersect1d(*(group.unique().numpy() for _, _, group, _ in sides))
+    values = []
+    for images, y, group, image in sides:
+        right = _right(evaluate(model, images), y).numpy()
+        kept = np.isin(group.numpy(), common)
+        place, count = np.unique(group.numpy()[kept], return_inverse=True, return_counts=True)[1:]
+        weight = 1.0 / (len(common) * count[place])
+        numbers, at = np.unique(image.numpy()[kept], return_inverse=True)
+        total = np.bincount(at, weight * right[kept], minlength=len(numbers))
+        values.append(np.round(len(numbers) * total, DECIMALS).tolist())
+    return values
 
 
 @dataclass(frozen=True)
@@ -107,9 +146,11 @@ class Gap:
     def words(self) -> str:
         """One line, in points; a tenth of a point is all that is told of a fresh draw."""
         difference, most = (fmt.percent(value) for value in (self.excess, self.allowed))
+        beside = "validation's images" if self.subset == OTHERS else "a fresh one"
+        kind = "mean over groups" if self.subset == OTHERS else f"{self.subset} images"
         return (
-            f"{self.row}, {self.subset} images: {fmt.percent(self.public)} % right on the public draw, "
-            f"{fmt.percent(self.fresh)} % on a fresh one; excess {difference} points, honest at most {most}"
+            f"{self.row}, {kind}: {fmt.percent(self.public)} % right on the public draw, "
+            f"{fmt.percent(self.fresh)} % on {beside}; excess {difference} points, honest at most {most}"
         )
 
 
@@ -126,14 +167,16 @@ def judge(rows: Sequence[FreshRow]) -> list[Gap]:
     """The gaps of all rows, in order; together no more than `LEVEL` of honest submissions have one beyond."""
     from scipy.special import ndtri
 
-    quantile = float(ndtri(1 - LEVEL / max(len(rows) * len(SUBSETS), 1)))
+    quantile = float(ndtri(1 - LEVEL / max(len(rows) * (len(SUBSETS) + 1), 1)))
     return [gap for row in rows for gap in _gaps(row, quantile)]
 
 
 def _gaps(row: FreshRow, quantile: float) -> Iterator[Gap]:
     import numpy as np
 
-    for subset in SUBSETS:
+    for subset in (*SUBSETS, OTHERS) if row.dense else SUBSETS:
+        if not all(subset in shares for shares in row.runs.values()):
+            continue
         runs = [[np.array(side) for side in shares[subset]] for shares in row.runs.values()]
         if not runs or not all(np.isfinite(side).any() for run in runs for side in run):
             continue

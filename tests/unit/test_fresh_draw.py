@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from prunebench.errors import UsageError
 from prunebench.runner.apart import clean_environment
 from prunebench.runner.evaluate import TaskData
-from prunebench.submission.fresh_draw import SUBSETS, FreshRow, Gap, Shares, fresh_shares, judge
+from prunebench.submission.fresh_draw import OTHERS, SUBSETS, FreshRow, Gap, Shares, fresh_shares, judge
 from prunebench.submission.secret import FILE_VARIABLE, VARIABLE, Secret, take_secret
 from prunebench.submission.verify import Depth
 from prunebench.tasks import Task, resolve_task, split_hash
@@ -131,6 +131,19 @@ class Templates(nn.Module):
         return -torch.cdist(self.features(x, self.colour), self.means)
 
 
+class Nearest(nn.Module):
+    """The label of the nearest known image by its grey shape, whatever the colour."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        super().__init__()
+        self.known, self.y = Templates.features(x, 0.0), y
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.one_hot(
+            self.y[torch.cdist(Templates.features(x, 0.0), self.known).argmin(1)], 10
+        ).float()
+
+
 @dataclasses.dataclass(frozen=True)
 class Bench:
     """The public draw and a fresh one of a task and seed, and two honest networks."""
@@ -155,7 +168,8 @@ def bench() -> Bench:
 
 def test_honest_networks_are_not_flagged(bench: Bench) -> None:
     gaps = bench.judged(bench.pruned)
-    assert [(gap.row, gap.subset) for gap in gaps] == [(r, s) for r in ("dense", "method") for s in SUBSETS]
+    wanted = [(row, subset) for row in ("dense", "method") for subset in SUBSETS]
+    assert [(gap.row, gap.subset) for gap in gaps] == [*wanted, ("method", OTHERS)]
     assert not any(gap.beyond for gap in gaps), [gap.words for gap in gaps]
     assert 0.15 < gaps[2].public < 0.95, "a network that is always right or wrong would prove nothing"
 
@@ -164,9 +178,32 @@ def test_honest_networks_are_not_flagged(bench: Bench) -> None:
 def test_a_network_that_looks_public_images_up_is_flagged(share: float, bench: Bench) -> None:
     memory = Memory(bench.pruned, bench.public, share)
     gaps = bench.judged(memory)
-    assert [gap.beyond for gap in gaps] == [False, False, True, True], [gap.words for gap in gaps]
+    assert [gap.beyond for gap in gaps[:4]] == [False, False, True, True], [gap.words for gap in gaps]
     if share == 1:
         assert gaps[2].public == 1
+
+
+def test_a_network_that_knows_the_images_themselves_is_flagged_beside_other_images(bench: Bench) -> None:
+    """The nearest public image's label: right on a fresh draw too, for the images are the same."""
+    known, y = bench.public.images["test"], bench.public.labels.y["test"]
+    gaps = bench.judged(Nearest(known.batch(slice(0, len(y))), y))
+    assert gaps[3].fresh > gaps[1].fresh + 0.2, "it does better than the honest network on the fresh draw"
+    assert gaps[4].beyond, gaps[4].words
+    assert gaps[4].subset == OTHERS
+
+
+def test_a_network_that_was_trained_on_validation_images_is_not_flagged_for_it(bench: Bench) -> None:
+    val = bench.fresh.visible_balanced("val-groups")
+    assert val is not None
+    gaps = bench.judged(Nearest(val.images.batch(slice(0, len(val))), val.y))
+    assert not any(gap.beyond for gap in gaps), [gap.words for gap in gaps]
+    assert gaps[4].fresh > gaps[4].public
+
+
+def test_groups_count_alike_on_both_sides(bench: Bench) -> None:
+    """Of a network that says one class of every image the mean over groups is one in ten, exactly."""
+    shares = fresh_shares(Constant(3), bench.public, bench.fresh)
+    assert [np.mean(side) for side in shares[OTHERS]] == pytest.approx([0.1, 0.1], abs=1e-5)
 
 
 def test_dense_models_that_know_the_test_split_hide_nobody(bench: Bench) -> None:
@@ -176,10 +213,15 @@ def test_dense_models_that_know_the_test_split_hide_nobody(bench: Bench) -> None
     assert not gaps[2].excess > 0.2
 
 
-def made_up(generator: np.random.Generator, ability: np.ndarray, copies: int) -> Shares:
-    """An honest network: each image is as hard on both draws."""
-    draws = [generator.binomial(copies, ability) / copies for _ in range(2)]
-    return {"all": draws, "conflicting": draws}
+def made_up(
+    generator: np.random.Generator, ability: np.ndarray, others: np.ndarray, copies: int, skill: float
+) -> Shares:
+    """An honest network: each image is as hard on both draws, and other images are as hard as these."""
+    draws, beside = (
+        [generator.binomial(copies, np.clip(hard + skill, 0, 1)) / copies for hard in sides]
+        for sides in ((ability, ability), (ability, others))
+    )
+    return {"all": draws, "conflicting": draws, OTHERS: [draws[0], beside[1]]}
 
 
 @pytest.mark.parametrize(("images", "copies"), [(397, 10), (2000, 1)])
@@ -188,11 +230,12 @@ def test_honest_submissions_are_flagged_as_seldom_as_promised(images: int, copie
     generator, flagged = np.random.default_rng(7), 0
     for _ in range(400):
         ability = generator.beta(0.6, 0.8, images)
-        dense = {seed: made_up(generator, ability, copies) for seed in range(3)}
-        rows = [
-            FreshRow(str(k), {seed: made_up(generator, ability, copies) for seed in range(3)}, dense)
-            for k in range(5)
-        ]
+        others = generator.beta(0.6, 0.8, (3, images // 2))
+        dense = {seed: made_up(generator, ability, others[seed], copies, 0.0) for seed in range(3)}
+        rows = []
+        for skill in (-0.2, -0.1, 0.0, 0.1, 0.2):
+            runs = {seed: made_up(generator, ability, others[seed], copies, skill) for seed in range(3)}
+            rows.append(FreshRow(str(skill), runs, dense))
         flagged += any(gap.beyond for gap in judge([FreshRow("dense", dense, {}), *rows]))
     assert flagged <= 9, flagged
 
