@@ -53,9 +53,9 @@ def tiny_experiment(name: str, sparsity: float | None = 0.8, **recipe: Any) -> E
     )
 
     def dense() -> Mapping[str, Tensor]:
-        net = experiment.new_model()
+        net, before = experiment.new_model(), experiment.cost.own_steps
         experiment.train(net, steps=spec.recipe.steps, name="dense")
-        experiment.cost.own_steps = 0
+        experiment.cost.own_steps = before
         return state_of(net)
 
     context = ExperimentContext(InMemory(), dense)  # type: ignore[arg-type]

@@ -1,10 +1,10 @@
 """Debiasing with any pruner, `PRUNER+DEBIASER`: the pruner works on a debiased network, with the debiaser's weights.
 
 The pruner runs as it is, but for two things: its dense model is the debiased one, and where it trains with the plain
-loss, samples weigh as the debiaser found (`lff`, `pw-loss` and `groupdro`: in the loss, `jtt`, `dcwp` and `groupdro`:
-in how often they are drawn). A loss or weights of the pruner's own stay. Scores that need gradients take those of the
-plain loss. The debiaser's stage is that of its own method, and computed once for all pruners. `dfr` alone comes after:
-it learns the head of the pruned network anew.
+loss, samples weigh as the debiaser found (`lff`, `disent`, `pw-loss`, `groupdro` and `modad`: in the loss, `jtt`,
+`dcwp`, `groupdro` and `modad`: in how often they are drawn). A loss or weights of the pruner's own stay. Scores that
+need gradients take those of the plain loss. The debiaser's stage is that of its own method, and computed once for all
+pruners. `dfr` alone comes after: it learns the head of the pruned network anew.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from prunebench.errors import UsageError, unknown
 from prunebench.methods.api import SUPERVISION, Method, defaults_of
 from prunebench.methods.dcwp import DebiasedPruning, dcwp
 from prunebench.methods.dfr import FeatureReweighting, dfr
+from prunebench.methods.disent import Disentangled, disent
 from prunebench.methods.experiment import Experiment, Pruned
 from prunebench.methods.groupdro import GroupDRO, groupdro
 from prunebench.methods.jtt import JustTrainTwice, find_errors, jtt, retrain, sample_weight
 from prunebench.methods.lff import LearningFromFailure, lff
+from prunebench.methods.modad import AnomalyDebiasing, drawn_alike, modad
 from prunebench.methods.pw_loss import PerformanceWeighted, pw_loss
 from prunebench.models import Classifier
 from prunebench.pruning.masks import Masks
-from prunebench.training.loop import Batch, Objective, capturable
-from prunebench.training.losses import cross_entropy
+from prunebench.training.loop import Objective
+from prunebench.training.losses import cross_entropy, weighted_cross_entropy
 
 DEBIASERS: Mapping[str, Method] = {
     "lff": lff,
@@ -37,6 +38,8 @@ DEBIASERS: Mapping[str, Method] = {
     "pw-loss": pw_loss,
     "dfr": dfr,
     "groupdro": groupdro,
+    "modad": modad,
+    "disent": disent,
 }
 UPWEIGHT = 50.0
 """Of DCWP's mined samples; published for 1 % of conflicting images, and where nothing is known of their share."""
@@ -50,12 +53,16 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "pw-loss": defaults_of(PerformanceWeighted),
     "dfr": defaults_of(FeatureReweighting),
     "groupdro": defaults_of(GroupDRO),
+    "modad": defaults_of(AnomalyDebiasing),
+    "disent": defaults_of(Disentangled),
 }
 CHECKED: Mapping[str, Callable[..., Any]] = {
     "jtt": JustTrainTwice,
     "pw-loss": PerformanceWeighted,
     "dfr": FeatureReweighting,
     "groupdro": GroupDRO,
+    "modad": AnomalyDebiasing,
+    "disent": Disentangled,
 }
 """What a debiaser's settings make, so that a wrong one is found before anything is trained."""
 VERSION = 1
@@ -73,6 +80,8 @@ class Weighting:
     in_drawing: Tensor | None = None
     mined: Tensor | None = None
     objective: Objective | None = None
+    networks: int = 1
+    """What a step with the objective costs, in steps."""
 
 
 def find_weighting(experiment: Experiment, debiaser: str, settings: Mapping[str, Any]) -> Weighting:
@@ -112,6 +121,20 @@ def _groupdro(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
     return Weighting(state, in_drawing=chosen.drawing(robust), objective=chosen.objective(robust))
 
 
+def _modad(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
+    chosen = AnomalyDebiasing(**settings)
+    mined = chosen.mined(_as_method(experiment, modad, settings))
+    objective = chosen.objective(experiment, mined)
+    return Weighting(
+        None, in_drawing=drawn_alike(mined), mined=mined, objective=objective, networks=chosen.step_cost
+    )
+
+
+def _disent(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
+    state = Disentangled(**settings).debiased(_as_method(experiment, disent, settings))
+    return Weighting(state, in_loss=state.pop("sample_weights"))
+
+
 STAGES: Mapping[str, Callable[[Experiment, Mapping[str, Any]], Weighting]] = {
     "lff": _lff,
     "jtt": _jtt,
@@ -119,6 +142,8 @@ STAGES: Mapping[str, Callable[[Experiment, Mapping[str, Any]], Weighting]] = {
     "pw-loss": _pw_loss,
     "dfr": lambda experiment, settings: Weighting(None),
     "groupdro": _groupdro,
+    "modad": _modad,
+    "disent": _disent,
 }
 AFTER: Mapping[str, Callable[[Experiment, Pruned, Mapping[str, Any]], Pruned]] = {
     "dfr": lambda experiment, pruned, settings: FeatureReweighting(**settings).reweighted(experiment, pruned)
@@ -154,20 +179,10 @@ class DebiasedExperiment(Experiment):
             settings["sample_weight"] = self._weighting.in_drawing
             if self._weighting.objective is not None:
                 settings["objective"] = self._weighting.objective
+                settings["networks"] = self._weighting.networks
             elif self._weighting.in_loss is not None:
-                settings["objective"] = weighted_loss(self._weighting.in_loss)
+                settings["objective"] = weighted_cross_entropy(self._weighting.in_loss)
         return super().train(model, name=name, **settings)
-
-
-def weighted_loss(weight: Tensor) -> Any:
-    """The mean over a batch of weight `[N]` times cross-entropy."""
-
-    @capturable
-    def loss(net: nn.Module, batch: Batch) -> Tensor:
-        each = functional.cross_entropy(net(batch.x).float(), batch.y, reduction="none")
-        return (weight[batch.index] * each).mean()
-
-    return loss
 
 
 @dataclass(frozen=True)

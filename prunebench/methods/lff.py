@@ -15,7 +15,7 @@ from prunebench.methods.api import method
 from prunebench.methods.experiment import Experiment, Pruned, state_of
 from prunebench.pruning.masks import apply_masks, make_masks, prunable
 from prunebench.training.loop import Batch, capturable
-from prunebench.training.losses import RelativeDifficulty, generalised_cross_entropy
+from prunebench.training.losses import RelativeDifficulty, generalised_cross_entropy, weighted_cross_entropy
 
 NAM = "Nam et al., 2020 (Learning from Failure)"
 
@@ -27,13 +27,7 @@ class LearningFromFailure:
         model = experiment.model_from(state)
         masks = make_masks({name: w.detach().abs() for name, w in prunable(model).items()}, sparsity)
         apply_masks(model, masks)
-
-        @capturable
-        def debiased_loss(net: nn.Module, batch: Batch) -> Tensor:
-            loss = functional.cross_entropy(net(batch.x).float(), batch.y, reduction="none")
-            return (weights[batch.index] * loss).mean()
-
-        return experiment.finetune(model, masks, objective=debiased_loss)
+        return experiment.finetune(model, masks, objective=weighted_cross_entropy(weights))
 
     def debias(self, experiment: Experiment) -> dict[str, Tensor]:
         """The weights of the debiased net, and those of the samples, `[N]`, as `sample_weights`."""

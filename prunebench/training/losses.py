@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunebench.training.loop import Batch, capturable
+from prunebench.training.loop import Batch, Objective, capturable
 
 
 def task_loss(logits: Tensor, y: Tensor) -> Tensor:
@@ -20,6 +20,17 @@ def task_loss(logits: Tensor, y: Tensor) -> Tensor:
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """The mean loss of the batch: see `task_loss`."""
     return task_loss(model(batch.x), batch.y)
+
+
+def weighted_cross_entropy(weight: Tensor) -> Objective:
+    """The objective that is the mean over a batch of weight times cross-entropy; weight: of each sample, `[N]`."""
+
+    @capturable
+    def loss(net: nn.Module, batch: Batch) -> Tensor:
+        each = functional.cross_entropy(net(batch.x).float(), batch.y, reduction="none")
+        return (weight[batch.index] * each).mean()
+
+    return loss
 
 
 def generalised_cross_entropy(logits: Tensor, y: Tensor, q: float = 0.7) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from prunebench.errors import UsageError
 from prunebench.methods.debiased import debiased, find_weighting
 from prunebench.methods.dfr import balanced_draw, fit_head, standardising
 from prunebench.methods.discovery import builtin_methods, resolve_method
+from prunebench.methods.disent import Disentangled, TwoEncoders
 from prunebench.methods.fairgrape import fair_choice, round_targets
 from prunebench.methods.groupdro import WEIGHTS, GroupDRO, RobustLoss
+from prunebench.methods.modad import AnomalyDebiasing, changed
 from prunebench.methods.pw_loss import (
     PerformanceWeighted,
     as_probabilities,
@@ -22,18 +25,19 @@ from prunebench.methods.pw_loss import (
     performance_weight,
 )
 from prunebench.training.loop import Batch
+from prunebench.training.losses import RelativeDifficulty
 
 F64 = torch.float64
 
 
-@pytest.mark.parametrize("name", ["pw-loss", "dfr", "groupdro"])
+@pytest.mark.parametrize("name", ["pw-loss", "dfr", "groupdro", "modad", "disent"])
 @pytest.mark.parametrize("sparsity", [0.5, 0.9])
 def test_sparsity_is_exact_and_masks_hold(name: str, sparsity: float) -> None:
     experiment, _ = fitted(name, sparsity)
-    assert experiment.training_steps == 30 + 10
+    assert experiment.training_steps == {"modad": 30 + 30 + 3 * 10, "disent": 2 * 30 + 10}.get(name, 30 + 10)
 
 
-@pytest.mark.parametrize("name", ["pw-loss", "dfr", "groupdro"])
+@pytest.mark.parametrize("name", ["pw-loss", "dfr", "groupdro", "modad", "disent"])
 def test_the_unpruned_form_keeps_every_weight(name: str) -> None:
     entry = builtin_methods()[f"{name}-dense"]
     assert entry.unpruned
@@ -42,7 +46,7 @@ def test_the_unpruned_form_keeps_every_weight(name: str) -> None:
     assert all(bool(mask.all()) for mask in pruned.masks.values())
 
 
-@pytest.mark.parametrize("debiaser", ["pw-loss", "dfr", "groupdro"])
+@pytest.mark.parametrize("debiaser", ["pw-loss", "dfr", "groupdro", "modad", "disent"])
 def test_pruners_take_the_debiaser(debiaser: str) -> None:
     experiment = tiny_experiment(debiaser, 0.8)
     plain = resolve_method("magnitude").fit(experiment, 0.8)
@@ -249,3 +253,111 @@ def test_group_importance_is_the_formula() -> None:
 def test_fairgrape_spends_the_fine_tuning_over_its_rounds() -> None:
     experiment, _ = fitted("fairgrape", 0.5, batches=1)
     assert experiment.training_steps == 30 + 10 + 7, "a batch is measured in each of seven rounds"
+
+
+# MoDAD
+
+
+def test_outliers_are_half_of_the_error_rate_and_lie_outside() -> None:
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(200, 3))
+    right = np.ones(200, dtype=bool)
+    features[:40] += 6
+    right[:40] = False
+    found = AnomalyDebiasing().outliers(features, right, generator)
+    assert found.sum() == 20, "half of 20 %"
+    assert found[:40].sum() == 20
+    assert not AnomalyDebiasing().outliers(features, np.ones(200, dtype=bool), generator).any()
+    assert not AnomalyDebiasing().outliers(features, np.arange(200) == 0, generator).any(), (
+        "one sample is no class"
+    )
+    assert AnomalyDebiasing(scaled_scores=True).outliers(features, right, generator).sum() >= 20
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_anomaly_loss_by_hand(augmented: bool) -> None:
+    """Two of five are conflicting: they weigh 2/5, with three copies each, the others 3/5."""
+    experiment = tiny_experiment("modad")
+    mined = torch.zeros(48, dtype=torch.bool)
+    mined[[1, 2]] = True
+    index = torch.tensor([0, 1, 2, 3, 4])
+    batch = Batch(experiment.train_split.images.batch(index), experiment.train_split.y[index], index, 0)
+    net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 3))
+    found = AnomalyDebiasing(augmented=augmented).objective(experiment, mined)(net, batch)
+    x, y, weight = batch.x, batch.y, torch.tensor([0.6, 0.4, 0.4, 0.6, 0.6])
+    if augmented:
+        x = torch.cat([x, changed(x[1:3], experiment.rng("modad/augment"))])
+        y, weight = torch.cat([y, *[y[1:3]] * 3]), torch.cat([weight, *[weight[1:3]] * 3])
+    each = torch.nn.functional.cross_entropy(net(x), y, reduction="none")
+    torch.testing.assert_close(found, (weight * each).sum() / (11 if augmented else 5))
+
+
+def test_changed_images() -> None:
+    x = torch.arange(64.0).view(1, 1, 8, 8).repeat(2, 1, 1, 1)
+    found = changed(x, torch.Generator().manual_seed(0))
+    assert found.shape == (6, 1, 8, 8)
+    assert torch.equal(found[0], found[1]), "a set is changed alike"
+    middle = torch.nn.functional.interpolate(x[:1, :, 2:6, 2:6], (8, 8), mode="bilinear")
+    torch.testing.assert_close(found[4], middle[0])
+    assert float(found[:4].max()) <= 63
+
+
+# DisEnt
+
+
+def pair_and_batch() -> tuple[TwoEncoders, Batch, RelativeDifficulty]:
+    experiment = tiny_experiment("disent")
+    pair = TwoEncoders(
+        experiment.new_model(), experiment.new_model("biased"), torch.Generator().manual_seed(0)
+    ).eval()
+    index = torch.tensor([0, 1, 5, 7])
+    split = experiment.train_split
+    return pair, Batch(split.images.batch(index), split.y[index], index, 29), RelativeDifficulty(split.y, 3)
+
+
+@pytest.mark.parametrize("step", [5, 6])
+def test_disentangling_loss_is_the_formula(step: int) -> None:
+    """W CE(C_i[z_i, z_b], y) + 10 GCE(C_b[z_i, z_b], y), from step 6 of 30 also with z_b and its labels permuted."""
+    experiment = tiny_experiment("disent")
+    pair, batch, difficulty = pair_and_batch()
+    batch = replace(batch, step=step)
+    found = Disentangled().objective(difficulty, experiment)(pair, batch)
+    own, other = (net.features(batch.x).detach().double() for net in (pair.intrinsic, pair.biased))
+
+    def probability(head: int, bias_features: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        layer = pair.heads[head]
+        logits = torch.cat([own, bias_features], 1) @ layer.weight.double().T + layer.bias.double()
+        return logits.softmax(1).gather(1, y.unsqueeze(1)).squeeze(1).detach()
+
+    def total(bias_features: torch.Tensor, bias_labels: torch.Tensor) -> torch.Tensor:
+        p, b = probability(0, bias_features, batch.y), probability(1, bias_features, bias_labels)
+        return (weight * -p.log()).mean() + 10 * (0.7 * b**0.7 * -b.log()).mean()
+
+    losses = torch.stack([-probability(head, other, batch.y).log() for head in (1, 0)])
+    largest = torch.stack([losses[:, batch.y == label].amax(1) for label in batch.y], 1)
+    biased, debiased_ = losses / largest
+    weight = biased / (biased + debiased_ + 1e-8)
+    expected = total(other, batch.y)
+    if step == 6:
+        order = torch.randperm(4, generator=experiment.rng("disent/swaps"))
+        expected = expected + total(other[order], batch.y[order])
+    assert found.item() == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_no_gradient_passes_to_the_other_encoder() -> None:
+    pair, batch, _ = pair_and_batch()
+    intrinsic, biased = pair.answers(pair.intrinsic.features(batch.x), pair.biased.features(batch.x))
+    intrinsic.sum().backward()
+    assert all(weight.grad is None for weight in pair.biased.parameters())
+    assert any(weight.grad is not None for weight in pair.intrinsic.body.parameters())
+    pair.zero_grad(set_to_none=True)
+    biased.sum().backward()
+    assert all(weight.grad is None for weight in pair.intrinsic.parameters())
+
+
+def test_the_kept_network_answers_as_the_pair_with_mean_bias_features() -> None:
+    pair, batch, _ = pair_and_batch()
+    mean = torch.rand(pair.biased.head.in_features)
+    with torch.no_grad():
+        expected = pair.answers(pair.intrinsic.features(batch.x), mean.expand(4, -1))[0]
+        torch.testing.assert_close(pair.kept(mean)(batch.x), expected)
