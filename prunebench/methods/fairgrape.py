@@ -94,7 +94,8 @@ def fair_choice(importance: NDArray[np.float64], count: int) -> NDArray[np.int64
     target = totals / totals.sum() if totals.sum() > 0 else np.full(len(totals), 1 / len(totals))
     order = np.argsort(-importance, axis=1, kind="stable").tolist()
     columns = np.ascontiguousarray(importance.T)
-    chosen, taken = [], bytearray(importance.shape[1])
+    chosen: list[int] = []
+    taken = bytearray(importance.shape[1])
     upcoming = [0] * len(totals)
     kept = np.zeros(len(totals))
     gap = 1 / len(totals) - target

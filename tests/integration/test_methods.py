@@ -33,6 +33,8 @@ REQUIRED = {
     "str", "str-swept", "continuous-sparsification",
     "l1-filter", "l2-filter", "random-channels", "depgraph", "network-slimming", "taylor-filter", "fpgm", "hrank",
     "wanda", "lamp", "taylor", "woodfisher", "cap", "magnitude-2-4", "sr-ste",
+    "pw-loss", "pw-loss-dense", "dfr", "dfr-dense", "groupdro", "groupdro-dense", "modad", "modad-dense", "disent",
+    "disent-dense", "fairgrape",
 }  # fmt: skip
 
 THOROUGH = {"magnitude", "gmp-ri", "rigl"}
