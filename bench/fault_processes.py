@@ -31,6 +31,7 @@ finetune_steps = 10
 batch_size = 32
 """
 SWEEP_RUNS = 10
+COMPARED = ("status", "metrics", "validation", "groups", "sparsity", "mining", "notes", "outputs_sha256")
 
 
 def instant_record(number: int) -> RunRecord:
@@ -178,9 +179,7 @@ def killed_sweeps(seed: int, number: int, folder: Path) -> tuple[int, list[str]]
     if status:
         problems.append(f"the same command ended with {status}: {(place / 'said').read_text()[-300:]}")
     problems += [f"left after the end: {word}" for word in gone(mark)]
-    found = numbers(place)
-    if found != whole:
-        problems.append(f"{len(whole) - len(found)} runs lost, or other numbers, after the kill of {whom}")
+    problems += [f"after the kill of {whom}: {word}" for word in differences(numbers(place), whole)]
     return killed, problems + held_locks(place / "out")
 
 
@@ -219,8 +218,18 @@ def undisturbed(folder: Path) -> dict[str, tuple[object, ...]]:
 def numbers(place: Path) -> dict[str, tuple[object, ...]]:
     """All that must not depend on how a sweep went: everything but times, machine and code."""
     records, _ = Store(place / "out").records()
-    names = ("status", "metrics", "validation", "groups", "sparsity", "mining", "notes", "outputs_sha256")
-    return {record.run_id: tuple(getattr(record, name) for name in names) for record in records}
+    return {record.run_id: tuple(getattr(record, name) for name in COMPARED) for record in records}
+
+
+def differences(found: dict[str, tuple[object, ...]], whole: dict[str, tuple[object, ...]]) -> list[str]:
+    """The runs that are lost, and the fields in which others differ from the undisturbed ones."""
+    lost = [f"run {run_id} is lost" for run_id in whole if run_id not in found]
+    return lost + [
+        f"run {run_id}: {name} is {one!a:.300}, not {other!a:.300}"
+        for run_id in found
+        for name, one, other in zip(COMPARED, found[run_id], whole.get(run_id, ()))
+        if one != other
+    ]
 
 
 def count_records(place: Path) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from fault_processes import (
     SUITE,
     _fresh,
+    differences,
     gone,
     held_locks,
     instant_record,
@@ -217,4 +218,4 @@ def surroundings(_: int, number: int, folder: Path) -> tuple[int, list[str]]:
         os.environ.clear()
         os.environ.update(before)
     problems = [f"{name}: ended with {status}: {(place / 'said').read_text()[-400:]}"] if status else []
-    return 1, problems + ([f"{name}: other numbers"] if numbers(place) != whole else [])
+    return 1, problems + [f"{name}: {word}" for word in differences(numbers(place), whole)]

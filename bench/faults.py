@@ -64,12 +64,12 @@ PARTS: Mapping[str, Part] = {
         fault_processes.writers, 20, 2,
     ),
     "killed writers": Part(
-        "`kill -9` of writers at random moments",
+        "kill -9 of writers at random moments",
         "no run lost or written twice, every record whole and as undisturbed, no lock left",
         fault_processes.killed_writers, 100, 1,
     ),
     "killed sweeps": Part(
-        "`kill -9` of worker, driver or both in real sweeps",
+        "kill -9 of worker, driver or both in real sweeps",
         "the same command completes: no run lost, numbers as undisturbed, no process and no lock left",
         fault_processes.killed_sweeps, 1000, 0,
     ),

@@ -75,11 +75,11 @@ STEPS: Mapping[str, tuple[str, Callable[[tuple[int, int], Path], None]]] = {
     "plan": ("plan", plan_runs),
     "scan": ("resume scan, no index", scan),
     "scan again": ("resume scan", scan),
-    "load": ("`load_results`, the first time", load),
-    "load again": ("`load_results`", load),
-    "export": ("`results export`", export),
-    "committed": ("`load_results` of what was exported, the first time", load_committed),
-    "committed again": ("`load_results` of what was exported", load_committed),
+    "load": ("load_results, the first time", load),
+    "load again": ("load_results", load),
+    "export": ("results export", export),
+    "committed": ("load_results of what was exported, the first time", load_committed),
+    "committed again": ("load_results of what was exported", load_committed),
 }
 
 
@@ -162,7 +162,9 @@ def scale_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         for size in sizes
     ]
     shown = [
-        Column(key, key, value=lambda row, key=key: f"{row[key]:,.0f}", lead=key == "runs")
+        Column(
+            key, key, value=lambda row, key=key: f"{row[key]:,.0f}" if row[key] else None, lead=key == "runs"
+        )
         for key in ("runs", *_DISK)
     ]
     loads = [row["load"] for row in rows]
