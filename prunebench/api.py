@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
     from prunebench.runner.local import Event, InlineLauncher, LocalLauncher
     from prunebench.runner.plan import PlannedRun, RunContext
+    from prunebench.runner.ray import Cluster, RayLauncher
+    from prunebench.runner.shard import Shard
+
+    Launcher = LocalLauncher | InlineLauncher | RayLauncher
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,14 @@ def make_plan(  # noqa: PLR0913
     dense: str | Path | None = None,
     sandbox: bool = False,
     timeout: float | None = None,
+    cluster: Cluster | None = None,
+    shard: Shard | None = None,
 ) -> SuitePlan:
     """Expand a suite and see what is left to do; trains nothing, writes nothing but a large folder's index.
 
     `dense` is a checkpoint (`.safetensors`) that stands for the dense model of the suite's one task. Methods of users'
     files run in a `sandbox` if asked for, and are ended after `timeout` seconds. Raises UsageError where it cannot be.
+    `cluster` says where the device is looked for; of a `shard`, its part of the runs is planned alone.
     Names are checked before torch is imported: a misspelt one is answered at once.
     """
     suite = load_suite(suite) if isinstance(suite, str) else suite
@@ -73,7 +80,7 @@ def make_plan(  # noqa: PLR0913
     context = RunContext(
         Path(out) if out is not None else Path("results") / suite.name,
         None if root is None else Path(root),
-        choose_device(device),
+        choose_device(device) if cluster is None else cluster.choose_device(device),
         keep_models,
         dense=None if dense is None else Path(dense).absolute(),
         sandbox=sandbox,
@@ -83,6 +90,7 @@ def make_plan(  # noqa: PLR0913
         check_sandbox()
     store = Store(context.out)
     runs = expand(suite, context.data_root, context.dense, sandbox=sandbox)
+    runs = runs if shard is None else shard.part(runs)
     statuses, damaged = store.statuses()
     for entry in damaged:
         if entry.newer:
@@ -131,16 +139,25 @@ def choose_device(device: str) -> str:
     return device
 
 
-def make_launcher(context: RunContext, workers: int | None) -> LocalLauncher | InlineLauncher:
-    """Worker processes: by default one a core, or one a GPU; `workers=0` runs in this process."""
+def make_launcher(
+    context: RunContext, workers: int | None, *, cluster: Cluster | None = None, cells_per_gpu: int = 1
+) -> Launcher:
+    """Worker processes: by default one a core, or `cells_per_gpu` a GPU; `workers=0` runs in this process.
+
+    With a `cluster`, its tasks: as many at a time as it has room for.
+    """
     import torch
 
     from prunebench.runner.local import InlineLauncher, LocalLauncher
 
+    if cluster is not None:
+        from prunebench.runner.ray import RayLauncher
+
+        return RayLauncher(cluster, context.device)
     if workers == 0:
         return InlineLauncher()
     gpus = torch.cuda.device_count() if context.device == "cuda" else 0
-    return LocalLauncher(workers or gpus or count_cores(), gpus=gpus)
+    return LocalLauncher(workers or gpus * cells_per_gpu or count_cores(), gpus=gpus)
 
 
 def count_cores() -> int:
@@ -151,13 +168,21 @@ def count_cores() -> int:
 
 
 def execute_plan(
-    plan: SuitePlan, *, workers: int | None = None, on_event: Callable[[Event], None] | None = None
+    plan: SuitePlan,
+    *,
+    workers: int | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    launcher: Launcher | None = None,
 ) -> Outcome:
-    """Run what is left of a plan. Raises StoreError when results cannot be written."""
+    """Run what is left of a plan, by a `launcher` or in `workers` processes.
+
+    Raises StoreError when results cannot be written.
+    """
     Store(plan.context.out).prepare()
     ok = failed = 0
     if plan.todo:
-        for event in make_launcher(plan.context, workers).map(plan.todo, plan.context):
+        launcher = launcher or make_launcher(plan.context, workers)
+        for event in launcher.map(plan.todo, plan.context):
             if event.kind == "fatal":
                 raise StoreError(event.values["reason"])
             if event.kind == "done":
@@ -169,12 +194,16 @@ def execute_plan(
 
 
 def run_plan(
-    plan: SuitePlan, *, workers: int | None = None, on_event: Callable[[Event], None] | None = None
+    plan: SuitePlan,
+    *,
+    workers: int | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    launcher: Launcher | None = None,
 ) -> Outcome:
     """Run what is left of a plan and write the board of the whole folder; `on_event` hears of everything."""
     from prunebench.analysis.report import build_after_run
 
-    outcome = execute_plan(plan, workers=workers, on_event=on_event)
+    outcome = execute_plan(plan, workers=workers, on_event=on_event, launcher=launcher)
     records = Store(outcome.out).records()[0]
     return replace(outcome, problem=build_after_run(records, outcome.out, outcome.out / "leaderboard"))
 

@@ -111,6 +111,27 @@ def run(  # noqa: PLR0913
         Optional[float],  # noqa: UP045
         typer.Option(min=0.1, help="End a method of a file after so many seconds; its run fails."),
     ] = None,
+    shard: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="I/N", help="Only part I of N; `results import` merges the parts."),
+    ] = None,
+    cluster: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="ADDRESS|auto", help="Run on a Ray cluster (needs prunebench[ray])."),
+    ] = None,
+    cells_per_gpu: Annotated[
+        int, typer.Option(min=1, help="Runs that share a GPU; latencies are then left out.")
+    ] = 1,
+    cell_memory: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.1, help="Of a cluster: GiB that a run needs (default: estimated from its data)."),
+    ] = None,
+    artifacts: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="ADDRESS", help="Of a cluster: nodes bring logits and weights there, as `artifacts push`."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, its time and disk, and stop.")
     ] = False,
@@ -120,25 +141,22 @@ def run(  # noqa: PLR0913
     ] = True,
 ) -> None:
     """Train, prune, measure and rank. The same command again resumes."""
-    from prunebench.api import make_plan
+    from prunebench.api import make_launcher, make_plan
+    from prunebench.cli.placement import choose_cluster, choose_shard
     from prunebench.cli.progress import print_plan, run_with_progress
     from prunebench.suites import load_suite
 
     chosen = load_suite(suite).narrowed(tasks=task, methods=method, sparsities=sparsity, seeds=seed)
     chosen = chosen.with_settings(settings)
+    where = choose_cluster(cluster, cells_per_gpu, cell_memory, artifacts)
     plan = make_plan(
-        chosen,
-        out=out,
-        data_root=data_root,
-        device=device,
-        keep_models=keep_models,
-        dense=dense,
-        sandbox=sandbox,
-        timeout=timeout,
-    )
-    print_plan(plan, workers, every_run=dry_run)
+        chosen, out=out, data_root=data_root, device=device, keep_models=keep_models, dense=dense,
+        sandbox=sandbox, timeout=timeout, cluster=where, shard=choose_shard(shard),
+    )  # fmt: skip
+    launcher = make_launcher(plan.context, workers, cluster=where, cells_per_gpu=cells_per_gpu)
+    print_plan(plan, launcher.workers, every_run=dry_run)
     if not dry_run:
-        raise typer.Exit(run_with_progress(plan, workers))
+        raise typer.Exit(run_with_progress(plan, launcher))
 
 
 @app.command("time", hidden=True)

@@ -18,7 +18,7 @@ from prunebench.cli.groups import print_groups
 from prunebench.cli.timing import print_disturbed, warn_if_busy
 
 if TYPE_CHECKING:
-    from prunebench.api import Outcome, SuitePlan
+    from prunebench.api import Launcher, Outcome, SuitePlan
     from prunebench.results.spec import RunSpec
     from prunebench.runner.local import Event
     from prunebench.submission import Finding
@@ -29,7 +29,7 @@ HEARTBEAT = 30.0
 """Seconds without a line after which one says what is going on, where there is no terminal."""
 
 
-def print_plan(plan: SuitePlan, workers: int | None = None, *, every_run: bool = False) -> None:
+def print_plan(plan: SuitePlan, workers: int, *, every_run: bool = False) -> None:
     """What will run, on which data, and what is already there; for a dry run also by method, how long and how large."""
     for entry in plan.damaged:
         errors.print(f"damaged record: {entry.reason}", style="yellow", soft_wrap=True)
@@ -49,15 +49,8 @@ def print_plan(plan: SuitePlan, workers: int | None = None, *, every_run: bool =
     if every_run:
         from prunebench.cli.estimate import disk_bytes, time_words
 
-        console.print(f"time     {time_words(plan, count_workers(plan, workers))}", soft_wrap=True)
+        console.print(f"time     {time_words(plan, workers)}", soft_wrap=True)
         console.print(f"disk     {disk_bytes(plan, logits) / 1e6:,.1f} MB", soft_wrap=True)
-
-
-def count_workers(plan: SuitePlan, workers: int | None) -> int:
-    """Processes that will run it."""
-    from prunebench.api import make_launcher
-
-    return make_launcher(plan.context, workers).workers
 
 
 def _plan_table(plan: SuitePlan) -> Table:
@@ -122,6 +115,9 @@ class LiveProgress:
             self._workers[event.worker] = f"{label}: {step}"
             if not console.is_terminal and time.monotonic() - self._said > HEARTBEAT:
                 self._say(f"[{self.done}/{self._todo}] ... {label}: {step}; {self._outlook()}")
+        elif event.kind == "again":
+            self._workers.pop(event.worker, None)
+            console.print(f"again {label}: {values['reason']}", style="yellow", soft_wrap=True)
         elif event.kind == "busy":
             self._workers[event.worker] = f"{label}: another process has it"
         elif event.kind == "done":
@@ -163,8 +159,8 @@ def _accuracies(metrics: Mapping[str, float | None]) -> str:
     return ", ".join(f"{name} {value:.1%}" for name, value in found if value is not None)
 
 
-def run_with_progress(plan: SuitePlan, workers: int | None) -> int:
-    """Carry out a plan, print the table, say where the files are. Gives the exit status."""
+def run_with_progress(plan: SuitePlan, launcher: Launcher | None = None) -> int:
+    """Carry out a plan, by default on this machine, print the table, say where the files are. Gives the exit status."""
     from prunebench.api import run_plan
 
     warn_if_busy()
@@ -175,7 +171,7 @@ def run_with_progress(plan: SuitePlan, workers: int | None) -> int:
     )
     try:
         with screen:
-            outcome = run_plan(plan, workers=workers, on_event=live.take)
+            outcome = run_plan(plan, launcher=launcher, on_event=live.take)
     except KeyboardInterrupt:
         errors.print(
             f"stopped with {live.done} of {len(plan.todo)} runs done; the same command again resumes"

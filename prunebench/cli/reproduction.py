@@ -54,7 +54,7 @@ def reproduce(row: str, results: Path | None, out: Path | None, data_root: Path 
         raise UsageError(
             f"{lost[0].run_id}: this checkout plans another run: {what_changed(lost[0], plan.runs)}"
         )
-    status = run_with_progress(plan, None)
+    status = run_with_progress(plan)
     return status or print_agreement(records, Store(out))
 
 

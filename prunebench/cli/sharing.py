@@ -53,15 +53,22 @@ def export(
 
 @results_app.command("import")
 def import_(
-    source: Annotated[Path, typer.Argument(help="Results in the committed form.")],
+    source: Annotated[
+        Path, typer.Argument(help="Results in the committed form, or a folder that `run` wrote (a shard's).")
+    ],
     destination: Annotated[Path, typer.Argument(help="The folder of the store: a folder a run.")],
     task: TaskOption = [],  # noqa: B006
     method: MethodOption = [],  # noqa: B006
 ) -> None:
-    """Verify the committed form and write it as a store, which `run` resumes. Nothing is written if a line is wrong."""
-    from prunebench.results.convert import import_results
+    """Write results into a store, which `run` resumes: those of another store, or of the committed form once verified.
 
-    raise typer.Exit(_tell(import_results(source, destination, task, method), destination))
+    Nothing of the committed form is written if a line of it is wrong.
+    """
+    from prunebench.results.convert import import_results
+    from prunebench.results.merge import is_store, merge_stores
+
+    bring = merge_stores if is_store(source) else import_results
+    raise typer.Exit(_tell(bring(source, destination, task, method), destination))
 
 
 @results_app.command("check")

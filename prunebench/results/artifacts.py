@@ -246,11 +246,7 @@ def push(
     manifest is written last and keeps what others have pushed. Raises StoreError where it cannot be read or written.
     """
     store, remote = open_results(results), open_remote(address)
-    try:
-        known = remote.size(MANIFEST) is not None
-    except OSError as error:
-        raise StoreError(f"{address}: cannot be read: {error}") from error
-    manifest = read_manifest(remote) if known else {}
+    manifest = _manifest_so_far(remote)
     chosen = [
         (record, kind)
         for record in _finished(store, tasks, methods)
@@ -263,17 +259,56 @@ def push(
         path = store.find_tensors(record, kind)
         if path is None:
             raise StoreError(f"its {KINDS[kind]} are not stored here")
-        digest, size = sha256_of(path), path.stat().st_size
         said = record.outputs_sha256 if kind == "outputs" else record.model_sha256
-        if said is not None and digest != said:
+        stored = Stored(sha256_of(path), path.stat().st_size)
+        if said is not None and stored.sha256 != said:
             raise StoreError(f"its stored {KINDS[kind]} do not match their hash")
-        missing = remote.size(object_name(digest)) != size
-        if missing:
-            remote.write(object_name(digest), path)
-        pushed.setdefault(record.run_id, {})[kind] = Stored(digest, size)
-        return size, missing
+        missing = _send(remote, stored, path)
+        pushed.setdefault(record.run_id, {})[kind] = stored
+        return stored.bytes, missing
 
     yield from _each(chosen, send)
+    _extend(remote, manifest, pushed)
+
+
+def send_object(address: str, path: Path) -> Stored:
+    """Bring one file to an address as an object, unless it is there. Raises StoreError where it cannot be written.
+
+    Until `add_to_manifest` names it, nobody pulls it.
+    """
+    stored = Stored(sha256_of(path), path.stat().st_size)
+    try:
+        _send(open_remote(address), stored, path)
+    except OSError as error:
+        raise StoreError(f"{address}: cannot be written: {error}") from error
+    return stored
+
+
+def add_to_manifest(address: str, pushed: Manifest) -> None:
+    """Name the objects of runs that `send_object` brought there. Raises StoreError where that cannot be written."""
+    remote = open_remote(address)
+    _extend(remote, _manifest_so_far(remote), pushed)
+
+
+def _send(remote: Remote, stored: Stored, path: Path) -> bool:
+    """Write an object that is not there; says whether it was missing."""
+    missing = remote.size(object_name(stored.sha256)) != stored.bytes
+    if missing:
+        remote.write(object_name(stored.sha256), path)
+    return missing
+
+
+def _manifest_so_far(remote: Remote) -> Manifest:
+    """What an address has; empty where nothing was pushed yet."""
+    try:
+        known = remote.size(MANIFEST) is not None
+    except OSError as error:
+        raise StoreError(f"{remote.address}: cannot be read: {error}") from error
+    return read_manifest(remote) if known else {}
+
+
+def _extend(remote: Remote, manifest: Manifest, pushed: Manifest) -> None:
+    """Write the manifest with what was pushed; what others have pushed stays."""
     merged = dict(manifest)
     for run_id, entry in pushed.items():
         before = manifest.get(run_id, {})

@@ -35,7 +35,7 @@ from prunebench.results.record import (
     removal_problem,
 )
 from prunebench.runner.ground_truth import SPLITS, STORED, GroundTruth
-from prunebench.tasks import Split, Task
+from prunebench.tasks import Split, Splits, Task
 from prunebench.tasks.balanced import balanced_validation, groups_of, missing_groups
 from prunebench.training.loop import evaluate
 
@@ -45,11 +45,22 @@ GRANTED = {"val-groups": ("val",), "train-groups": ("train", "val")}
 
 
 class TaskData:
-    """One data draw: images once as bytes, on the device or in a mapped file; labels and bias on the CPU."""
+    """One data draw: images once as bytes, on the device or in a mapped file; labels and bias on the CPU.
 
-    def __init__(self, task: Task, data_root: Path | None, seed: int, device: torch.device) -> None:
+    `splits` is the draw itself where it was made elsewhere: nothing is then read below `data_root`.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        data_root: Path | None,
+        seed: int,
+        device: torch.device,
+        *,
+        splits: Splits | None = None,
+    ) -> None:
         start = time.perf_counter()
-        splits = task.splits(data_root, seed)
+        splits = splits or task.splits(data_root, seed)
         self.task, self.seed, self.device = task, seed, device
         self.labels = GroundTruth.of(task, splits)
         self.images: dict[str, Images] = {}

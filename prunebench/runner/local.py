@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prunebench.errors import StoreError
@@ -27,6 +27,8 @@ from prunebench.runner.plan import PlannedRun, RunContext, is_done
 from prunebench.runner.worker import RunExecutor
 
 BUSY_PAUSE_SECONDS = 1.0
+SHARED_GPU = "several runs share a GPU"
+"""Why latencies are left out where more than one run is at work on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Event:
     """Something that happened to a run.
 
     `kind`: `started`, `progress`, `done` (ok, failed or skipped: see `values["status"]`), `busy` (another
-    process has it) or `fatal` (the results cannot be written).
+    process has it), `again` (its node was lost, and it is tried once more) or `fatal` (the results cannot be written).
     """
 
     kind: str
@@ -44,7 +46,10 @@ class Event:
 
 
 class LocalLauncher:
-    """Executes runs in `workers` processes; on a GPU machine worker i takes GPU i modulo their number."""
+    """Executes runs in `workers` processes; on a GPU machine worker i takes GPU i modulo their number.
+
+    With more workers than GPUs latencies are left out.
+    """
 
     def __init__(self, workers: int, *, gpus: int = 0) -> None:
         self.workers = workers
@@ -52,6 +57,8 @@ class LocalLauncher:
 
     def map(self, runs: Sequence[PlannedRun], context: RunContext) -> Iterator[Event]:
         """Run all runs, dense models before what needs them; yields events as they come."""
+        if 0 < self.gpus < self.workers:
+            context = replace(context, latency_skipped=SHARED_GPU)
         waiting, apart = _Queue(runs), any(map(run_apart, runs))
         running: dict[int, PlannedRun] = {}
         inbox: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()

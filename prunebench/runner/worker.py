@@ -27,12 +27,24 @@ DRAWS_KEPT = 4
 """Data draws kept in memory: switching between seeds should not load again."""
 
 
-class RunExecutor:
-    """Executes runs one by one and keeps the latest data draws."""
+def load_draw(run: PlannedRun, context: RunContext) -> TaskData:
+    """The data draw of a run, from the files of this machine. Raises DataError where they are missing."""
+    task = resolve_task(run.task, context.data_root)
+    return TaskData(task, context.data_root, run.spec.seed, torch.device(context.device))
 
-    def __init__(self, emit: Callable[[dict[str, Any]], None] | None = None) -> None:
-        self._emit = emit
-        self._draws: OrderedDict[tuple[str, int], TaskData] = OrderedDict()
+
+class RunExecutor:
+    """Executes runs one by one and keeps the latest data draws, in `draws` if given; `load` brings a new one."""
+
+    def __init__(
+        self,
+        emit: Callable[[dict[str, Any]], None] | None = None,
+        *,
+        load: Callable[[PlannedRun, RunContext], TaskData] = load_draw,
+        draws: OrderedDict[tuple[str, int], TaskData] | None = None,
+    ) -> None:
+        self._emit, self._load = emit, load
+        self._draws = OrderedDict() if draws is None else draws
 
     def execute(self, run: PlannedRun, context: RunContext) -> dict[str, Any]:
         """Execute a run under its lock: `busy`, `done` with status, reason and metrics, or `fatal`."""
@@ -65,8 +77,7 @@ class RunExecutor:
         if key not in self._draws:
             while len(self._draws) >= DRAWS_KEPT:
                 self._draws.popitem(last=False)
-            task = resolve_task(run.task, context.data_root)
-            self._draws[key] = TaskData(task, context.data_root, run.spec.seed, torch.device(context.device))
+            self._draws[key] = self._load(run, context)
         self._draws.move_to_end(key)
         return self._draws[key]
 
