@@ -109,7 +109,7 @@ def disturbed_sweep(
             cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
         elif disturb in ("driver", "head"):
             if disturb == "head":
-                stack.pop_all().close()
+                cluster.shutdown()
                 cluster = stack.enter_context(ray_cluster(nodes))
             facts["first_driver_status"] = end_sweep(sweep)
             facts["recorded_at_restart"] = len(list(store.root.glob("runs/*/record.json")))

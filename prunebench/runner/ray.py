@@ -26,7 +26,7 @@ from prunebench.runner.local import SHARED_GPU, Event
 from prunebench.runner.plan import PlannedRun, RunContext, is_done
 from prunebench.runner.remote import (
     Files,
-    Request,
+    RemoteRequest,
     execute_here,
     keep_run,
     pack_draw,
@@ -137,7 +137,7 @@ def execute_task(
     """The body of a task: run, report, give back the message as JSON and the run's files."""
     import ray
 
-    asked = Request(**json.loads(request))
+    asked = RemoteRequest(**json.loads(request))
     run_id, said = PlannedRun.from_dict(asked.run).spec.run_id, -REPORT_SECONDS
 
     def emit(message: dict[str, Any]) -> None:
@@ -258,7 +258,7 @@ class _Sweep:
         if self._context.device == "cuda":
             options["num_gpus"] = 1 / self._cluster.cells_per_gpu
         job = self._ray.get_runtime_context().get_job_id()
-        request = Request(run.to_dict(), self._context.to_dict(), job, address=self._cluster.artifacts)
+        request = RemoteRequest(run.to_dict(), self._context.to_dict(), job, address=self._cluster.artifacts)
         message, files = self._ray.remote(execute_task).options(**options).remote(
             json.dumps(asdict(request)), self._inbox, self._dense_files(run), draw, self._method(run), self._checkpoint
         )  # fmt: skip
@@ -365,9 +365,8 @@ class _Sweep:
     # Progress
 
     def _start_inbox(self) -> Any:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        here = NodeAffinitySchedulingStrategy(self._ray.get_runtime_context().get_node_id(), soft=True)
+        beside = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        here = beside(self._ray.get_runtime_context().get_node_id(), soft=True)
         options = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
         return self._ray.remote(ProgressInbox).options(**options).remote()
 

@@ -45,7 +45,7 @@ UNUSED_SECONDS = 86_400
 
 
 @dataclass(frozen=True)
-class Request:
+class RemoteRequest:
     """One run to execute: the run and its context as JSON values, the job that asks, and its version of PruneBench.
 
     With an `address` logits and weights go there, as objects named by their SHA-256, and the record alone comes back.
@@ -173,7 +173,7 @@ def load_given(arrays: Arrays | None, run: PlannedRun, context: RunContext) -> T
 
 
 def execute_here(
-    request: Request,
+    request: RemoteRequest,
     *,
     dense: Files | None = None,
     arrays: Arrays | None = None,

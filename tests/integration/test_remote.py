@@ -19,7 +19,7 @@ from prunebench.runner.evaluate import TaskData
 from prunebench.runner.plan import PlannedRun, RunContext
 from prunebench.runner.remote import (
     Files,
-    Request,
+    RemoteRequest,
     execute_here,
     job_folder,
     keep_run,
@@ -41,10 +41,10 @@ def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def send(run: PlannedRun, context: RunContext, dense: Files | None, **given: object) -> tuple[dict, Files]:
     """One run as a launcher sends it: through JSON, with the files of its method."""
-    request = Request(run.to_dict(), context.to_dict(), "job", **given)
+    request = RemoteRequest(run.to_dict(), context.to_dict(), "job", **given)
     values = json.loads(json.dumps(asdict(request)))
     arrays = pack_draw(resolve_task(run.task, None), None, run.spec.seed)
-    return execute_here(Request(**values), dense=dense, arrays=arrays, method=pack_method(run.method))
+    return execute_here(RemoteRequest(**values), dense=dense, arrays=arrays, method=pack_method(run.method))
 
 
 def run_remotely(plan: SuitePlan, **given: object) -> Store:
