@@ -16,6 +16,15 @@ from prunebench.cli.completion import (
     complete_suite,
     complete_task,
 )
+from prunebench.cli.placement import (
+    ArtifactsOption,
+    CellsOption,
+    ClusterOption,
+    MemoryOption,
+    ShardOption,
+    choose_cluster,
+    choose_shard,
+)
 from prunebench.cli.sharing import artifacts_app, results_app
 from prunebench.cli.submission import submission_app
 
@@ -111,27 +120,11 @@ def run(  # noqa: PLR0913
         Optional[float],  # noqa: UP045
         typer.Option(min=0.1, help="End a method of a file after so many seconds; its run fails."),
     ] = None,
-    shard: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="I/N", help="Only part I of N; `results import` merges the parts."),
-    ] = None,
-    cluster: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="ADDRESS|auto", help="Run on a Ray cluster (needs prunebench[ray])."),
-    ] = None,
-    cells_per_gpu: Annotated[
-        int, typer.Option(min=1, help="Runs that share a GPU; latencies are then left out.")
-    ] = 1,
-    cell_memory: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(min=0.1, help="Of a cluster: GiB that a run needs (default: estimated from its data)."),
-    ] = None,
-    artifacts: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            metavar="ADDRESS", help="Of a cluster: nodes bring logits and weights there, as `artifacts push`."
-        ),
-    ] = None,
+    shard: ShardOption = None,
+    cluster: ClusterOption = None,
+    cells_per_gpu: CellsOption = 1,
+    cell_memory: MemoryOption = None,
+    artifacts: ArtifactsOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, its time and disk, and stop.")
     ] = False,
@@ -142,7 +135,6 @@ def run(  # noqa: PLR0913
 ) -> None:
     """Train, prune, measure and rank. The same command again resumes."""
     from prunebench.api import make_launcher, make_plan
-    from prunebench.cli.placement import choose_cluster, choose_shard
     from prunebench.cli.progress import print_plan, run_with_progress
     from prunebench.suites import load_suite
 

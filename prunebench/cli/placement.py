@@ -1,14 +1,35 @@
-"""Where runs run, as the command line says it: a Ray cluster, one part of a plan."""
+"""The place of runs, as the command line says it: a Ray cluster, one part of a plan, a shared GPU."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
 
 from prunebench.errors import UsageError
 
 if TYPE_CHECKING:
     from prunebench.runner.ray import Cluster
     from prunebench.runner.shard import Shard
+
+
+ShardOption = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads this at run time
+    typer.Option(metavar="I/N", help="Only part I of N; `results import` merges the parts."),
+]
+ClusterOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(metavar="ADDRESS|auto", help="Run on a Ray cluster (needs prunebench[ray])."),
+]
+CellsOption = Annotated[int, typer.Option(min=1, help="Runs that share a GPU; latencies are then left out.")]
+MemoryOption = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(min=0.1, help="Of a cluster: GiB that a run needs (default: estimated from its data)."),
+]
+ArtifactsOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(metavar="ADDRESS", help="Of a cluster: machines bring logits and weights there themselves."),
+]
 
 
 def choose_cluster(

@@ -29,6 +29,7 @@ from prunebench.runner.remote import (
     RemoteRequest,
     execute_here,
     keep_run,
+    own_version,
     pack_draw,
     pack_method,
     pack_run,
@@ -258,7 +259,9 @@ class _Sweep:
         if self._context.device == "cuda":
             options["num_gpus"] = 1 / self._cluster.cells_per_gpu
         job = self._ray.get_runtime_context().get_job_id()
-        request = RemoteRequest(run.to_dict(), self._context.to_dict(), job, address=self._cluster.artifacts)
+        request = RemoteRequest(
+            run.to_dict(), self._context.to_dict(), job, own_version(), self._cluster.artifacts
+        )
         message, files = self._ray.remote(execute_task).options(**options).remote(
             json.dumps(asdict(request)), self._inbox, self._dense_files(run), draw, self._method(run), self._checkpoint
         )  # fmt: skip

@@ -19,13 +19,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from prunebench import __version__
 from prunebench.errors import StoreError
 from prunebench.methods.discovery import SHUFFLED, source_files
 from prunebench.results.record import RunRecord, from_json
 from prunebench.results.store import Store, write_atomically, writing
 from prunebench.runner.described import is_users, place_of
-from prunebench.runner.environment import describe_environment
+from prunebench.runner.environment import describe_code, describe_environment
 from prunebench.runner.evaluate import TaskData
 from prunebench.runner.plan import PlannedRun, RunContext
 from prunebench.runner.worker import RunExecutor, load_draw
@@ -54,7 +53,7 @@ class RemoteRequest:
     run: dict[str, Any]
     context: dict[str, Any]
     job: str
-    version: str = __version__
+    version: str
     address: str | None = None
 
 
@@ -186,8 +185,10 @@ def execute_here(
 
     `dense` is the run of its dense model as it came back; `place` tells machines apart that share a disk.
     """
-    if request.version != __version__:
-        reason = f"a node has prunebench {__version__}, the command is of {request.version}: install the same"
+    if request.version != own_version():
+        reason = (
+            f"a node has prunebench {own_version()}, the command is of {request.version}: install the same"
+        )
         return {"kind": "fatal", "reason": reason}, {}
     root = job_folder(f"{request.job}-{place}")
     run, context = PlannedRun.from_dict(request.run), RunContext.from_dict(request.context)
@@ -216,6 +217,11 @@ def execute_here(
     if not run.is_dense:
         shutil.rmtree(store.folder(run.spec.run_id), ignore_errors=True)
     return message, files
+
+
+def own_version() -> str:
+    """The version of PruneBench as it is installed here."""
+    return str(describe_code()["version"])
 
 
 @functools.cache

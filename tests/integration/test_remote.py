@@ -23,6 +23,7 @@ from prunebench.runner.remote import (
     execute_here,
     job_folder,
     keep_run,
+    own_version,
     pack_draw,
     pack_method,
     pack_run,
@@ -41,7 +42,7 @@ def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def send(run: PlannedRun, context: RunContext, dense: Files | None, **given: object) -> tuple[dict, Files]:
     """One run as a launcher sends it: through JSON, with the files of its method."""
-    request = RemoteRequest(run.to_dict(), context.to_dict(), "job", **given)
+    request = RemoteRequest(run.to_dict(), context.to_dict(), "job", **{"version": own_version(), **given})
     values = json.loads(json.dumps(asdict(request)))
     arrays = pack_draw(resolve_task(run.task, None), None, run.spec.seed)
     return execute_here(RemoteRequest(**values), dense=dense, arrays=arrays, method=pack_method(run.method))
