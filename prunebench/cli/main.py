@@ -54,6 +54,11 @@ DataOption = Annotated[
     typer.Option("--data-root", envvar="PRUNEBENCH_DATA", help="Where data sets lie."),
 ]
 
+DenseOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Your own trained network (.safetensors) as the dense model, for one task."),
+]
+
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -106,10 +111,7 @@ def run(  # noqa: PLR0913
             "--set", help="METHOD.KEY=VALUE: a method's setting; VALUE,VALUE,... runs each (repeatable)."
         ),
     ] = [],  # noqa: B006
-    dense: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Your own trained network (.safetensors) as the dense model, for one task."),
-    ] = None,
+    dense: DenseOption = None,
     sandbox: Annotated[
         bool,
         typer.Option(
