@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -218,7 +219,14 @@ def undisturbed(folder: Path) -> dict[str, tuple[object, ...]]:
 def numbers(place: Path) -> dict[str, tuple[object, ...]]:
     """All that must not depend on how a sweep went: everything but times, machine and code."""
     records, _ = Store(place / "out").records()
-    return {record.run_id: tuple(getattr(record, name) for name in COMPARED) for record in records}
+    return {
+        record.run_id: tuple(getattr(_without_times(record), name) for name in COMPARED) for record in records
+    }
+
+
+def _without_times(record: RunRecord) -> RunRecord:
+    """A record without the notes that are processor time."""
+    return replace(record, notes={name: v for name, v in record.notes.items() if "cpu" not in name})
 
 
 def differences(found: dict[str, tuple[object, ...]], whole: dict[str, tuple[object, ...]]) -> list[str]:

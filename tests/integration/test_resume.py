@@ -65,7 +65,8 @@ def numbers(out: Path) -> dict[str, tuple[object, ...]]:
     assert not damaged
     return {
         record.run_id: (record.status, record.metrics, record.validation, record.groups, record.sparsity,
-                        record.mining, record.notes, record.outputs_sha256)
+                        record.mining, {name: value for name, value in record.notes.items() if "cpu" not in name},
+                        record.outputs_sha256)
         for record in records
     }  # fmt: skip
 
