@@ -17,7 +17,7 @@ from prunebench.methods.experiment import Experiment, Pruned
 from prunebench.models import Classifier
 from prunebench.pruning.distribution import ALLOCATIONS, Distribution
 from prunebench.pruning.masks import Masks, apply_masks, make_masks, prunable, whole_masks
-from prunebench.pruning.pattern import PATTERNS, check_structure, largest_masks, n_and_m
+from prunebench.pruning.pattern import PATTERNS, check_structure, largest_masks, least_sparsity, n_and_m
 from prunebench.pruning.schedule import SCHEDULES, exponential_targets, pruning_steps, pruning_targets
 from prunebench.results.spec import LR_SCHEDULES, OPTIMIZERS
 
@@ -147,6 +147,9 @@ class Prune:
     ) -> Masks:
         if self.structure is not None and experiment.spec.sparsity is None:
             return largest_masks(self.structure, scores)
+        final = experiment.spec.sparsity
+        if final is not None and sparsity < final:  # on the way there, N:M begins with what it takes at once
+            sparsity = max(sparsity, min(final, least_sparsity(self.structure, scores)))
         return make_masks(
             scores,
             sparsity,

@@ -63,6 +63,14 @@ def pattern_masks(
     }
 
 
+def least_sparsity(structure: str | None, scores: Mapping[str, Tensor]) -> float:
+    """Share of the weights that a structure takes at the least: of 2:4 half of them where channels divide by 4."""
+    if structure is None or not n_and_m(structure):
+        return 0.0
+    total = sum(values.numel() for values in scores.values())
+    return 1 - sum(int(mask.sum()) for mask in largest_masks(structure, scores).values()) / total
+
+
 def n_and_m(structure: str) -> tuple[int, int] | None:
     """N and M of `N:M`; None of another structure."""
     found = re.fullmatch(r"([1-9]\d?):([1-9]\d?)", structure)

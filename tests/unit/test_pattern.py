@@ -6,12 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_experiment import tiny_experiment
 from torch import Tensor, nn
 
 from prunebench.errors import UsageError
+from prunebench.methods.magnitude import magnitude
+from prunebench.methods.prune import prune_by
 from prunebench.pruning.distribution import ALLOCATIONS, allocate, lamp_scores, within
 from prunebench.pruning.dynamic import cosine_share, drop_and_grow
-from prunebench.pruning.masks import keep_count, make_masks, masks_of
+from prunebench.pruning.masks import keep_count, make_masks, masks_of, verify
 from prunebench.pruning.pattern import check_structure, groups_of
 from prunebench.pruning.schedule import exponential_targets
 from prunebench.pruning.wrapped import make_plain
@@ -146,3 +149,12 @@ def test_masks_of_a_network_pruned_by_torch() -> None:
     assert not prune.is_pruned(net)
     assert [name for name, _ in net.named_parameters()] == ["0.bias", "0.weight", "1.weight", "1.bias"]
     assert torch.equal(net[0].weight != 0, masks["0.weight"])
+
+
+@pytest.mark.parametrize("schedule", ["cubic", "exponential"])
+def test_a_schedule_begins_with_what_a_pattern_takes_at_once(schedule: str) -> None:
+    """1:2 has no masks below half: the first events and rounds ask for less, and get the half."""
+    made_up = tiny_experiment("magnitude", 0.8)
+    late = prune_by(magnitude, "late", cite="me", schedule=schedule, structure="1:2")
+    pruned = late.fit(made_up, 0.8)
+    verify(pruned.model, pruned.masks, 0.8)
