@@ -253,15 +253,29 @@ def prune_by(
         unpruned=unpruned,
         ranked=not unpruned,
         aliases=ALIASES,
-        choices={} if native else {**CHOICES, **literals_of(criterion.score)},
     )
     entry = entry.with_params(chosen)
+    if not native:
+        entry = replace(entry, choices=_that_fit(entry, {**CHOICES, **literals_of(criterion.score)}))
     built = entry.build(**entry.params)
     if native and n_and_m(built.structure or "") is None:  # type: ignore[attr-defined]
         raise UsageError(
             f"method {entry.name!r}: native=True needs structure='N:M', which fixes the sparsity"
         )
     return entry
+
+
+def _that_fit(method: Method, choices: Mapping[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+    """The values that go with the method's other settings: channels are not removed gradually."""
+
+    def fits(key: str, value: object) -> bool:
+        try:
+            method.build(**{**method.params, key: value})
+        except UsageError:
+            return False
+        return True
+
+    return {key: tuple(value for value in values if fits(key, value)) for key, values in choices.items()}
 
 
 OF_SCHEDULE = {
