@@ -191,6 +191,9 @@ class _Conversation:
                     self._end()
             while self._print(wait=False):
                 pass
+        self._talk.stop_waiting()
+        while self._problem is None and self._hear():  # what it said before it ended
+            pass
         return self._judge()
 
     def _patience(self) -> float | None:
@@ -241,14 +244,19 @@ class _Conversation:
             return
         try:
             served = self._request.serve(message, self._out)
-        except PruneBenchError as error:
-            self._talk.send({"kind": "problem", "reason": str(error)})
+        except (PruneBenchError, OSError) as error:
+            self._tell({"kind": "problem", "reason": str(error)})
             return
         if isinstance(served, str):
-            self._talk.send({"kind": served})
+            self._tell({"kind": served})
         elif served is not None:
             with closing_all([anonymous_file()]) as files:
-                self._talk.send({"kind": "tensors", "size": put_tensors(files[0], served)}, files)
+                self._tell({"kind": "tensors", "size": put_tensors(files[0], served)}, files)
+
+    def _tell(self, message: Mapping[str, Any], files: Sequence[int] = ()) -> None:
+        """Answer a question; of a child that has ended already, what it said is still read."""
+        with contextlib.suppress(OSError):
+            self._talk.send(message, files)
 
     def _print(self, *, wait: bool = True) -> bool:
         """Forward a piece of output, without what steers a terminal, as long as there is room for it."""

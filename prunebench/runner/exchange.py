@@ -52,7 +52,8 @@ class Channel:
         if files:
             sent = socket.send_fds(self._end, [data], list(files))
             data = data[sent:]
-        self._end.sendall(data)
+        if data:  # to send nothing fails where the other end has read all and closed
+            self._end.sendall(data)
 
     def receive(self) -> tuple[dict[str, Any], list[int]] | None:
         """The next message and the descriptors that came so far; None where the other end is closed.
@@ -94,6 +95,10 @@ class Channel:
         if len(self._waiting) > LONGEST_LINE and b"\n" not in self._waiting:
             raise GarbledError(f"wrote {self._waiting[:80]!a}... where results are read")
         return bool(data)
+
+    def stop_waiting(self) -> None:
+        """From now on raise BlockingIOError where nothing has come."""
+        self._end.setblocking(False)
 
     def close(self) -> None:
         """Close this end, and the descriptors that nobody took."""

@@ -412,5 +412,6 @@ def test_a_run_on_attributes_gives_every_metric_and_twice_the_same(tmp_path: Pat
         assert record.metrics == pytest.approx(again[name].metrics, nan_ok=True)
     assert records["dense 0.0 0"].outputs_sha256 != records["magnitude 0.9 0"].outputs_sha256
     write_board(list(records.values()), tmp_path / "board")
-    assert "### Attributes" in (tmp_path / "board" / "README.md").read_text()
-    assert "Bias amplification" in (tmp_path / "board" / "site" / "index.html").read_text()
+    tables = (tmp_path / "board" / "tasks" / "digit-attributes.md").read_text()
+    assert "\n## Attributes\n" in tables
+    assert "Bias amplification" in tables.partition("\n## Attributes\n")[2]

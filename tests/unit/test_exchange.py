@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from prunebench.errors import UsageError
 from prunebench.methods.counting import BackwardCounter, watching_engine
-from prunebench.runner.apart import ApartError, clean_environment
+from prunebench.runner.apart import ApartError, Request, _Conversation, clean_environment
 from prunebench.runner.child import Ledger
 from prunebench.runner.exchange import (
     LONGEST_LINE,
@@ -74,6 +75,42 @@ def test_a_line_without_end_is_refused(ends: tuple[Channel, socket.socket]) -> N
 
     with pytest.raises(GarbledError):
         flood()
+
+
+def test_a_reader_that_has_all_may_close_at_once(
+    ends: tuple[Channel, socket.socket], file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel, other = ends
+    send = socket.send_fds
+
+    def send_and_close(*arguments: Any) -> int:
+        sent = send(*arguments)
+        other.close()
+        return sent
+
+    monkeypatch.setattr(socket, "send_fds", send_and_close)
+    channel.send({"kind": "a"}, [file])
+
+
+@pytest.mark.parametrize("said", [["dense"], ["progress"] * 5000], ids=["asked last", "a lot"])
+def test_what_a_child_said_before_it_ended_is_heard(said: list[str]) -> None:
+    """A harness that the machine lets wait finds the child's messages and its end at once."""
+    (keep, keeper), (talk, child), (log, printed) = socket.socketpair(), socket.socketpair(), os.pipe()
+    child.sendall("".join(f'{{"kind": "{kind}"}}\n' for kind in [*said, "described"]).encode())
+    keeper.sendall(b'{"kind": "report", "status": 0, "late": false}\n')
+    for end in (child, keeper):
+        end.close()
+    os.close(printed)
+    request = Request(
+        {}, serve=lambda message, _: {"x": torch.ones(1)} if message["kind"] == "dense" else None
+    )
+    channels = Channel(keep), Channel(talk)
+    try:
+        assert _Conversation(request, *channels, log, -1, -1).run().message["kind"] == "described"
+    finally:
+        os.close(log)
+        for channel in channels:
+            channel.close()
 
 
 def test_descriptors_come_with_their_message(ends: tuple[Channel, socket.socket], file: int) -> None:
