@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from prunebench.leaderboard.confinement import confinement_words
 from prunebench.leaderboard.controls import mask_values
@@ -116,7 +118,7 @@ def _track(
         model=spec["model"],
         recipe=tuple(sorted(spec["recipe"].items())),
         seeds=seeds,
-        machines=tuple(sorted({machine_of(run) for run in every if _is_timed(run)})),
+        machines=tuple(sorted(_machines(every))),
         rows=rows,
         aligned=_aligned(runs),
         problems=tuple(_problems(rows)),
@@ -164,18 +166,16 @@ def build_rows(ranking: TrackRanking, standing: Standing = NOTHING) -> list[Meth
     """Rows of one track, the best bias-conflicting accuracy first within a sparsity, rows without a mean last."""
     asked = {place[0] for place in ranking.rows}
     verdicts = {(level, metric): ranking.verdicts(level, metric) for level in asked for metric in RANKED}
-    rows = {place: _row(place, ranking, verdicts) for place in ranking.rows}
-    masks = mask_values(ranking, RANKED[0])
-    folded = {level: _folded([row for place, row in rows.items() if place[0] == level]) for level in asked}
-    found = [
-        replace(
-            row,
-            mask=masks.get(place),
-            folded=folded[place[0]],
-            verified=standing.badge(ranking.rows[place][0]),
-        )
-        for place, row in rows.items()
-    ]
+    masks, steps = mask_values(ranking, RANKED[0]), _reference_steps(ranking)
+    by_level: dict[float | None, list[MethodRow]] = {}
+    for place, runs in ranking.rows.items():
+        facts = {"mask": masks.get(place), "verified": standing.badge(runs[0])}
+        facts |= _means(place, ranking, verdicts, steps)
+        by_level.setdefault(place[0], []).append(_row(place, ranking, facts))
+    found = []
+    for rows in by_level.values():
+        folded = _folded(rows)
+        found += [replace(row, folded=folded) for row in rows] if folded else rows
     return sorted(found, key=_row_order)
 
 
@@ -187,35 +187,44 @@ def _row_order(row: MethodRow) -> tuple[bool, bool, float, bool, float, str]:
     return (not row.dense, *rank)
 
 
-def _row(
-    place: Place, ranking: TrackRanking, verdicts: Mapping[tuple[float | None, str], Verdicts]
-) -> MethodRow:
-    runs, planned = ranking.rows[place], ranking.planned
-    by_seed = ranking.finished[place]
+def _row(place: Place, ranking: TrackRanking, facts: Mapping[str, Any]) -> MethodRow:
+    """A row with what is known besides of it, by field."""
+    runs = ranking.rows[place]
     supervision = " / ".join(sorted({run.method.get("supervision", "") for run in runs}))
-    row = MethodRow(
+    return MethodRow(
         place[1],
         supervision,
         place[0],
         is_unpruned(runs[0]),
-        tuple(by_seed),
-        planned,
+        tuple(ranking.finished[place]),
+        ranking.planned,
         unranked=ranking.unranked[place],
         runs=tuple(sorted(runs, key=lambda run: run.spec["seed"])),
+        **facts,
     )
-    if failed_seeds(runs, planned) or not by_seed:
-        return row
+
+
+def _means(
+    place: Place,
+    ranking: TrackRanking,
+    verdicts: Mapping[tuple[float | None, str], Verdicts],
+    reference_steps: float,
+) -> dict[str, Any]:
+    """By field of a row, its means over seeds and what is tested of them; empty where a run failed or none is there."""
+    by_seed = ranking.finished[place]
+    if ranking.failed[place] or not by_seed:
+        return {}
     done = list(by_seed.values())
     names = sorted({name for run in done for name in run.metrics})
     mining = [run.mining for run in done if run.mining is not None]
     cell = {metric: verdicts[place[0], metric] for metric in RANKED}
-    return replace(
-        row,
-        achieved=UNDEFINED if predictions_only(done) else _achieved(done),
+    unweighed = predictions_only(done)
+    return dict(
+        achieved=UNDEFINED if unweighed else _achieved(done),
         metrics={name: mean_interval([run.metrics.get(name) for run in done]) for name in names},
         ranks={metric: found.ranks.get(place[1]) for metric, found in cell.items()},
         changes=_changes(place, ranking, cell),
-        cost=None if predictions_only(done) else _row_cost(done, _reference_steps(ranking)),
+        cost=None if unweighed else _row_cost(done, reference_steps),
         mining_precision=mean_interval([found.precision for found in mining]) if mining else None,
         mining_recall=mean_interval([found.recall for found in mining]) if mining else None,
         groups=_group_means(done),
@@ -265,11 +274,12 @@ def _folded(rows: Sequence[MethodRow]) -> frozenset[str]:
 
 def predictions_only(runs: Sequence[RunRecord]) -> bool:
     """Whether any of these runs was handed in as predictions: of its network nothing is known, no zero and no cost."""
-    return any(run.notes.get(PREDICTIONS_NOTE) for run in runs)
+    return any(run.notes and run.notes.get(PREDICTIONS_NOTE) for run in runs)
 
 
-def _is_timed(run: RunRecord) -> bool:
-    return run.status == "ok" and not predictions_only([run])
+def _machines(runs: Iterable[RunRecord]) -> set[TimingSetup]:
+    """Where runs with latencies were timed."""
+    return {machine_of(run) for run in runs if run.status == "ok" and not run.notes.get(PREDICTIONS_NOTE)}
 
 
 def _achieved(runs: Sequence[RunRecord]) -> Interval:
@@ -280,10 +290,10 @@ def _mixed(runs: Sequence[RunRecord]) -> tuple[str, ...]:
     """What runs of one row differ in besides their seeds, in words; empty where they were made alike."""
     found = []
     for name, words in (("torch", "torch {}"), ("cpu", "{}"), ("gpu", "{}")):
-        values = sorted({str(run.environment.get(name)) for run in runs})
+        values = {str(run.environment.get(name)) for run in runs}
         if len(values) > 1:
-            found.append(words.format(" and ".join(values)))
-    changed = sum(bool(run.code.get("dirty")) for run in runs)
+            found.append(words.format(" and ".join(sorted(values))))
+    changed = len([run for run in runs if run.code.get("dirty")])
     if changed:
         found.append(
             "uncommitted code" if changed == len(runs) else "code with and without uncommitted changes"
@@ -297,15 +307,15 @@ def _row_cost(runs: Sequence[RunRecord], reference_steps: float) -> RowCost:
     for run, cost in zip(runs, costs, strict=True):
         by_machine.setdefault(machine_of(run), []).append(cost)
 
-    def mean(of: Callable[[CostReport], float]) -> float:
-        return math.fsum(map(of, costs)) / len(costs)
+    def mean(values: Sequence[float]) -> float:
+        return math.fsum(values) / len(costs)
 
     return RowCost(
-        parameters=mean(lambda cost: cost.parameters),
-        nonzero_parameters=mean(lambda cost: cost.nonzero_parameters),
-        macs=mean(lambda cost: cost.macs),
-        nonzero_macs=mean(lambda cost: cost.nonzero_macs),
-        training=mean(lambda cost: cost.training_steps) / reference_steps,
+        parameters=mean([cost.parameters for cost in costs]),
+        nonzero_parameters=mean([cost.nonzero_parameters for cost in costs]),
+        macs=mean([cost.macs for cost in costs]),
+        nonzero_macs=mean([cost.nonzero_macs for cost in costs]),
+        training=mean([cost.training_steps for cost in costs]) / reference_steps,
         speeds=tuple(_speed(machine, by_machine[machine]) for machine in sorted(by_machine)),
     )
 
@@ -326,15 +336,18 @@ def _speed(machine: TimingSetup, costs: Sequence[CostReport]) -> MeasuredSpeed:
 
 def machine_of(record: RunRecord) -> TimingSetup:
     """The machine, the batch and the kind of inference that a run's latencies belong to."""
-    facts = (record.cost.timed_on if record.cost is not None else {}) or record.environment
-    processor = facts.get("gpu") or facts.get("cpu") or "unknown processor"
-    if facts.get("gpu"):
-        processor = f"{processor} with {facts.get('cpu') or 'unknown processor'}"
-    threads = facts.get("threads")
-    batch = record.cost.latency_batch if record.cost is not None else 0
-    path = (record.cost.latency_path if record.cost is not None else None) or PLAIN_PATH
-    how = PLAIN_PATH if path.startswith(PLAIN_PATH) else "sparse inference"
-    return TimingSetup(str(facts.get("device")), str(processor), int(float(threads or 0)), batch, how)
+    cost = record.cost
+    facts = (cost.timed_on if cost is not None else {}) or record.environment
+    batch, path = (0, None) if cost is None else (cost.latency_batch, cost.latency_path)
+    device, gpu, cpu, threads = (str(facts.get(name) or "") for name in ("device", "gpu", "cpu", "threads"))
+    return _setup(device or "None", gpu, cpu, threads, batch, path)
+
+
+@functools.lru_cache(maxsize=1024)
+def _setup(device: str, gpu: str, cpu: str, threads: str, batch: int, path: str | None) -> TimingSetup:
+    host = cpu or "unknown processor"
+    how = PLAIN_PATH if (path or PLAIN_PATH).startswith(PLAIN_PATH) else "sparse inference"
+    return TimingSetup(device, f"{gpu} with {host}" if gpu else host, int(float(threads or 0)), batch, how)
 
 
 def _group_means(runs: Sequence[RunRecord]) -> tuple[tuple[float | None, ...], ...]:
@@ -390,13 +403,16 @@ def _notes(runs: Sequence[RunRecord]) -> list[str]:
     precisions = sorted({str(run.environment.get("precision")) for run in done})
     if len(precisions) > 1:
         notes.append(f"Networks were trained in different precisions: {', '.join(precisions)}.")
-    if len({machine_of(run) for run in done if _is_timed(run)}) > 1:
+    if len(_machines(done)) > 1:
         notes.append(
             "Latencies come from different machines or kinds of inference: they stand in rows of their own."
         )
-    for seed in sorted({run.spec["seed"] for run in done}):
-        hashes = {run.splits_hash for run in done if run.spec["seed"] == seed and run.splits_hash}
-        if len(hashes) > 1:
+    splits: dict[int, set[str]] = {}
+    for run in done:
+        if run.splits_hash:
+            splits.setdefault(run.spec["seed"], set()).add(run.splits_hash)
+    for seed in sorted(splits):
+        if len(splits[seed]) > 1:
             notes.append(f"Runs of seed {seed} saw different splits: their differences are not paired.")
     return notes
 
@@ -501,8 +517,13 @@ def _method_facts(record: RunRecord) -> tuple[str, str, str]:
 
 def _describe_environment(record: RunRecord) -> str:
     facts = record.environment
-    versions = [f"{name} {facts[name]}" for name in ("python", "torch", "cuda", "driver") if facts.get(name)]
-    return ", ".join([machine_of(record).name, *versions, f"precision {facts.get('precision')}"])
+    versions = [f", {name} {facts[name]}" for name in ("python", "torch", "cuda", "driver") if facts.get(name)]
+    return f"{_processor_name(machine_of(record))}{''.join(versions)}, precision {facts.get('precision')}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _processor_name(machine: TimingSetup) -> str:
+    return machine.name
 
 
 def _describe_code(record: RunRecord) -> str:

@@ -84,11 +84,13 @@ def answer_of(track: Track, sparsity: float) -> BestMethod | None:
     """
     lead = lead_of(track)
     rows = [row for row in track.pruned if row.sparsity == sparsity and row.has_means]
-    known = [row for row in rows if math.isfinite(row.metric(lead.name).mean) and may_rank(row)]
-    ranked = [row for row in known if row.ranks.get(lead.name) is not None] or known
-    if not ranked:
+    known = [row for row in rows if math.isfinite(row.metric(lead.name).mean)]
+    known.sort(
+        key=lambda row: (row.ranks.get(lead.name) is not None, row.metric(lead.name).mean, row.method), reverse=True
+    )
+    best = next(filter(may_rank, known), None)
+    if best is None:
         return None
-    best = max(ranked, key=lambda row: (row.metric(lead.name).mean, row.method))
     faster = (row.method for row in rows if is_faster(first_speed(row)))
     return BestMethod(sparsity, lead, best, reference_of(track), tuple(faster))
 

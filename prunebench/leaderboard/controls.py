@@ -70,7 +70,7 @@ def _differences(ranking: TrackRanking, metric: str, pairs: dict[Place, Place]) 
     sound = {
         place: control
         for place, control in pairs.items()
-        if not any(failed_seeds(ranking.rows[side], ranking.planned) for side in (place, control))
+        if not (ranking.failed[place] or ranking.failed[control])
         and ranking.finished[place]
         and ranking.finished[control]
     }

@@ -77,8 +77,10 @@ def curve_plot(track: Track, styles: Mapping[str, Style], shown: Metric) -> Plot
         return _interval_mark(place, found.mean, found.half_width, hint, scale, shown.range)
 
     lines = []
-    for method in sorted({row.method for row in track.pruned}):
-        rows = {row.sparsity: row for row in track.pruned if row.method == method}
+    by_method: dict[str, dict[float | None, MethodRow]] = {}
+    for row in track.pruned:
+        by_method.setdefault(row.method, {})[row.sparsity] = row
+    for method, rows in sorted(by_method.items()):
         marks = (mark(fmt.sparsity_place(asked), rows.get(asked)) for asked in track.sparsities)
         lines.append(Series(method, tuple(marks), styles[method]))
     native = [row for row in track.native if row.has_means]

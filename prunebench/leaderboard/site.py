@@ -274,7 +274,7 @@ RUN_FACTS: tuple[tuple[str, Callable[[RunRecord], Any]], ...] = (
     ("seed", lambda run: run.spec["seed"]),
     ("id", lambda run: run.run_id),
     ("status", lambda run: run.status),
-    ("reason", lambda run: fmt.cut(run.reason or "", 300)),
+    ("reason", lambda run: fmt.cut(run.reason, 300) if run.reason else ""),
     *((name, lambda run, name=name: _number(run.metrics.get(name), 1, 100)) for name in RANKED),
     ("seconds", lambda run: round(sum(run.phase_seconds.values()), 1)),
     ("commit", lambda run: str(run.code.get("commit") or "")[:12]),
@@ -313,5 +313,5 @@ def _number(value: float | None, decimals: int, scale: float = 1) -> float | int
     """A number as it is written in tables; whole ones without a point, undefined ones as None."""
     if not fmt.known(value):
         return None
-    rounded = float(f"{scale * value:.{decimals}f}")
+    rounded = round(float(scale * value), decimals)
     return int(rounded) if rounded.is_integer() else rounded

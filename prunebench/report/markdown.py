@@ -13,6 +13,7 @@ from prunebench.report.table import Table
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|~#!$])")
 _MARKUP = re.compile(r"[\\`*_\[\]|~#!$<>&]")
+_CHANGED = re.compile(rf"{_MARKUP.pattern}|^ | $|  ")
 
 
 def markdown_table(table: Table[Any]) -> str:
@@ -25,7 +26,7 @@ def markdown_table(table: Table[Any]) -> str:
             place = next((i for i, c in enumerate(table.columns) if not c.numeric), 0)
             words = [f"*{escape(group.heading)}*" if i == place else "" for i in range(width)]
             lines.append(_pipes(words))
-        lines += (_pipes(escape(cell.text) for cell in table.cells(row)) for row in group.rows)
+        lines += (_pipes([escape(column.text(row)) for column in table.columns]) for row in group.rows)
     return "\n".join(lines)
 
 
@@ -41,6 +42,8 @@ def _pipes(texts: Iterable[str]) -> str:
 
 def escape(text: str) -> str:
     """Text that Markdown and HTML show as it is, on one line, without signs that turn it round."""
+    if text.isprintable() and not _CHANGED.search(text):
+        return text
     plain = " ".join(visible(text).split())
     return _SPECIAL.sub(r"\\\1", html.escape(plain, quote=False)) if _MARKUP.search(plain) else plain
 

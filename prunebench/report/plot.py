@@ -87,6 +87,10 @@ class Mark:
         """Whether there is anything to draw."""
         return self.y is not None and math.isfinite(self.y) and math.isfinite(self.x)
 
+    def moved(self, by: float) -> Mark:
+        """The same, further along the x axis."""
+        return Mark(self.x + by, self.y, self.low, self.high, self.hint, self.label, self.size)
+
 
 @dataclass(frozen=True)
 class Series:
@@ -287,7 +291,7 @@ def dodged(series: Sequence[Series], room: float) -> tuple[Series, ...]:
     """The same, shifted sideways within `room` so that intervals at one place can be told apart."""
     shifts = [room * ((index + 0.5) / len(series) - 0.5) for index in range(len(series))]
     return tuple(
-        replace(one, marks=tuple(replace(mark, x=mark.x + shift) for mark in one.marks))
+        replace(one, marks=tuple(mark.moved(shift) for mark in one.marks))
         for one, shift in zip(series, shifts)
     )
 

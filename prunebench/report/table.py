@@ -52,9 +52,18 @@ class Column(Generic[Row]):
     lead: bool = False
     short: str = ""
 
+    def of(self, row: Row) -> Any:
+        """What a row has in this column."""
+        return getattr(row, self.key) if self.value is None else self.value(row)
+
+    def text(self, row: Row) -> str:
+        """The text of a row's cell."""
+        value = self.of(row)
+        return MISSING if value is None else self.format(value)
+
     def cell(self, row: Row) -> TableCell:
         """The cell of a row."""
-        value = getattr(row, self.key) if self.value is None else self.value(row)
+        value = self.of(row)
         if value is None:
             return TableCell(MISSING)
         share = self.share(value) if self.share is not None else None
@@ -123,7 +132,7 @@ class Table(Generic[Row]):
 
     def without_empty(self) -> Table[Row]:
         """The same without the columns that say nothing in any row."""
-        kept = (c for c in self.columns if any(c.cell(row).text not in ("", MISSING) for row in self.rows))
+        kept = (c for c in self.columns if any(c.text(row) not in ("", MISSING) for row in self.rows))
         return replace(self, columns=tuple(kept))
 
     def where(self, keep: Callable[[Row], bool]) -> Table[Row]:
@@ -137,7 +146,7 @@ class Table(Generic[Row]):
 
     def texts(self) -> list[list[str]]:
         """The texts of all rows."""
-        return [[cell.text for cell in self.cells(row)] for row in self.rows]
+        return [[column.text(row) for column in self.columns] for row in self.rows]
 
     def tag_of(self, row: Row) -> str:
         """The class of a row; empty without classes."""

@@ -41,12 +41,12 @@ def has_collapsed(run: RunRecord) -> bool:
     Its accuracy on the biased validation split, the mean over classes where it is known, is below 1/C + 0.1 (1 - 1/C)
     for C classes: 19 % of ten, 55 % of two. Bias-conflicting accuracy alone could not tell collapse from bias.
     """
-    classes = len({group.label for group in run.groups if group.count})
     found = run.validation.get("class_recall")
     found = run.validation.get("plain") if found is None else found
-    if classes < 2 or found is None:
+    if found is None or found >= 0.5 + ABOVE_CHANCE * 0.5:
         return False
-    return found < 1 / classes + ABOVE_CHANCE * (1 - 1 / classes)
+    classes = len({group.label for group in run.groups if group.count})
+    return classes > 1 and found < 1 / classes + ABOVE_CHANCE * (1 - 1 / classes)
 
 
 def collapse_reason(runs: Sequence[RunRecord]) -> str:
@@ -116,7 +116,7 @@ class TrackRanking:
             for place, runs in self.rows.items()
             if runs[0].spec["method"] == REFERENCE and place[0] == 0
         ]
-        done = [place for place in found if not failed_seeds(self.rows[place], self.planned)]
+        done = [place for place in found if not self.failed[place]]
         return done[0] if len(done) == 1 else None
 
     def compares(self, first: Place, second: Place) -> bool:
@@ -129,6 +129,19 @@ class TrackRanking:
     def finished(self) -> Mapping[Place, Mapping[int, RunRecord]]:
         """By row, its finished runs by seed."""
         return {place: finished_runs(runs) for place, runs in self.rows.items()}
+
+    @functools.cached_property
+    def failed(self) -> Mapping[Place, bool]:
+        """By row, whether the run of a planned seed did not finish."""
+        return {place: bool(failed_seeds(runs, self.planned)) for place, runs in self.rows.items()}
+
+    @functools.cached_property
+    def by_sparsity(self) -> Mapping[float | None, Sequence[str]]:
+        """The labels of the rows of each sparsity."""
+        found: dict[float | None, list[str]] = {}
+        for asked, label in self.rows:
+            found.setdefault(asked, []).append(label)
+        return found
 
     @functools.cached_property
     def collapsed(self) -> Mapping[Place, str]:
@@ -150,19 +163,18 @@ class TrackRanking:
 
     def values(self, place: Place, metric: str) -> dict[int, float]:
         """A metric of the finished runs of a row, by seed; nan where it is undefined."""
-        found = {seed: run.metrics.get(metric) for seed, run in self.finished[place].items()}
-        return {seed: math.nan if value is None else value for seed, value in found.items()}
+        found = ((seed, run.metrics.get(metric)) for seed, run in self.finished[place].items())
+        return {seed: math.nan if value is None else value for seed, value in found}
 
     def verdicts(self, asked: float | None, metric: str) -> Verdicts:
         """The tests of one sparsity and metric: ranked rows with each other, and all sound ones with the reference.
 
         Rows with a failed run or of collapsed networks are in no test. Names are the rows' labels.
         """
-        cell = {place[1]: runs for place, runs in self.rows.items() if place[0] == asked}
         sound = [
             label
-            for label, runs in cell.items()
-            if not failed_seeds(runs, self.planned) and not self.collapsed[asked, label]
+            for label in self.by_sparsity.get(asked, ())
+            if not self.failed[asked, label] and not self.collapsed[asked, label]
         ]
         values = {label: self.values((asked, label), metric) for label in sound}
         reference = self.reference

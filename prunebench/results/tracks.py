@@ -142,8 +142,8 @@ def rows_of_track(runs: Sequence[RunRecord]) -> Rows:
 
 def finished_runs(runs: Iterable[RunRecord]) -> dict[int, RunRecord]:
     """The finished runs by seed, in order."""
-    ordered = sorted(runs, key=lambda run: run.spec["seed"])
-    return {run.spec["seed"]: run for run in ordered if run.status == "ok"}
+    done = {run.spec["seed"]: run for run in runs if run.status == "ok"}
+    return {seed: done[seed] for seed in sorted(done)}
 
 
 def seed_plan(runs: Sequence[RunRecord], plans: Sequence[SeedPlan]) -> tuple[int, ...]:
@@ -169,11 +169,10 @@ def planned_seeds(runs: Sequence[RunRecord], plans: Sequence[SeedPlan] = ()) -> 
     wanted = seed_plan(runs, plans)
     if any(run.spec["seed"] in wanted for run in runs):
         return wanted
-    rows: dict[str, set[int]] = {}
+    rows: dict[tuple[Variant, float | None], set[int]] = {}
     for run in runs:
         if not is_dense(run):
-            key = json.dumps([variant_of(run), run.spec["sparsity"]])
-            rows.setdefault(key, set()).add(run.spec["seed"])
+            rows.setdefault((variant_of(run), run.spec["sparsity"]), set()).add(run.spec["seed"])
     every = {run.spec["seed"] for run in runs}
     planned = {seed for seed in every if 2 * sum(seed in seeds for seeds in rows.values()) >= len(rows)}
     return tuple(sorted(planned or every))

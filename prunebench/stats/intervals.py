@@ -48,7 +48,8 @@ def t_quantile(degrees: int, share: float) -> float:
 
 def sample_deviation(numbers: Sequence[float], mean: float) -> float:
     """Sample standard deviation, ddof = 1."""
-    return math.sqrt(math.fsum((number - mean) ** 2 for number in numbers) / (len(numbers) - 1))
+    squares = [(number - mean) * (number - mean) for number in numbers]
+    return math.sqrt(math.fsum(squares) / (len(numbers) - 1))
 
 
 def share_bounds(interval: Interval, lowest: float = 0.0, highest: float = 1.0) -> tuple[float, float]:

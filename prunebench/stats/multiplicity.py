@@ -22,26 +22,23 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     """
     import numpy as np
 
-    order = np.array(_defined_order(p_values), dtype=int)
-    adjusted = np.full(len(p_values), math.nan)
-    scaled = np.array(p_values, dtype=float)[order] * len(order) / np.arange(1, len(order) + 1)
+    given = np.asarray(p_values, dtype=float)
+    defined = np.flatnonzero(~np.isnan(given))
+    order = defined[np.argsort(given[defined], kind="stable")]
+    adjusted = np.full(len(given), math.nan)
+    scaled = given[order] * len(order) / np.arange(1, len(order) + 1)
     adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
     return list(adjusted.tolist())
 
 
 def holm_adjusted(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p of each test; nan ones are left out and stay nan. Source: Holm, 1979."""
-    order = _defined_order(p_values)
+    order = sorted((k for k, p in enumerate(p_values) if not math.isnan(p)), key=lambda k: p_values[k])
     adjusted, largest = [math.nan] * len(p_values), 0.0
     for place, index in enumerate(order):
         largest = min(1.0, max(largest, p_values[index] * (len(order) - place)))
         adjusted[index] = largest
     return adjusted
-
-
-def _defined_order(p_values: Sequence[float]) -> list[int]:
-    """Where the defined ones stand, smallest first."""
-    return sorted((k for k, p in enumerate(p_values) if not math.isnan(p)), key=lambda k: p_values[k])
 
 
 @dataclass(frozen=True)
@@ -114,15 +111,13 @@ def paired_verdicts(
         known = {*ranks} if reference in ranks else set()
         pairs += [(name, reference) for name in finite if name != reference and name not in known]
     alike = len({frozenset(by_seed) for by_seed in finite.values()}) == 1
-    shared = [
-        (one, other)
-        for one, other in pairs
-        if len(finite[one] if alike else finite[one].keys() & finite[other].keys()) >= fewest
-    ]
+    if alike:
+        shared = pairs if len(next(iter(finite.values()))) >= fewest else []
+    else:
+        shared = [pair for pair in pairs if len(finite[pair[0]].keys() & finite[pair[1]].keys()) >= fewest]
     p_values = paired_p_values(finite, shared)
-    q_values = {
-        pair: q for pair, q in zip(shared, benjamini_hochberg(p_values), strict=True) if not math.isnan(q)
-    }
+    tested = zip(shared, benjamini_hochberg(p_values), strict=True)
+    q_values = {pair: q for pair, q in tested if q == q}  # nan is not itself
     totals = {name: math.fsum(by_seed.values()) for name, by_seed in finite.items()}
 
     def better(one: str, other: str) -> bool:

@@ -34,8 +34,8 @@ class RatioInterval:
 
 @functools.lru_cache(maxsize=64)
 def _draws(n: int) -> np.ndarray:
-    """Which of n runs each draw takes, `[DRAWS, n]`: the same for all ratios of so many runs."""
-    return np.random.default_rng(SEED).integers(n, size=(DRAWS, n))
+    """Which of n runs each draw takes, `[n, DRAWS]`: the same for all ratios of so many runs."""
+    return np.ascontiguousarray(np.random.default_rng(SEED).integers(n, size=(DRAWS, n)).T)
 
 
 @functools.lru_cache(maxsize=64)
@@ -51,18 +51,22 @@ def _interval(ratios: tuple[float, ...], confidence: float) -> RatioInterval:
     mean = float(logs.mean())
     if n == 1:
         return RatioInterval(math.exp(mean), math.nan, math.nan, 1)
-    drawn = np.sort(logs[_draws(n)].mean(1))
+    drawn = logs[_draws(n)].mean(0)
     tail = (1 - confidence) / 2
     wider = _widening(n, tail)
-    low, high = (mean + wider * (_quantile(drawn, share) - mean) for share in (tail, 1 - tail))
+    low, high = (mean + wider * (end - mean) for end in _quantiles(drawn, (tail, 1 - tail)))
     return RatioInterval(math.exp(mean), math.exp(low), math.exp(high), n)
 
 
-def _quantile(ordered: np.ndarray, share: float) -> float:
-    """A share's place in ordered values, between two of them in proportion (`numpy.quantile`, without its checks)."""
-    place = share * (len(ordered) - 1)
-    below = min(int(place), len(ordered) - 2)
-    return float(ordered[below] + (place - below) * (ordered[below + 1] - ordered[below]))
+def _quantiles(values: np.ndarray, shares: Sequence[float]) -> list[float]:
+    """Values at each share, between two of them in proportion (`numpy.quantile`, without its checks)."""
+    places = [share * (len(values) - 1) for share in shares]
+    below = [min(int(place), len(values) - 2) for place in places]
+    ordered = np.partition(values, [k + step for k in below for step in (0, 1)])
+    return [
+        float(ordered[k] + (place - k) * (ordered[k + 1] - ordered[k]))
+        for k, place in zip(below, places, strict=True)
+    ]
 
 
 def ratio_interval(ratios: Sequence[float], confidence: float = 0.95) -> RatioInterval:
