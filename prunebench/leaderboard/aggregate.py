@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +26,6 @@ from prunebench.leaderboard.values import (
 from prunebench.report.format import at_sparsity, listed, sparsity
 from prunebench.results.ranking import (
     TrackRanking,
-    failed_seeds,
     has_collapsed,
     paired_differences,
     rank_track,
@@ -61,6 +62,19 @@ FLOOR, MANY_GROUPS = 0.01, 20
 """Where no row's worst of so many groups is above this, the column says nothing."""
 
 
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Python's search for cycles waits: a board makes none, and passes over all records cost a fifth of its time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@without_collection()
 def build_board(
     records: Iterable[RunRecord], standing: Standing = NOTHING, plans: Sequence[SeedPlan] | None = None
 ) -> Leaderboard:
@@ -102,7 +116,7 @@ def _track(
     plans: Sequence[SeedPlan],
 ) -> Track:
     spec, every = runs[0].spec, runs
-    ranking = rank_track(every, plans)
+    ranking, machines = rank_track(every, plans), _machines(every)
     seeds = ranking.planned
     runs = [run for run in every if run.spec["seed"] in seeds]
     rows = tuple(build_rows(ranking, standing))
@@ -118,12 +132,12 @@ def _track(
         model=spec["model"],
         recipe=tuple(sorted(spec["recipe"].items())),
         seeds=seeds,
-        machines=tuple(sorted(_machines(every))),
+        machines=tuple(sorted(machines)),
         rows=rows,
         aligned=_aligned(runs),
         problems=tuple(_problems(rows)),
         notes=(
-            *_notes(runs),
+            *_notes(runs, several_machines=len(machines) > 1),
             *_plan_notes(seed_plan(every, plans), seeds),
             *_reference_notes(ranking),
             *_mixed_rows(rows),
@@ -219,18 +233,18 @@ def _means(
     mining = [run.mining for run in done if run.mining is not None]
     cell = {metric: verdicts[place[0], metric] for metric in RANKED}
     unweighed = predictions_only(done)
-    return dict(
-        achieved=UNDEFINED if unweighed else _achieved(done),
-        metrics={name: mean_interval([run.metrics.get(name) for run in done]) for name in names},
-        ranks={metric: found.ranks.get(place[1]) for metric, found in cell.items()},
-        changes=_changes(place, ranking, cell),
-        cost=None if unweighed else _row_cost(done, reference_steps),
-        mining_precision=mean_interval([found.precision for found in mining]) if mining else None,
-        mining_recall=mean_interval([found.recall for found in mining]) if mining else None,
-        groups=_group_means(done),
-        mixed=_mixed(done),
-        collapsed=ranking.collapsed[place],
-    )
+    return {
+        "achieved": UNDEFINED if unweighed else _achieved(done),
+        "metrics": {name: mean_interval([run.metrics.get(name) for run in done]) for name in names},
+        "ranks": {metric: found.ranks.get(place[1]) for metric, found in cell.items()},
+        "changes": _changes(place, ranking, cell),
+        "cost": None if unweighed else _row_cost(done, reference_steps),
+        "mining_precision": mean_interval([found.precision for found in mining]) if mining else None,
+        "mining_recall": mean_interval([found.recall for found in mining]) if mining else None,
+        "groups": _group_means(done),
+        "mixed": _mixed(done),
+        "collapsed": ranking.collapsed[place],
+    }
 
 
 def _changes(place: Place, ranking: TrackRanking, cell: Mapping[str, Verdicts]) -> dict[str, Difference]:
@@ -339,8 +353,9 @@ def machine_of(record: RunRecord) -> TimingSetup:
     cost = record.cost
     facts = (cost.timed_on if cost is not None else {}) or record.environment
     batch, path = (0, None) if cost is None else (cost.latency_batch, cost.latency_path)
-    device, gpu, cpu, threads = (str(facts.get(name) or "") for name in ("device", "gpu", "cpu", "threads"))
-    return _setup(device or "None", gpu, cpu, threads, batch, path)
+    get = facts.get
+    device, threads = str(get("device") or "None"), str(get("threads") or "")
+    return _setup(device, str(get("gpu") or ""), str(get("cpu") or ""), threads, batch, path)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -396,14 +411,14 @@ def _problems(rows: Sequence[MethodRow]) -> list[str]:
     return lines
 
 
-def _notes(runs: Sequence[RunRecord]) -> list[str]:
-    """What a reader must know before comparing the rows of a track."""
+def _notes(runs: Sequence[RunRecord], *, several_machines: bool) -> list[str]:
+    """What a reader must know before comparing the rows of a track, in which there may be several machines."""
     done = [run for run in runs if run.status == "ok"]
     notes = []
     precisions = sorted({str(run.environment.get("precision")) for run in done})
     if len(precisions) > 1:
         notes.append(f"Networks were trained in different precisions: {', '.join(precisions)}.")
-    if len(_machines(done)) > 1:
+    if several_machines and len(_machines(done)) > 1:
         notes.append(
             "Latencies come from different machines or kinds of inference: they stand in rows of their own."
         )
@@ -499,11 +514,11 @@ def _mask_words(rows: Sequence[MethodRow]) -> list[str]:
 
 def _extra_seeds(runs: Sequence[RunRecord], planned: Sequence[int]) -> list[str]:
     """What was run beyond the track's seeds, which stands in no mean."""
-    labels = variant_labels(runs)
+    beyond = [run for run in runs if run.spec["seed"] not in planned and not is_dense(run)]
+    labels = variant_labels(runs) if beyond else {}
     extra: dict[str, set[int]] = {}
-    for run in runs:
-        if run.spec["seed"] not in planned and not is_dense(run):
-            extra.setdefault(labels[variant_of(run)], set()).add(run.spec["seed"])
+    for run in beyond:
+        extra.setdefault(labels[variant_of(run)], set()).add(run.spec["seed"])
     return [
         f"{method} was also run with {listed('seed', sorted(seeds))}, beyond the planned ones: in no mean here."
         for method, seeds in sorted(extra.items())
@@ -517,7 +532,9 @@ def _method_facts(record: RunRecord) -> tuple[str, str, str]:
 
 def _describe_environment(record: RunRecord) -> str:
     facts = record.environment
-    versions = [f", {name} {facts[name]}" for name in ("python", "torch", "cuda", "driver") if facts.get(name)]
+    versions = [
+        f", {name} {facts[name]}" for name in ("python", "torch", "cuda", "driver") if facts.get(name)
+    ]
     return f"{_processor_name(machine_of(record))}{''.join(versions)}, precision {facts.get('precision')}"
 
 

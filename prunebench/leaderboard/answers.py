@@ -86,7 +86,8 @@ def answer_of(track: Track, sparsity: float) -> BestMethod | None:
     rows = [row for row in track.pruned if row.sparsity == sparsity and row.has_means]
     known = [row for row in rows if math.isfinite(row.metric(lead.name).mean)]
     known.sort(
-        key=lambda row: (row.ranks.get(lead.name) is not None, row.metric(lead.name).mean, row.method), reverse=True
+        key=lambda row: (row.ranks.get(lead.name) is not None, row.metric(lead.name).mean, row.method),
+        reverse=True,
     )
     best = next(filter(may_rank, known), None)
     if best is None:

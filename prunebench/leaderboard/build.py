@@ -11,7 +11,7 @@ from typing import Any
 
 from prunebench.errors import StoreError
 from prunebench.leaderboard import columns
-from prunebench.leaderboard.aggregate import build_board
+from prunebench.leaderboard.aggregate import build_board, without_collection
 from prunebench.leaderboard.answers import answer_of, answers_of, shown_sparsity
 from prunebench.leaderboard.diff import BoardChanges, changes_data, changes_markdown
 from prunebench.leaderboard.plots import method_styles, still_title, track_grid
@@ -166,6 +166,7 @@ def write_board(
     return board
 
 
+@without_collection()
 def board_files(
     board: Leaderboard,
     analyses: Links = (),

@@ -8,7 +8,7 @@ paired by seed; each kind is corrected for its number within a sparsity (Benjami
 from __future__ import annotations
 
 from prunebench.leaderboard.values import Difference, MaskValue
-from prunebench.results.ranking import FEWEST_SEEDS, TrackRanking, failed_seeds, paired_differences
+from prunebench.results.ranking import FEWEST_SEEDS, TrackRanking, paired_differences
 from prunebench.results.tracks import REFERENCE, Place, is_unpruned
 from prunebench.stats.intervals import mean_interval
 from prunebench.stats.multiplicity import benjamini_hochberg

@@ -10,6 +10,7 @@ Data are scripts that call one function with a value: a page from disk may load 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -311,7 +312,7 @@ def _interval_columns(intervals: Sequence[Interval], metric: Metric, *, cut: boo
 
 def _number(value: float | None, decimals: int, scale: float = 1) -> float | int | None:
     """A number as it is written in tables; whole ones without a point, undefined ones as None."""
-    if not fmt.known(value):
+    if value is None or not math.isfinite(value):
         return None
     rounded = round(float(scale * value), decimals)
     return int(rounded) if rounded.is_integer() else rounded

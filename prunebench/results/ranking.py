@@ -43,7 +43,7 @@ def has_collapsed(run: RunRecord) -> bool:
     """
     found = run.validation.get("class_recall")
     found = run.validation.get("plain") if found is None else found
-    if found is None or found >= 0.5 + ABOVE_CHANCE * 0.5:
+    if found is None or found >= 0.5 + ABOVE_CHANCE * 0.5:  # the bound of two classes, the highest
         return False
     classes = len({group.label for group in run.groups if group.count})
     return classes > 1 and found < 1 / classes + ABOVE_CHANCE * (1 - 1 / classes)
@@ -161,10 +161,18 @@ class TrackRanking:
             found.setdefault((place[0], runs[0].spec["method"]), []).append(place)
         return found
 
-    def values(self, place: Place, metric: str) -> dict[int, float]:
+    def values(self, place: Place, metric: str) -> Mapping[int, float]:
         """A metric of the finished runs of a row, by seed; nan where it is undefined."""
-        found = ((seed, run.metrics.get(metric)) for seed, run in self.finished[place].items())
-        return {seed: math.nan if value is None else value for seed, value in found}
+        found = self._known.get((place, metric))
+        if found is None:
+            given = {seed: run.metrics.get(metric) for seed, run in self.finished[place].items()}
+            found = {seed: math.nan if value is None else value for seed, value in given.items()}
+            self._known[place, metric] = found
+        return found
+
+    @functools.cached_property
+    def _known(self) -> dict[tuple[Place, str], Mapping[int, float]]:
+        return {}
 
     def verdicts(self, asked: float | None, metric: str) -> Verdicts:
         """The tests of one sparsity and metric: ranked rows with each other, and all sound ones with the reference.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -69,8 +70,14 @@ def track_identity(record: RunRecord) -> dict[str, Any]:
 
 def _track_order(record: RunRecord) -> tuple[str, int, str, str, str]:
     spec = record.spec
-    recipe = repr(sorted(spec["recipe"].items()))
-    return spec["task"], spec["task_version"], spec["data_fingerprint"], spec["model"], recipe
+    recipe = spec["recipe"]
+    words = _recipe_words(tuple(recipe), *recipe.values())
+    return spec["task"], spec["task_version"], spec["data_fingerprint"], spec["model"], words
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def _recipe_words(names: tuple[str, ...], *values: Any) -> str:
+    return repr(sorted(zip(names, values, strict=True)))
 
 
 LONGEST_SLUG = 80

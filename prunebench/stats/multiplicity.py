@@ -119,22 +119,20 @@ def paired_verdicts(
     tested = zip(shared, benjamini_hochberg(p_values), strict=True)
     q_values = {pair: q for pair, q in tested if q == q}  # nan is not itself
     totals = {name: math.fsum(by_seed.values()) for name, by_seed in finite.items()}
-
-    def better(one: str, other: str) -> bool:
-        return totals[one] > totals[other] if alike else _total_difference(finite[one], finite[other]) > 0
-
-    beats = {
-        (one, other) if better(one, other) else (other, one)
-        for (one, other), q in q_values.items()
-        if q <= false_discovery_rate
-    }
+    decided = [pair for pair, q in q_values.items() if q <= false_discovery_rate]
+    beats = frozenset(
+        (one, other)
+        if (totals[one] > totals[other] if alike else _total_difference(finite[one], finite[other]) > 0)
+        else (other, one)
+        for one, other in decided
+    )
     within = {name: [0, 0] for name in ranks}
     for winner, loser in beats:
         if winner in within and loser in within:
             within[loser][0] += 1
             within[winner][1] += 1
     intervals = {name: RankInterval(1 + lost, len(ranks) - won) for name, (lost, won) in within.items()}
-    return Verdicts(q_values, frozenset(beats), {name: intervals.get(name) for name in values})
+    return Verdicts(q_values, beats, {name: intervals.get(name) for name in values})
 
 
 def _total_difference(first: Mapping[int, float], second: Mapping[int, float]) -> float:

@@ -33,9 +33,17 @@ class RatioInterval:
 
 
 @functools.lru_cache(maxsize=64)
-def _draws(n: int) -> np.ndarray:
-    """Which of n runs each draw takes, `[n, DRAWS]`: the same for all ratios of so many runs."""
-    return np.ascontiguousarray(np.random.default_rng(SEED).integers(n, size=(DRAWS, n)).T)
+def _draws(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The draws from n runs, the same for all ratios of so many: how much each run weighs, and how often it was drawn.
+
+    Returns:
+        Weights float64 `[K, n]` of the different draws (126 of five runs), and counts int64 `[K]`, `DRAWS` in all.
+    """
+    drawn = np.random.default_rng(SEED).integers(n, size=(DRAWS, n))
+    times = np.zeros((DRAWS, n))
+    np.add.at(times, (np.arange(DRAWS)[:, None], drawn), 1)
+    different, counts = np.unique(times, axis=0, return_counts=True)
+    return different / n, counts
 
 
 @functools.lru_cache(maxsize=64)
@@ -51,21 +59,23 @@ def _interval(ratios: tuple[float, ...], confidence: float) -> RatioInterval:
     mean = float(logs.mean())
     if n == 1:
         return RatioInterval(math.exp(mean), math.nan, math.nan, 1)
-    drawn = logs[_draws(n)].mean(0)
+    weights, counts = _draws(n)
     tail = (1 - confidence) / 2
     wider = _widening(n, tail)
-    low, high = (mean + wider * (end - mean) for end in _quantiles(drawn, (tail, 1 - tail)))
+    low, high = (mean + wider * (end - mean) for end in _quantiles(weights @ logs, counts, (tail, 1 - tail)))
     return RatioInterval(math.exp(mean), math.exp(low), math.exp(high), n)
 
 
-def _quantiles(values: np.ndarray, shares: Sequence[float]) -> list[float]:
-    """Values at each share, between two of them in proportion (`numpy.quantile`, without its checks)."""
-    places = [share * (len(values) - 1) for share in shares]
-    below = [min(int(place), len(values) - 2) for place in places]
-    ordered = np.partition(values, [k + step for k in below for step in (0, 1)])
+def _quantiles(values: np.ndarray, counts: np.ndarray, shares: Sequence[float]) -> list[float]:
+    """Values at each share, each value as often as counted, between two in proportion (as `numpy.quantile`)."""
+    places = [share * (DRAWS - 1) for share in shares]
+    below = [min(int(place), DRAWS - 2) for place in places]
+    order = values.argsort()
+    at = counts[order].cumsum().searchsorted([k + step for k in below for step in (0, 1)], side="right")
+    ends = values[order[at]].tolist()
     return [
-        float(ordered[k] + (place - k) * (ordered[k + 1] - ordered[k]))
-        for k, place in zip(below, places, strict=True)
+        low + (place - k) * (high - low)
+        for k, place, low, high in zip(below, places, ends[::2], ends[1::2], strict=True)
     ]
 
 
