@@ -35,18 +35,18 @@ UNTIMED = "its file is checked"
 Runs = list[tuple[PlannedRun, RunRecord]]
 
 
-def check_methods(name: str) -> list[Finding]:
+def check_methods(name: str, *, thorough: bool = True) -> list[Finding]:
     """The contract of a method, or of each that a file holds: see `check_method`."""
     try:
         several = find_names(name)
     except PruneBenchError:
         several = [name]
     if len(several) == 1:
-        return check_method(name)
+        return check_method(name, thorough=thorough)
     return [
         replace(finding, what=f"{each.rpartition(':')[2]}: {finding.what}")
         for each in several
-        for finding in check_method(each)
+        for finding in check_method(each, thorough=thorough)
     ]
 
 
