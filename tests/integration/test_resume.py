@@ -210,7 +210,8 @@ def test_ten_lines_of_a_users_own_get_their_row(tmp_path: Path) -> None:
     assert len(CRITERION_FILE.strip().splitlines()) <= 10
     text = finish(command(tmp_path, "out", "--method", str(mine), "--method", "magnitude"))
     assert "channel-relative" in text
-    assert "channel-relative" in (tmp_path / "out" / "leaderboard" / "README.md").read_text()
+    (page,) = (tmp_path / "out" / "leaderboard" / "tasks").glob("*.md")
+    assert "channel-relative" in page.read_text()
 
 
 @pytest.mark.slow
