@@ -145,11 +145,12 @@ class Prune:
     def _masks_of(
         self, experiment: Experiment, scores: Mapping[str, Tensor], model: nn.Module, sparsity: float
     ) -> Masks:
-        if self.structure is not None and experiment.spec.sparsity is None:
-            return largest_masks(self.structure, scores)
-        final = experiment.spec.sparsity
-        if final is not None and sparsity < final:  # on the way there, N:M begins with what it takes at once
-            sparsity = max(sparsity, min(final, least_sparsity(self.structure, scores)))
+        if self.structure is not None:
+            final = experiment.spec.sparsity
+            if final is None:
+                return largest_masks(self.structure, scores)
+            if sparsity < final:  # on the way there, N:M begins with what it takes at once
+                sparsity = max(sparsity, min(final, least_sparsity(self.structure, scores)))
         return make_masks(
             scores,
             sparsity,
