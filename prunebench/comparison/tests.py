@@ -31,12 +31,12 @@ from prunebench.results.standing import read_standing
 from prunebench.results.store import open_results
 from prunebench.results.tracks import Place, SeedPlan, finished_runs, split_tracks
 from prunebench.runner.ground_truth import GroundTruth
+from prunebench.runner.plan import board_plans
 from prunebench.runner.rescore import Draw, has_logits, load_ground_truth, read_logits
 from prunebench.stats.clusters import cluster_sums, clustered_mcnemar_p_value, clustered_t
 from prunebench.stats.intervals import Interval, mean_interval
 from prunebench.stats.multiplicity import Verdicts, holm_adjusted, paired_verdicts
 from prunebench.stats.tests import paired_p_value
-from prunebench.suites import board_plans
 from prunebench.tasks import Task, resolve_task
 
 

@@ -47,10 +47,10 @@ from prunebench.results.tracks import (
     variant_labels,
     variant_of,
 )
+from prunebench.runner.plan import board_plans
 from prunebench.stats.intervals import UNDEFINED, Interval, mean_interval
 from prunebench.stats.multiplicity import Verdicts
 from prunebench.stats.ratios import ratio_interval
-from prunebench.suites import board_plans
 
 RANKED = ("conflicting", "unbiased")
 """The metrics by which methods are ranked; rows stand in the order of the first that is defined."""

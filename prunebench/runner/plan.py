@@ -19,8 +19,9 @@ from prunebench.models.nets import ModelName
 from prunebench.pruning.masks import check_feasible, prunable
 from prunebench.results.spec import RunSpec
 from prunebench.results.store import Store
+from prunebench.results.tracks import SeedPlan
 from prunebench.runner.described import find_method, find_names
-from prunebench.suites import Suite
+from prunebench.suites import Suite, load_suite, suite_names
 from prunebench.tasks import Task, resolve_task
 
 
@@ -157,6 +158,21 @@ def _check_labels(task: Task, methods: Sequence[tuple[str, Method]]) -> None:
             f"{task.name} is multi-label, but {', '.join(unfit)} need{'s' * (len(unfit) == 1)} class labels: leave "
             "them out, or declare multi_label=True in @method(...) if y `[N, K]` is handled"
         )
+
+
+def board_plans() -> tuple[SeedPlan, ...]:
+    """The seeds that the suites of the board plan, by task, model and whole recipe: shorter runs are not theirs."""
+    suites = [suite for suite in map(load_suite, suite_names()) if suite.board]
+    return tuple(
+        SeedPlan(
+            task.name,
+            suite.seeds,
+            suite.model or task.model,
+            tuple(sorted(asdict(task.recipe.replace(suite.recipe)).items())),
+        )
+        for suite in suites
+        for task in map(resolve_task, suite.tasks)
+    )
 
 
 def _dense_spec(suite: Suite, task: Task, data_root: Path | None) -> RunSpec:

@@ -28,11 +28,11 @@ from prunebench.results.tracks import (
     seed_plan,
     track_identity,
 )
+from prunebench.runner.plan import board_plans
 from prunebench.submission.facts import RecordFacts
 from prunebench.submission.folder import ARTIFACTS, Submission
 from prunebench.submission.predictions import VERSION as PREDICTED
 from prunebench.submission.records import Finding, record_problems
-from prunebench.suites import board_plans
 
 POINTS, ERRORS, WIDEST = 0.02, 2.0, 0.05
 """Row means agree within the larger of 2 points and 2 standard errors of their difference, at most 5 points."""

@@ -11,7 +11,6 @@ from typing import Any
 
 from prunebench.errors import UsageError, unknown
 from prunebench.results.spec import number_text
-from prunebench.results.tracks import SeedPlan
 
 SEEDS = 2**63
 """Seeds are below this, as the generators of every library take them."""
@@ -124,16 +123,6 @@ def load_suite(name: str) -> Suite:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
     return _validate(values, str(path), path.stem)
-
-
-def board_plans() -> tuple[SeedPlan, ...]:
-    """The seeds that the packaged suites of the board plan, by task."""
-    suites = [suite for suite in map(load_suite, suite_names()) if suite.board]
-    return tuple(
-        SeedPlan(task, suite.seeds, suite.model, tuple(sorted(suite.recipe.items())))
-        for suite in suites
-        for task in suite.tasks
-    )
 
 
 def _validate(values: dict[str, Any], source: str, stem: str) -> Suite:

@@ -46,8 +46,9 @@ from prunebench.results.frame import results_frame
 from prunebench.results.ranking import DEFERRAL_NOTE
 from prunebench.results.record import GroupRow, Mining, Percentiles, RunRecord
 from prunebench.results.tracks import REFERENCE, SeedPlan, planned_seeds
+from prunebench.runner.plan import board_plans, expand
 from prunebench.stats.intervals import mean_interval
-from prunebench.suites import board_plans
+from prunebench.suites import load_suite
 
 NASTY = '</script><script>alert("x")</script><img src=x onerror=y()> | `code` **bold** [a](javascript:b)\n# c'
 
@@ -310,6 +311,18 @@ def test_the_suites_of_the_board_plan_enough_seeds_for_a_rank() -> None:
     found = board_plans()
     assert "colored-digits@2pct" in {plan.task for plan in found}
     assert all(seed < 100 for plan in found for seed in plan.seeds)
+
+
+def test_a_suite_with_a_budget_of_its_own_has_its_own_seeds() -> None:
+    """`quick` trains half as long as the board: its three seeds are all that its rows should have, not three of ten."""
+    quick = expand(load_suite("quick"), None)
+    records = [replace(run("alpha", 0.9, cell.spec.seed), spec=cell.spec.to_dict()) for cell in quick]
+    assert planned_seeds(records, board_plans()) == (0, 1, 2)
+    digits = [
+        replace(run("alpha", 0.9, 0), spec=cell.spec.to_dict())
+        for cell in expand(load_suite("digits"), None)[:3]
+    ]
+    assert planned_seeds(digits, board_plans()) == tuple(range(10))
 
 
 # The reference
