@@ -31,7 +31,7 @@ def run(backend: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[
         ("dcwp",),
         (SPARSITY,),
         (0,),
-        model="tiny",
+        model="convnet-small",
         recipe={
             "steps": 12,
             "finetune_steps": 2,
@@ -64,7 +64,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[str
 
 @pytest.mark.slow
 def test_both_backends_find_the_same_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(nets.MODELS, "tiny", lambda classes, _, width: nets.convnet((4, 8), classes, width))
+    monkeypatch.setitem(nets.MODELS, "convnet-small", lambda classes, _, width: nets.convnet((4, 8), classes, width))
     expected, expected_outputs = run("torch", tmp_path / "torch", monkeypatch)
     launches = [counted(monkeypatch, kernels, name) for name in ("launch_sample", "launch_sample_backward")]
     actual, actual_outputs = run("triton", tmp_path / "triton", monkeypatch)
