@@ -64,7 +64,9 @@ def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[str
 
 @pytest.mark.slow
 def test_both_backends_find_the_same_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(nets.MODELS, "convnet-small", lambda classes, _, width: nets.convnet((4, 8), classes, width))
+    monkeypatch.setitem(
+        nets.MODELS, "convnet-small", lambda classes, _, width: nets.convnet((4, 8), classes, width)
+    )
     expected, expected_outputs = run("torch", tmp_path / "torch", monkeypatch)
     launches = [counted(monkeypatch, kernels, name) for name in ("launch_sample", "launch_sample_backward")]
     actual, actual_outputs = run("triton", tmp_path / "triton", monkeypatch)
