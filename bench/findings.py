@@ -210,6 +210,13 @@ def _lacking(missing: Sequence[str], task: str, sparsity: float) -> list[str]:
 PARTS = {"orders": orders_markdown, "composed": composed_markdown}
 
 
+def with_tables(page: str, records: Sequence[RunRecord]) -> str:
+    """A page with its marked parts as the records give them."""
+    for part, markdown in PARTS.items():
+        page = fill_part(page, part, markdown(records))
+    return page
+
+
 def main() -> None:
     """Write the parts of the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -219,9 +226,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=PAGE, help="the page whose marked parts are replaced")
     options = parser.parse_args()
     records = open_results(options.results).records()[0]
-    text = options.page.read_text(encoding="utf-8")
-    for part, markdown in PARTS.items():
-        text = fill_part(text, part, markdown(records))
+    text = with_tables(options.page.read_text(encoding="utf-8"), records)
     write_atomically(options.page, text.encode())
 
 

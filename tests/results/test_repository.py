@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import findings
 import pytest
 
 from prunebench.analysis.card_pages import cards_excerpt
@@ -47,6 +48,11 @@ def test_the_readme_shows_what_the_board_says(
     update_readme(board, copy, cards_excerpt(cards_of(records, read_seed_numbers([RESULTS / "analysis"]))))
     assert copy.read_bytes() == (ROOT / "README.md").read_bytes()
     assert REFERENCE in copy.read_text()
+
+
+def test_the_findings_are_those_of_the_records(records: list[RunRecord]) -> None:
+    page = findings.PAGE.read_text(encoding="utf-8")
+    assert findings.with_tables(page, records) == page
 
 
 def readme_blocks() -> list[str]:
