@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pages import write_part
+
 from prunebench.api import execute_plan, make_plan
 from prunebench.errors import UsageError
 from prunebench.report.markdown import markdown_table
@@ -29,7 +31,7 @@ from prunebench.suites import Suite
 
 HERE = Path(__file__).resolve().parent
 MEASURED, PAGE = HERE / "budgets.json", HERE.parent / "docs" / "budgets.md"
-BEGIN, END = "<!-- budgets:begin -->", "<!-- budgets:end -->"
+PART = "budgets"
 ENOUGH = 0.99
 """The share of conflicting training images that a net trained to an end labels right."""
 METHODS = ("dense", "dense-finetuned")
@@ -146,11 +148,10 @@ def table(runs: Sequence[Measured]) -> str:
     """All budgets as Markdown, the chosen ones marked."""
 
     def mean(of: str, field: str) -> Column[Budget]:
-        titles = {"fitted": "fitted", "unbiased": "unbiased", "conflicting": "conflicting"}
         words = "" if of == "dense" else ", fine-tuned"
         return Column(
             f"{of}_{field}",
-            f"{titles[field]}{words} (%)",
+            f"{field}{words} (%)",
             value=lambda budget: mean_of([getattr(run, field) for run in getattr(budget, of)]),
             format=lambda value: f"{100 * value:.1f}",
         )
@@ -179,12 +180,6 @@ def table(runs: Sequence[Measured]) -> str:
     return markdown_table(Table(tuple(columns), tuple(groups)))
 
 
-def write_page(runs: Sequence[Measured]) -> None:
-    """Put the table between the marks of the docs page."""
-    before, rest = PAGE.read_text().split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{table(runs)}\n{END}{rest.split(END)[1]}")
-
-
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -200,7 +195,7 @@ def main() -> None:
         for steps in given.steps:  # what is done is kept, whenever this ends
             runs += measure(given.task, [steps], given.seeds, given.model, given.data_root, given.out)
             write_measured(runs)
-    write_page(read_measured())
+    write_part(PAGE, PART, table(read_measured()))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from pages import write_part
 
 from prunebench.analysis.preregistered import (
     HypothesisCard,
@@ -24,9 +25,8 @@ from prunebench.analysis.preregistered import (
     harmless_card,
     prediction_card,
 )
-from prunebench.report.markdown import fill_part, markdown_table
+from prunebench.report.markdown import markdown_table
 from prunebench.report.table import Column, simple_table, text_column
-from prunebench.results.store import write_atomically
 
 PAGE = Path(__file__).parents[1] / "docs" / "protocol.md"
 PART = "false-positives"
@@ -169,8 +169,7 @@ def main() -> None:
     options = parser.parse_args()
     table = rates_markdown()
     print(table)
-    page = fill_part(options.page.read_text(encoding="utf-8"), PART, table)
-    write_atomically(options.page, page.encode())
+    write_part(options.page, PART, table)
 
 
 if __name__ == "__main__":

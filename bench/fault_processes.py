@@ -72,7 +72,7 @@ def start_writer(folder: Path, cells: int, seed: int) -> subprocess.Popen[bytes]
 
 def writers(seed: int, number: int, folder: Path) -> tuple[int, list[str]]:
     """Two or four writers, 500 runs."""
-    place = _fresh(folder / "writers")
+    place = fresh(folder / "writers")
     processes = [
         start_writer(place, CELLS, 1000 * seed + 10 * number + k) for k in range(4 if number % 2 else 2)
     ]
@@ -82,7 +82,7 @@ def writers(seed: int, number: int, folder: Path) -> tuple[int, list[str]]:
 
 def killed_writers(seed: int, number: int, folder: Path) -> tuple[int, list[str]]:
     """Two writers, of which one or both are killed again and again, and started again."""
-    place, dice = _fresh(folder / "killed"), random.Random(f"{seed} {number}")
+    place, dice = fresh(folder / "killed"), random.Random(f"{seed} {number}")
     cells, kills = KILLED_CELLS, 0
     running = [start_writer(place, cells, dice.randrange(9999)) for _ in range(2)]
     _wait_for(place / "journal")
@@ -162,7 +162,7 @@ def processes_with(mark: str) -> dict[int, str]:
 def killed_sweeps(seed: int, number: int, folder: Path) -> tuple[int, list[str]]:
     """A real sweep, killed once at a random moment: the driver, a worker or both; then the same command again."""
     whole = undisturbed(folder)
-    place, dice = _fresh(folder / "sweep"), random.Random(f"{seed} {number}")
+    place, dice = fresh(folder / "sweep"), random.Random(f"{seed} {number}")
     mark = f"prunebench-mark-{os.getpid()}-{number}"
     process = start_sweep(place, mark)
     patience = time.monotonic() + 300
@@ -211,7 +211,7 @@ def undisturbed(folder: Path) -> dict[str, tuple[object, ...]]:
     """The numbers of the sweep that nobody kills, which is run once."""
     place = folder / "undisturbed"
     if len(numbers(place)) < SWEEP_RUNS:
-        status = start_sweep(_fresh(place), "prunebench-undisturbed").wait()
+        status = start_sweep(fresh(place), "prunebench-undisturbed").wait()
         assert status == 0, (place / "said").read_text()
     return numbers(place)
 
@@ -245,7 +245,8 @@ def count_records(place: Path) -> int:
     return len(Store(place / "out").sources())
 
 
-def _fresh(place: Path) -> Path:
+def fresh(place: Path) -> Path:
+    """An empty folder there."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     return place

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from fault_processes import (
     SUITE,
-    _fresh,
     differences,
+    fresh,
     gone,
     held_locks,
     instant_record,
@@ -33,7 +33,7 @@ SCARCE = ("disk", "quota", "descriptors", "read-only")
 def scarce(seed: int, number: int, folder: Path) -> tuple[int, list[str]]:
     """Fill a store until it cannot be written to, in a process of its own; see what it says, and go on with room."""
     kind = SCARCE[number % len(SCARCE)]
-    place = _fresh(folder / "scarce")
+    place = fresh(folder / "scarce")
     with _small_disk(place) if kind in ("disk", "read-only") else contextlib.nullcontext(True) as mounted:
         if not mounted:
             return 0, []  # only the superuser may mount one
@@ -159,7 +159,7 @@ BAD: Mapping[str, tuple[str, str]] = {
 
 def bad_methods(_: int, number: int, folder: Path) -> tuple[int, list[str]]:
     """One sweep of all bad methods with a good one among them."""
-    place, mark = _fresh(folder / "methods"), f"prunebench-mark-{os.getpid()}-m{number}"
+    place, mark = fresh(folder / "methods"), f"prunebench-mark-{os.getpid()}-m{number}"
     files = []
     for name, (body, _word) in BAD.items():
         files.append(place / f"{name.replace('-', '_')}.py")
@@ -204,9 +204,9 @@ def surroundings(_: int, number: int, folder: Path) -> tuple[int, list[str]]:
     """The tiny sweep in one other surrounding: the numbers of the undisturbed one."""
     name, changes = list(SURROUNDINGS.items())[number % len(SURROUNDINGS)]
     whole = undisturbed(folder)
-    place = _fresh(folder / ("ein schöner 🌳 Ort" if "emoji" in name else "surroundings"))
+    place = fresh(folder / ("ein schöner 🌳 Ort" if "emoji" in name else "surroundings"))
     if "link" in name:
-        _fresh(folder / "elsewhere")
+        fresh(folder / "elsewhere")
         (place / "out").symlink_to(folder / "elsewhere", target_is_directory=True)
     (place / "sitecustomize.py").write_text(CLOCK)
     paths = os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")]) if "clock" in name else None

@@ -20,6 +20,7 @@ from tempfile import gettempdir
 
 import fault_processes
 import fault_resources
+from pages import write_part
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 PART = "faults"
@@ -142,11 +143,7 @@ def main() -> None:
     table = tally_markdown(tallies)
     print(table)
     if options.page:
-        from prunebench.report.markdown import fill_part
-        from prunebench.results.store import write_atomically
-
-        page = fill_part(options.page.read_text(encoding="utf-8"), PART, table)
-        write_atomically(options.page, page.encode())
+        write_part(options.page, PART, table)
     sys.exit(any(tally.get("wrong") for tally in tallies.values()))
 
 

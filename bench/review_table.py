@@ -18,9 +18,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pages import write_part
+
 from prunebench.api import execute_plan, make_plan
 from prunebench.report import format as fmt
-from prunebench.report.markdown import escape, fill_part, markdown_table
+from prunebench.report.markdown import escape, markdown_table
 from prunebench.report.table import Column, RowGroup, Table, text_column
 from prunebench.results.record import RunRecord
 from prunebench.results.store import Store, open_results, write_atomically
@@ -263,23 +265,14 @@ def main() -> None:
             for name in suite.methods
             if "dcwp" in name or "mrm" in name
         }
-        suite = Suite(
-            "review-smoke",
-            suite.tasks,
-            suite.methods,
-            suite.sparsities,
-            suite.seeds,
-            recipe=SMOKE,
-            params=params,
-        )
+        suite = replace(suite, name="review-smoke", recipe=SMOKE, params=params)
     known = [] if options.smoke else options.results
     runs = run_suite(suite, options.out, options.workers, known, train=not options.no_run)
     table = review_markdown(runs)
     print(table)
     if not options.smoke:
         write_atomically(options.page.with_suffix(".csv"), runs_csv(runs).encode())
-        page = fill_part(options.page.read_text(encoding="utf-8"), PART, table)
-        write_atomically(options.page, page.encode())
+        write_part(options.page, PART, table)
 
 
 if __name__ == "__main__":

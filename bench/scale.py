@@ -25,10 +25,11 @@ from tempfile import gettempdir
 from typing import Any
 
 from madeup import made_up_plan, write_made_up
+from pages import write_part
 
-from prunebench.report.markdown import fill_part, markdown_table
+from prunebench.report.markdown import markdown_table
 from prunebench.report.table import Column, simple_table, text_column
-from prunebench.results.store import Store, write_atomically
+from prunebench.results.store import Store
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 PART = "scale"
@@ -212,8 +213,7 @@ def main() -> None:
     rows = [row for size in options.sizes for row in measure(size, options.folder)]
     table = scale_markdown(rows)
     print(table)
-    page = fill_part(options.page.read_text(encoding="utf-8"), PART, table)
-    write_atomically(options.page, page.encode())
+    write_part(options.page, PART, table)
 
 
 if __name__ == "__main__":

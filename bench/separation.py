@@ -22,8 +22,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
+from pages import write_part
+
 from prunebench.api import execute_plan, make_plan
-from prunebench.report.markdown import fill_part, pipe_table
+from prunebench.report.markdown import pipe_table
 from prunebench.results.store import Store
 from prunebench.suites import load_suite
 
@@ -132,7 +134,7 @@ def main() -> None:
     for text in compare(options, sys.argv[1:]):
         print(text, end="\n\n", flush=True)
         if options.page is not None:
-            options.page.write_text(fill_part(options.page.read_text(), PART, text))
+            write_part(options.page, PART, text)
 
 
 if __name__ == "__main__":
