@@ -120,11 +120,12 @@ class Task(ABC):
 
     Attributes: `name` (canonical, parameter included), `version` (raise it when the data change), `title`,
     `source`, `num_classes`, `num_biases`, `conflicting_share` (nominal share of bias-conflicting training
-    images, or None), `unbiased_share` (the share at which bias says nothing of the label; None where all splits follow
-    one distribution), `model`, `recipe`, `mean` and `std` per channel (0-1 scale), `bias_name`. A multi-label task
-    has `attributes`; its group table is of one of them, so its `num_classes` is 2. With a `view` the network sees
-    crops of the images. `fresh_draw` says in words what is new in a fresh draw of the test split, and is empty where
-    there can be none; a task that says something draws its test split from `test_generator`.
+    images, or None), `unbiased_share` (the share at which bias says nothing of the label, for tune draws; None where
+    validation is not drawn with a share, or all splits follow one distribution), `model`, `recipe`, `mean` and `std`
+    per channel (0-1 scale), `bias_name`. A multi-label task has `attributes`; its group table is of one of them, so its
+    `num_classes` is 2. With a `view` the network sees crops of the images. `fresh_draw` says in words what is new in a
+    fresh draw of the test split, and is empty where there can be none; a task that says something draws its test split
+    from `test_generator`.
     """
 
     name: str
@@ -202,7 +203,8 @@ class Task(ABC):
         """Draw and check the splits. Raises SupervisionError while a method is fitting.
 
         Seeds from TUNE_SEEDS are for choosing budgets: in place of the test split stand the validation images, which
-        are held out of the training images, drawn without bias. What is tuned so has not seen the test split.
+        are held out of the training images, drawn without bias where the task has an `unbiased_share`, else as they
+        are. What is tuned so has not seen the test split.
         """
         splits = self.draw(data_root, seed)
         if seed >= TUNE_SEEDS:

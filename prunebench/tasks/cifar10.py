@@ -17,6 +17,7 @@ import io
 import pickle
 import pickletools
 import zipfile
+from abc import abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -53,12 +54,16 @@ Whole = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Cifar10:
-    """Images, uint8 `[N, 32, 32, 3]`, and labels, int64 `[N]`: `train` training images, then the test images."""
+    """Images, uint8 `[N, 32, 32, 3]`, and labels, int64 `[N]`: `train` training images, then the test images.
+
+    `numbers` are the images' own, `[N]`, where they are a part of others: else their positions.
+    """
 
     images: Bytes
-    labels: NDArray[np.int64]
+    labels: Whole
     train: int
     official: bool
+    numbers: Whole | None = None
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -88,12 +93,15 @@ class Cifar10:
         """Some images `[N, 32, 32, 3]` (default: as they are) with their labels and bias."""
         shown = self.images[positions] if images is None else images
         x = torch.from_numpy(np.ascontiguousarray(shown.transpose(0, 3, 1, 2)))
-        y, image = torch.from_numpy(self.labels[positions]), torch.from_numpy(positions)
-        return Split(x, y, torch.from_numpy(bias), image=image)
+        image = positions if self.numbers is None else self.numbers[positions]
+        y = torch.from_numpy(self.labels[positions])
+        return Split(x, y, torch.from_numpy(bias), image=torch.from_numpy(image))
 
     def part(self, positions: Whole) -> Cifar10:
         """Some training images alone, copied, for those who keep them."""
-        return Cifar10(self.images[positions], self.labels[positions], len(positions), self.official)
+        return Cifar10(
+            self.images[positions], self.labels[positions], len(positions), self.official, positions
+        )
 
 
 class Cifar10Task(Task):
@@ -125,9 +133,9 @@ class Cifar10Task(Task):
         except DataError as error:
             raise DataError(f"{self.name}: {error}") from error
 
+    @abstractmethod
     def draw_from(self, source: Cifar10, seed: int) -> Splits:
         """The splits of one draw from images and labels as read."""
-        raise NotImplementedError
 
     def aligned(self, y: Tensor, bias: Tensor) -> Tensor:
         return bias == 0

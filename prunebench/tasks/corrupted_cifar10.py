@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prunebench.tasks.balanced import equally_many
 from prunebench.tasks.base import Split, Splits
-from prunebench.tasks.cifar10 import Cifar10, Cifar10Task, Whole
+from prunebench.tasks.cifar10 import Bytes, Cifar10, Cifar10Task, Whole
 from prunebench.tasks.coloring import assign_bias
 from prunebench.tasks.corruptions import TYPE_0, TYPE_1, CorruptedImages, corrupt
 from prunebench.tasks.disent import RESNET_RECIPE
@@ -64,11 +64,7 @@ class CorruptedCifar10(Cifar10Task):
             generator = np.random.default_rng([seed, 69_621, 1])
             rows = equally_many(own.labels, generator, multiple_of=CLASSES)
             bias = assign_bias(own.labels[rows], (CLASSES - 1) / CLASSES)
-            images = own.images[rows]
-            for place in range(CLASSES):
-                here = bias == place
-                images[here] = corrupt(self.family[place], images[here], val[rows[here]])
-            return own.split(rows, bias, images)
+            return own.split(rows, bias, self._corrupted(own.images[rows], bias, val[rows]))
 
         test = self._fresh_test(source) if self.is_fresh else show(source.test, test_bias)
         return Splits(train=skewed(train), val=skewed(val), test=test, val_balanced=balanced)
@@ -78,11 +74,15 @@ class CorruptedCifar10(Cifar10Task):
         generator = self.test_generator(CLASSES)
         order = generator.permutation(source.test)
         bias = assign_bias(source.labels[order], (CLASSES - 1) / CLASSES)
-        images, numbers = source.images[order], generator.integers(1 << 32, 1 << 62, len(order))
-        for place in range(CLASSES):
+        numbers = generator.integers(1 << 32, 1 << 62, len(order))
+        return source.split(order, bias, self._corrupted(source.images[order], bias, numbers))
+
+    def _corrupted(self, images: Bytes, bias: Whole, numbers: Whole) -> Bytes:
+        """Images, which are written over, each in its own corruption, as the number of each has it."""
+        for place, corruption in enumerate(self.family):
             here = bias == place
-            images[here] = corrupt(self.family[place], images[here], numbers[here])
-        return source.split(order, bias, images)
+            images[here] = corrupt(corruption, images[here], numbers[here])
+        return images
 
     def aligned(self, y: Tensor, bias: Tensor) -> Tensor:
         return y == bias

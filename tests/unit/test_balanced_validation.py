@@ -152,6 +152,7 @@ def test_photographs_are_balanced_too(name: str, photos: Path) -> None:
     part = balanced_validation(task, splits, 0)()
     found = counts(task, part)
     assert len(set(found)) <= 1
+    assert set(part.images().tolist()) <= set(splits.val.images().tolist())
     if name == "cifar10s":
         half = len(part) // 2
         assert len(found) == 20
