@@ -53,6 +53,10 @@ class Suite:
             if type(seed) is not int or not 0 <= seed < SEEDS:
                 rule = "0 or more" if type(seed) is int and seed < 0 else "whole numbers below 2^63"
                 raise UsageError(f"seeds must be {rule}, got {seed!r}")
+        for method, settings in self.sweep.items():
+            for key, chosen in settings.items():
+                if not chosen:
+                    raise UsageError(f"suite {self.name!r}: sweep.{method}.{key} is empty")
 
     def narrowed(
         self,

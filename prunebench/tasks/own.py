@@ -14,6 +14,7 @@ from prunebench.plugins.entry_points import load_plugin, plugin_digest
 from prunebench.plugins.files import digest_of, import_user_module, place_and_name
 from prunebench.results.spec import hash_of
 from prunebench.tasks.base import Task
+from prunebench.tasks.registry import FAMILIES, GROUP
 
 
 def open_file(name: str, _: str, data_root: Path | None) -> Task:
@@ -39,8 +40,6 @@ def open_file(name: str, _: str, data_root: Path | None) -> Task:
 
 def open_plugin(name: str, _: str, data_root: Path | None) -> Task:
     """The task that an installed package offers under this name."""
-    from prunebench.tasks.registry import GROUP
-
     found = load_plugin(GROUP, name)
     if not _is_task(found):
         raise UsageError(f"entry point {GROUP}: {name} is no subclass of prunebench.tasks.Task")
@@ -53,8 +52,6 @@ def _is_task(value: Any) -> bool:
 
 def _made(kind: type[Task], place: str, digest: str) -> Task:
     """The task, its fingerprint that of its data and its code."""
-    from prunebench.tasks.registry import FAMILIES
-
     try:
         task = kind()
     except TypeError as error:

@@ -127,20 +127,20 @@ GROUP = "prunebench.tasks"
 def find_family(name: str) -> tuple[Family, str]:
     """The family of a task's name, and the parameter in it. Raises UsageError with a suggestion when there is none.
 
-    `my_task.py` is the task of a user's file, `my_task.py:CLASS` one of several; a name may also be an entry point's.
+    `my_task.py` is the task of a user's file, `my_task.py:CLASS` one of several; a name that the package does not
+    have may also be an entry point's.
     """
     if place_and_name(name)[0].endswith(".py"):
         return Family(name, lambda *named: _load("own:open_file")(*named)), name
-    if name in plugin_names(GROUP):
-        return Family(name, lambda *named: _load("own:open_plugin")(*named)), name
     for family in FAMILIES:
         head, separator, parameter = name.partition(family.separator)
         if head == family.name and (separator or not family.pattern):
             family.check(name, parameter)
             return family, parameter
-    raise unknown(
-        "task", name, [*plugin_names(GROUP), *(hint for family in FAMILIES for hint in family.hints)]
-    )
+    plugins = plugin_names(GROUP)
+    if name in plugins:
+        return Family(name, lambda *named: _load("own:open_plugin")(*named)), name
+    raise unknown("task", name, [*plugins, *(hint for family in FAMILIES for hint in family.hints)])
 
 
 def resolve_task(name: str, data_root: Path | None = None) -> Task:

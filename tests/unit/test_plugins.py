@@ -50,6 +50,7 @@ ENTRIES = """
 pbplug-score = pbplug.core:mine
 [prunebench.tasks]
 pbplug-digits = pbplug.core:Mine
+cifar10s = pbplug.core:Mine
 [prunebench.models]
 pbplug-net = pbplug.core:net
 [prunebench.metrics]
@@ -85,6 +86,7 @@ def test_an_installed_package_brings_methods_tasks_models_and_metrics(package: P
     (package / "scores.py").write_text("def score(weight):\n    return 2 * weight.abs()\n")
     assert resolve_method("pbplug-score").version != before, "the whole package counts"
     assert resolve_task("pbplug-digits").num_classes == 10
+    assert resolve_task("cifar10s").name == "cifar10s", "the package's own names stay its own"
     assert build_model("pbplug-net@0.5", 3, seed=0)(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
     assert "pbplug_first" in [each.name for each in metrics()]
     with pytest.raises(UsageError, match="unknown method 'pbplug-scor': did you mean pbplug-score"):

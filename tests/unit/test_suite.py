@@ -89,6 +89,7 @@ def test_a_file_may_name_itself(tmp_path: Path) -> None:
         (GOOD.replace("[0, 1]", "[0, 0.5]"), "mine.toml: seeds.1: "),
         (GOOD.replace("0.5, 0.9", '"half"'), "mine.toml: sparsities.0: "),
         (GOOD.replace("[0, 1]", "[]"), "seeds is empty"),
+        (GOOD + "[sweep.magnitude]\nallocation = []", "sweep.magnitude.allocation is empty"),
         (GOOD.replace("[0, 1]", "[3, 3]"), "seeds holds the same value twice"),
         (GOOD.replace("[0, 1]", "[-1]"), "seeds must be 0 or more, got -1"),
         (GOOD.replace("0.5, 0.9", "0.9, 0.90"), "sparsities holds the same value twice"),
