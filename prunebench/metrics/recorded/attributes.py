@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prunebench.metrics.registry import metric
@@ -14,112 +15,92 @@ if TYPE_CHECKING:
 
 SHARE = (0.0, 1.0)
 DIFFERENCE = (-1.0, 1.0)
-PAPER = "Iofinova et al., CVPR 2023"
+
+of_paper = partial(metric, decimals=2, cite="Iofinova et al., CVPR 2023", board=True)
 
 
-@metric(
+@of_paper(
     "attribute_accuracy",
     title="Attribute accuracy",
     unit="%",
-    decimals=2,
     better="higher",
     help="Share of right outputs, mean over attributes",
-    cite=PAPER,
     range=SHARE,
-    board=True,
     compared=True,
 )
 def attribute_accuracy(attributes: AttributeTable) -> float:
     return mean(attributes.accuracy)
 
 
-@metric(
+@of_paper(
     "bias_amplification",
     title="Bias amplification",
     unit="points",
-    decimals=2,
     better="zero",
     help="Of the images predicted to have an attribute, the share in the identity group that has it more often in "
     "training, minus that share among images that have it; mean over attributes. Above 0: amplified",
-    cite=PAPER,
     range=DIFFERENCE,
-    board=True,
 )
 def bias_amplification(attributes: AttributeTable) -> float:
     return mean(attributes.amplification)
 
 
-@metric(
+@of_paper(
     "calibrated_bias_amplification",
     title="Threshold-calibrated bias amplification",
     short="Amplification, calibrated",
     unit="points",
-    decimals=2,
     better="zero",
     help="Bias amplification with thresholds that predict as many positives on validation as there are",
-    cite=PAPER,
     range=DIFFERENCE,
-    board=True,
 )
 def calibrated_bias_amplification(attributes: AttributeTable) -> float:
     return mean(attributes.calibrated_amplification)
 
 
-@metric(
+@of_paper(
     "underprediction",
     title="Rare values predicted",
     unit="%",
-    decimals=2,
     help="How often the rarer value is predicted over how often it is true, mean over attributes; below 100 %: too "
     "rarely",
-    cite=PAPER,
     range=(0.0, math.inf),
-    board=True,
 )
 def underprediction(attributes: AttributeTable) -> float:
     return mean(attributes.underprediction)
 
 
-@metric(
+@of_paper(
     "uncertain_share",
     title="Fraction of uncertain predictions",
     short="Uncertain",
     unit="%",
-    decimals=2,
     help="Share of probabilities strictly between 0.1 and 0.9, mean over attributes",
-    cite=PAPER,
     range=SHARE,
-    board=True,
 )
 def uncertain_share(attributes: AttributeTable) -> float:
     return mean(attributes.uncertain_share)
 
 
-@metric(
+@of_paper(
     "calibration_error",
     title="Expected calibration error",
     short="Calibration error",
     unit="points",
-    decimals=2,
     better="lower",
     help="Expected calibration error of the positive value in 10 bins, mean over attributes",
-    cite=PAPER,
     range=SHARE,
-    board=True,
 )
 def calibration_error(attributes: AttributeTable) -> float:
     return mean(attributes.calibration_error)
 
 
-@metric(
+@of_paper(
     "interdependence",
     title="Interdependence",
     unit="%",
-    decimals=2,
     help="R² of an attribute's predictions on all others, mean over attributes",
-    cite=PAPER,
     range=SHARE,
-    board=True,
 )
 def interdependence(attributes: AttributeTable) -> float:
     return mean(attributes.interdependence)
