@@ -21,8 +21,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from prunebench.analysis.values import Estimate
+from prunebench.analysis.values import Estimate, defined
 from prunebench.errors import StoreError
+from prunebench.report.format import plural
 from prunebench.stats.correlation import correlate_units, row_spearman
 from prunebench.stats.equivalence import Equivalence, equivalence_test, seeds_needed
 from prunebench.stats.intervals import mean_interval
@@ -259,7 +260,7 @@ def _arm_problem(
     for pair in pairs:
         shared = len(pair.differences)
         if shared < rules.fewest_seeds:
-            return f"{pair.method}: {_counted(shared, 'seed')} that count, {rules.fewest_seeds} needed"
+            return f"{pair.method}: {plural(shared, 'seed')} that count, {rules.fewest_seeds} needed"
         if not all(map(math.isfinite, pair.differences)):
             return f"{pair.method}: {pair.quantity} is undefined"
         level = math.fsum(pair.reference_values.values()) / len(pair.reference_values)
@@ -313,7 +314,7 @@ def association_card(
         return HypothesisCard(
             "b",
             "not testable",
-            f"{_counted(units, unit[:-1])} with all their values, {fewest} needed",
+            f"{plural(units, unit[:-1])} with all their values, {fewest} needed",
             unit=unit,
         )
     if math.isnan(found.p_value):
@@ -329,10 +330,10 @@ def association_card(
         f"the measures {word} together over {unit} within {held}",
         "rank correlation",
         "",
-        Estimate(found.rho, _defined(found.low), _defined(found.high), found.units),
+        Estimate(found.rho, defined(found.low), defined(found.high), found.units),
         unit,
         found.p_value,
-        _defined(pooled),
+        defined(pooled),
         "over all points at once",
         seeds=tuple(seeds),
     )
@@ -358,7 +359,7 @@ def prediction_card(areas: BySeed, controls: Mapping[str, BySeed], rules: Frozen
             return HypothesisCard(
                 "c",
                 "not testable",
-                f"{_counted(len(shared), 'seed')} that count, {rules.fewest_seeds} needed",
+                f"{plural(len(shared), 'seed')} that count, {rules.fewest_seeds} needed",
             )
         differences = [areas[seed] - values[seed] for seed in shared]
         if not all(map(math.isfinite, differences)):
@@ -416,7 +417,7 @@ def agreement_card(values: Mapping[str, Mapping[str, BySeed]], rules: FrozenHypo
         missing = (
             f"two tasks needed that share {fewest} of the methods, with {rules.fewest_seeds} seeds that count"
         )
-        at_hand = _counted(len(tables), "task")
+        at_hand = plural(len(tables), "task")
         return HypothesisCard("tasks", "not testable", f"{missing}; {at_hand} at hand", unit="tasks")
     generator = np.random.default_rng(0)
     means = {task: table.mean(1)[None] for task, (_, table) in tables.items()}
@@ -445,10 +446,10 @@ def agreement_card(values: Mapping[str, Mapping[str, BySeed]], rules: FrozenHypo
         f"the tasks {'agree' if outcome == 'supported' else 'are not shown to agree'} about the order of the methods",
         "rank correlation",
         rules.agreement.metric,
-        Estimate(rho, _defined(float(low)), _defined(float(high)), len(tables)),
+        Estimate(rho, defined(float(low)), defined(float(high)), len(tables)),
         "tasks",
         p_value,
-        _defined(math.fsum(halves) / len(halves)),
+        defined(math.fsum(halves) / len(halves)),
         "between halves of one task's seeds",
         tuple(
             CardTest(
@@ -492,14 +493,6 @@ def _pair_correlations(
         for one, other, shared in pairs
     ]
     return np.array(rows)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _defined(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 # Words

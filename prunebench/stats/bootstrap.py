@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from prunebench.errors import MetricError
+from prunebench.stats.intervals import widening
 
 METRICS = ("plain", "unbiased", "aligned", "conflicting", "worst_group", "bias_gap")
 """The columns of every result, as in `metrics.groups.GroupTable`."""
@@ -187,16 +188,7 @@ def _over_seeds(by_run: Tensor, generator: np.random.Generator, how: Resampling)
         return mean
     times = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws)
     resampled = torch.einsum("ds,dksm->dkm", torch.from_numpy(times / seeds), by_run)
-    return mean + _widening(seeds, how) * (resampled - mean)
-
-
-def _widening(seeds: int, how: Resampling) -> float:
-    """What deviations of resampled means of n seeds are multiplied by: sqrt(n / (n - 1)) t(n - 1) / z, or 1."""
-    from scipy.special import ndtri, stdtrit
-
-    level = 1 - (1 - how.confidence) / 2
-    wider = math.sqrt(seeds / (seeds - 1)) * float(stdtrit(seeds - 1, level) / ndtri(level))
-    return wider if how.widen else 1.0
+    return mean + (widening(seeds, how.confidence) if how.widen else 1.0) * (resampled - mean)
 
 
 def _intervals(estimate: Tensor, drawn: Tensor, confidence: float, lowest: Tensor) -> Intervals:

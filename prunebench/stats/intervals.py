@@ -46,6 +46,17 @@ def t_quantile(degrees: int, share: float) -> float:
     return float(stdtrit(degrees, share))
 
 
+def widening(n: int, confidence: float) -> float:
+    """What deviations of resampled means of n values are multiplied by: sqrt(n / (n - 1)) t(n - 1) / z.
+
+    See `stats.bootstrap`: percentiles of so few are too near to each other.
+    """
+    from scipy.special import ndtri
+
+    level = 1 - (1 - confidence) / 2
+    return math.sqrt(n / (n - 1)) * (t_quantile(n - 1, level) / float(ndtri(level)))
+
+
 def sample_deviation(numbers: Sequence[float], mean: float) -> float:
     """Sample standard deviation, ddof = 1."""
     squares = [(number - mean) * (number - mean) for number in numbers]

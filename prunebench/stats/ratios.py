@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prunebench.stats.intervals import widening
+
 DRAWS, SEED = 2000, 0
 
 
@@ -46,13 +48,6 @@ def _draws(n: int) -> tuple[np.ndarray, np.ndarray]:
     return different / n, counts
 
 
-@functools.lru_cache(maxsize=64)
-def _widening(n: int, tail: float) -> float:
-    from scipy.special import ndtri, stdtrit
-
-    return math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, 1 - tail)) / float(ndtri(1 - tail))
-
-
 @functools.lru_cache(maxsize=4096)
 def _interval(ratios: tuple[float, ...], confidence: float) -> RatioInterval:
     n, logs = len(ratios), np.log(np.asarray(ratios))
@@ -61,7 +56,7 @@ def _interval(ratios: tuple[float, ...], confidence: float) -> RatioInterval:
         return RatioInterval(math.exp(mean), math.nan, math.nan, 1)
     weights, counts = _draws(n)
     tail = (1 - confidence) / 2
-    wider = _widening(n, tail)
+    wider = widening(n, confidence)
     low, high = (mean + wider * (end - mean) for end in _quantiles(weights @ logs, counts, (tail, 1 - tail)))
     return RatioInterval(math.exp(mean), math.exp(low), math.exp(high), n)
 
