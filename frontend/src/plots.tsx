@@ -10,6 +10,7 @@ export interface Frame { width: number; height: number }
 
 const MARGIN = { top: 12, right: 14, bottom: 42, left: 46 };
 const [LABEL, LETTER] = [12, 6.6];  // the height of a label and the width of a letter, in pixels
+const TITLE = 26;  // the width of the upright title of an axis, with the room on both sides of the numbers
 
 const cut = (text: string): string => (text.length > 22 ? `${text.slice(0, 21)}…` : text);
 
@@ -63,19 +64,22 @@ function Axes(props: Frame & { x: AxisSpec; y: AxisSpec; right?: number; label: 
   const bottom = height - MARGIN.bottom;
   const along = (spec: AxisSpec, from: number, to: number) =>
     (spec.log ? scaleLog() : scaleLinear()).domain([spec.low, spec.high]).range([from, to]);
-  const [sx, sy] = [along(x, MARGIN.left, right), along(y, bottom, MARGIN.top)];
-  const ticks = (spec: AxisSpec, scale: typeof sx, most: number): [number, string][] => {
+  const sy = along(y, bottom, MARGIN.top);
+  const ticks = (spec: AxisSpec, scale: typeof sy, most: number): [number, string][] => {
     if (spec.ticks) return spec.ticks;
     const found = spec.log ? RATIOS.filter((value) => value >= spec.low && value <= spec.high) : scale.ticks(most);
     return found.map((value) => [value, `${number(value, decimalsOf(found))}${spec.unit ?? ""}`]);
   };
+  const up = ticks(y, sy, height / 55);
+  const left = Math.max(MARGIN.left, TITLE + LETTER * Math.max(...up.map(([, text]) => text.length)));
+  const sx = along(x, left, right);
   const across = spaced(ticks(x, sx, Math.max(2, width / 90)), (value) => sx(value), 30);
   return (
     <svg role="img" aria-label={props.label} width={width} height={height} viewBox={`0 0 ${width} ${height}`}>
-      {ticks(y, sy, height / 55).map(([value, text]) => (
+      {up.map(([value, text]) => (
         <g key={`y${value}`}>
-          <line class="grid" x1={MARGIN.left} x2={right} y1={sy(value)} y2={sy(value)} />
-          <text class="tick" x={MARGIN.left - 6} y={sy(value) + 4} text-anchor="end">{text}</text>
+          <line class="grid" x1={left} x2={right} y1={sy(value)} y2={sy(value)} />
+          <text class="tick" x={left - 6} y={sy(value) + 4} text-anchor="end">{text}</text>
         </g>
       ))}
       {across.map(([value, text]) => (
@@ -84,7 +88,7 @@ function Axes(props: Frame & { x: AxisSpec; y: AxisSpec; right?: number; label: 
           <text class="tick" x={sx(value)} y={bottom + 16} text-anchor="middle">{text}</text>
         </g>
       ))}
-      <text class="axis" x={(MARGIN.left + right) / 2} y={height - 6} text-anchor="middle">{x.title}</text>
+      <text class="axis" x={(left + right) / 2} y={height - 6} text-anchor="middle">{x.title}</text>
       <text class="axis" text-anchor="middle" transform={`translate(12 ${(MARGIN.top + bottom) / 2}) rotate(-90)`}>{y.title}</text>
       {props.children((value) => sx(value), (value) => sy(value))}
     </svg>
@@ -218,7 +222,7 @@ export function Curves(props: Frame & { curves: Curve[]; ticks: [number, string]
         const edge = props.width - right;
         const ordered = [...curves].sort((a, b) => a.lead - b.lead);
         return (<>
-          {reference && <line class="level" x1={MARGIN.left} x2={edge} y1={y(reference.value)} y2={y(reference.value)} />}
+          {reference && <line class="level" x1={x(left)} x2={edge} y1={y(reference.value)} y2={y(reference.value)} />}
           {ordered.map((curve) => (
             <g key={`${curve.label}${curve.star}`} class={curve.lead < 0 ? "curve behind" : `curve lead${curve.lead % 6}`} onClick={() => props.onPick?.(curve.label)}>
               <title>{curve.label}</title>

@@ -122,6 +122,25 @@ def test_the_first_screen_says_which_method_is_best_its_bias_and_its_speed(
     visit.context.close()
 
 
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE])
+def test_no_title_of_an_axis_stands_on_its_numbers(
+    browser: sync_api.Browser, site: Path, viewport: dict[str, int]
+) -> None:
+    visit = Visit(browser, site, viewport=viewport)
+    for tab in ("", "/curves", "/speed"):
+        show(visit.page, site, f"#/task/digits-2pct{tab}")
+        visit.page.locator(".plot svg").first.wait_for()
+        covered = visit.page.evaluate(
+            """() => [...document.querySelectorAll(".plot svg")].flatMap((svg) => {
+                const title = svg.querySelector("text.axis[transform]").getBoundingClientRect();
+                return [...svg.querySelectorAll("text.tick[text-anchor=end]")]
+                    .filter((tick) => tick.getBoundingClientRect().left <= title.right).map((tick) => tick.textContent);
+            })"""
+        )
+        assert covered == []
+    visit.context.close()
+
+
 def test_a_click_on_a_heading_sorts_best_first_and_another_one_turns_it(page: sync_api.Page) -> None:
     gap = page.locator("table.ranking thead th").filter(has_text="Gap")
     assert "↕" in gap.inner_text()
