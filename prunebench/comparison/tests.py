@@ -27,6 +27,8 @@ from prunebench.results.ranking import (
     rank_track,
     unranked_reason,
 )
+from prunebench.results.record import RunRecord
+from prunebench.results.spec import TUNE_SEEDS
 from prunebench.results.standing import read_standing
 from prunebench.results.store import open_results
 from prunebench.results.tracks import Place, SeedPlan, finished_runs, split_tracks
@@ -172,25 +174,31 @@ def find_cell(pairs: Sequence[Pair], plans: Sequence[SeedPlan] | None = None) ->
     stores = {store.root for pair in pairs for store in (pair.first_store, pair.second_store)}
     if len(stores) > 1 or not (root := stores.pop()).exists():
         return None
-    records = read_standing(root).listed(open_results(root).records()[0])
-    ids = [{record.run_id for record in side} for side in zip(*((pair.first, pair.second) for pair in pairs))]
+    records = list(filter(_counts, read_standing(root).listed(open_results(root).records()[0])))
+    sides = zip(*((pair.first, pair.second) for pair in pairs))
+    ids = [{record.run_id for record in filter(_counts, side)} for side in sides]
     for runs in split_tracks(records).values():
         if not {run.run_id for run in runs} >= ids[0] | ids[1]:
             continue
         ranking = rank_track(runs, board_plans() if plans is None else plans)
-        sides = [
+        places = [
             {place for place, row in ranking.rows.items() if {run.run_id for run in row} & side}
             for side in ids
         ]
-        if {len(side) for side in sides} != {1}:
+        if {len(found) for found in places} != {1}:
             return None
-        first, second = (side.pop() for side in sides)
+        first, second = (found.pop() for found in places)
         shared = {*finished_runs(ranking.rows[first])} & {*finished_runs(ranking.rows[second])}
         whole = shared <= {pair.seed for pair in pairs} and all(pair.paired for pair in pairs)
         if whole and first != second and ranking.compares(first, second):
             other = second if first == ranking.reference else first
             return BoardCell(ranking, first, second, other[0])
     return None
+
+
+def _counts(record: RunRecord) -> bool:
+    """Whether a run's seed is one of the board's, and none for choosing budgets."""
+    return record.run_spec.seed < TUNE_SEEDS
 
 
 def compare_seeds(pairs: Sequence[Pair], cell: BoardCell | None = None) -> tuple[SeedTest, ...]:

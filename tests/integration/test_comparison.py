@@ -26,7 +26,7 @@ from prunebench.errors import DataError, StoreError, UsageError
 from prunebench.leaderboard.aggregate import RANKED, build_board
 from prunebench.results.ranking import rank_track
 from prunebench.results.record import RunRecord
-from prunebench.results.spec import RunSpec
+from prunebench.results.spec import TUNE_SEEDS, RunSpec
 from prunebench.results.store import Store
 from prunebench.results.tracks import REFERENCE, split_tracks
 from prunebench.stats.clusters import clustered_t
@@ -317,6 +317,18 @@ def test_seeds_beyond_the_plan_do_not_count_by_seed(tmp_path: Path) -> None:
     assert len(found.pairs) == 6
     assert found.by_seed[0].difference.n == 5
     assert "By seed, seed 5 beyond the planned ones do not count, as on the board." in found.notes
+
+
+def test_seeds_for_choosing_budgets_do_not_count_as_on_the_board(tmp_path: Path) -> None:
+    store = board_store(tmp_path)
+    for name, asked in (("a", 0.9), ("b", 0.9), (REFERENCE, 0.0)):
+        for split in range(5):
+            store.write(board_records.run(name, asked, TUNE_SEEDS + split, 0.1 + 0.1 * split))
+    names, pairs, _ = choose_pairs(("a", "b"), (store, store))
+    found = compare_pairs(names, pairs, None)
+    assert found.board
+    assert {test.difference.n for test in found.by_seed} == {5}
+    assert any(note.startswith(f"By seed, seed {TUNE_SEEDS}") for note in found.notes)
 
 
 def test_two_that_the_board_does_not_compare_are_a_family_of_their_own(tmp_path: Path) -> None:
