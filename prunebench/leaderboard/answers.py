@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from prunebench.leaderboard.aggregate import RANKED
+from prunebench.leaderboard.columns import interval_text
 from prunebench.leaderboard.values import MeasuredSpeed, MethodRow, Track
 from prunebench.metrics.registry import Metric, metric_named
 from prunebench.report import format as fmt
@@ -39,15 +40,19 @@ class BestMethod:
     def words(self) -> str:
         """One sentence, with its numbers."""
         rank = f"rank {self.rank}" if self.rank else f"not ranked: {self.best.unranked}"
-        best = fmt.with_half_width(self.best.metric(self.lead.name), self.lead.decimals, self.lead.scale)
         name = fmt.cut(self.best.method, LONGEST)
-        text = f"Best at {self.sparsity:g}: {name} ({rank}), {best} % {self.lead.in_words}"
+        text = f"Best at {self.sparsity:g}: {name} ({rank}), {self.accuracy} % {self.lead.in_words}"
         if self.reference is not None:
             text += f" where {self.reference.method} has {self.before}"
         text += f"; bias gap {fmt.percent(self.best.metric('bias_gap').mean)} points"
         if self.best.cost is not None and math.isfinite(self.best.cost.training):
             text += f"; {fmt.times(self.best.cost.training)} its training"
         return f"{text}; {speed_words(first_speed(self.best))}."
+
+    @property
+    def accuracy(self) -> str:
+        """The best row's value with its interval, as the tables write it."""
+        return interval_text(self.best.metric(self.lead.name), self.lead)
 
     @property
     def before(self) -> str:
@@ -63,7 +68,7 @@ class BestMethod:
             f"{self.sparsity:g}",
             fmt.cut(self.best.method, LONGEST),
             self.rank or "not ranked",
-            fmt.with_half_width(self.best.metric(self.lead.name), self.lead.decimals, self.lead.scale),
+            self.accuracy,
             self.before if self.reference is None else f"{self.before} ({self.reference.method})",
             fmt.percent(self.best.metric("bias_gap").mean),
             "not measured" if speed is None else f"{written(speed)} {speed.remark}".rstrip(),

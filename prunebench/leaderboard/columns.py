@@ -84,23 +84,23 @@ def metric_column(metric: Metric) -> Column[BoardLine]:
     words = {"points": "percentage points"}.get(metric.unit, metric.unit)
     bar = metric.unit == "%" and metric.better == "higher"
 
-    def written(interval: Interval | str) -> str:
-        if isinstance(interval, str):
-            return interval
-        bounds = cut_bounds(interval, metric)
-        if bounds is None:
-            return fmt.with_half_width(interval, metric.decimals, metric.scale)
-        return fmt.with_ends(interval.mean, *bounds, metric.decimals, metric.scale)
-
     return Column(
         metric.name,
         metric.short,
         f"{metric.title}{words and f', {words}'}: {lowered(metric.help)}",
         value=lambda line: fmt.FOLDED if metric.name in line.row.folded else line.row.metric(metric.name),
-        format=written,
+        format=lambda value: value if isinstance(value, str) else interval_text(value, metric),
         order=lambda value: None if isinstance(value, str) else natural_order(value),
         share=(lambda value: None if isinstance(value, str) else bar_share(value)) if bar else None,
     )
+
+
+def interval_text(interval: Interval, metric: Metric) -> str:
+    """`61.2 ± 3.4` in a metric's unit, with its ends instead where it is cut at what is possible."""
+    bounds = cut_bounds(interval, metric)
+    if bounds is None:
+        return fmt.with_half_width(interval, metric.decimals, metric.scale)
+    return fmt.with_ends(interval.mean, *bounds, metric.decimals, metric.scale)
 
 
 def cut_bounds(interval: Interval, metric: Metric) -> tuple[float, float] | None:
@@ -146,11 +146,6 @@ def board_metrics() -> list[Metric]:
     return [metric for metric in metrics() if metric.board]
 
 
-def of_attributes(metric: Metric) -> bool:
-    """Whether a metric is a mean over the attributes of a multi-label task."""
-    return "attributes" in metric.needs
-
-
 def lowered(text: str) -> str:
     """A sentence as it goes on after a colon; what is no word in lower case (R2) stays."""
     return text[:1].lower() + text[1:] if text[1:2].islower() else text
@@ -158,7 +153,7 @@ def lowered(text: str) -> str:
 
 def metric_words(*, attributes: bool) -> str:
     """What the columns of metrics mean, a sentence each."""
-    shown = (metric for metric in board_metrics() if of_attributes(metric) == attributes)
+    shown = (metric for metric in board_metrics() if metric.of_attributes == attributes)
     return " ".join(f"{metric.short}: {lowered(metric.help).rstrip('.')}." for metric in shown)
 
 
@@ -271,7 +266,7 @@ def shown_metrics(track: Track, *, attributes: bool) -> list[str]:
     return [
         metric.name
         for metric in board_metrics()
-        if of_attributes(metric) == attributes
+        if metric.of_attributes == attributes
         and (metric.name in track.metrics or not track.finished)
         and not (done and all(metric.name in row.folded for row in done))
         and (parted or metric.name not in (SEEN, UNSEEN))

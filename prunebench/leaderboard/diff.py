@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from prunebench.leaderboard.answers import answer_of, lead_of, shown_sparsity
+from prunebench.leaderboard.columns import interval_text
 from prunebench.leaderboard.values import Leaderboard, MethodRow, Track
 from prunebench.report import format as fmt
 from prunebench.report.markdown import escape, markdown_table, page
@@ -99,9 +100,7 @@ def _rows(board: Leaderboard) -> dict[Place, tuple[str, str]]:
 def _written(row: MethodRow, track: Track) -> tuple[str, str]:
     lead = lead_of(track)
     rank = row.ranks.get(lead.name)
-    return fmt.with_half_width(row.metric(lead.name), lead.decimals, lead.scale), "" if rank is None else str(
-        rank
-    )
+    return interval_text(row.metric(lead.name), lead), "" if rank is None else str(rank)
 
 
 def _best(old: Leaderboard, new: Leaderboard) -> Iterable[RowChange]:

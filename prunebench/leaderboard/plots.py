@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from prunebench.leaderboard.columns import interval_text
 from prunebench.leaderboard.values import Leaderboard, MethodRow, Track
 from prunebench.metrics.registry import Metric, metric_named
 from prunebench.report import format as fmt
@@ -72,8 +73,7 @@ def curve_plot(track: Track, styles: Mapping[str, Style], shown: Metric) -> Plot
         if row is None:
             return Mark(place, None)
         found = row.metric(shown.name)
-        reading = fmt.with_half_width(found, shown.decimals, scale)
-        hint = f"{_place_words(row)}\n{reading}"
+        hint = f"{_place_words(row)}\n{interval_text(found, shown)}"
         return _interval_mark(place, found.mean, found.half_width, hint, scale, shown.range)
 
     lines = []
@@ -92,7 +92,7 @@ def curve_plot(track: Track, styles: Mapping[str, Style], shown: Metric) -> Plot
     unpruned = (row for row in track.dense if row.method in (track.reference, "dense"))
     dense = [(row, row.metric(shown.name)) for row in unpruned]
     rules = (
-        Rule(scale * found.mean, row.method, REFERENCE, hint=fmt.with_half_width(found, shown.decimals, scale))
+        Rule(scale * found.mean, row.method, REFERENCE, hint=interval_text(found, shown))
         for row, found in dense if math.isfinite(found.mean)
     )  # fmt: skip
     bounds = (0.0, 100.0) if shown.unit == "%" else (-math.inf, math.inf)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from prunebench.errors import UsageError
+from prunebench.leaderboard.answers import SPARSITY
 from prunebench.leaderboard.columns import summary_table
 from prunebench.leaderboard.controls import SHUFFLED
 from prunebench.leaderboard.values import Leaderboard, MethodRow, Track
@@ -15,7 +16,6 @@ from prunebench.results.ranking import DEFERRED
 from prunebench.results.store import write_atomically
 from prunebench.results.tracks import REFERENCE
 
-SPARSITY = 0.9
 MOST_ROWS = 8
 BASELINE = "magnitude"
 EXAMPLE, EXAMPLE_SPARSITIES = "channel-relative", (0.5, 0.9, 0.98)

@@ -110,7 +110,7 @@ def board_data(board: Leaderboard, labels: dict[str, int], words: Json) -> Json:
 
 def _metric(metric: Metric) -> Json:
     kept = ("name", "title", "short", "unit", "decimals", "better", "help")
-    return {name: getattr(metric, name) for name in kept} | {"attributes": columns.of_attributes(metric)}
+    return {name: getattr(metric, name) for name in kept} | {"attributes": metric.of_attributes}
 
 
 def _task(track: Track, labels: dict[str, int]) -> Json:
@@ -148,7 +148,7 @@ def _answer(answer: BestMethod, labels: dict[str, int]) -> Json:
         "words": answer.words,
         "rank": answer.rank,
         "mean": _number(value.mean, answer.lead.decimals, answer.lead.scale),
-        "width": _number(value.half_width, answer.lead.decimals, answer.lead.scale),
+        "width": _width(value, answer.lead),
         "before": answer.before,
         "gap": _number(row.metric("bias_gap").mean, 1, 100),
         "speed": None if speed is None else _speed(speed),
@@ -167,10 +167,7 @@ def _matrix(track: Track, labels: dict[str, int]) -> Json:
 
     return {
         "method": [labels[row.method] for row in rows],
-        "place": [
-            -1 if row.dense else places.get(row.sparsity, -2) if row.sparsity is not None else -2
-            for row in rows
-        ],
+        "place": list(map(place_of, rows)),
         **_interval_columns([row.metric(lead.name) for row in rows], lead),
         "rank": [_rank(row, lead)[1] for row in rows],
         "collapsed": [int(bool(row.collapsed)) for row in rows],
@@ -296,18 +293,19 @@ def runs_data(track: Track) -> Json:
 
 
 def _interval_columns(intervals: Sequence[Interval], metric: Metric, *, cut: bool = True) -> Json:
-    """Means and half-widths in a metric's unit at its decimals; both ends instead where the interval is `cut`."""
-
-    def width(interval: Interval) -> Any:
-        bounds = columns.cut_bounds(interval, metric) if cut else None
-        if bounds is not None:
-            return [_number(end, metric.decimals, metric.scale) for end in bounds]
-        return _number(interval.half_width, metric.decimals, metric.scale)
-
+    """Means and half-widths in a metric's unit at its decimals; differences are not `cut`."""
     return {
         "mean": [_number(interval.mean, metric.decimals, metric.scale) for interval in intervals],
-        "width": list(map(width, intervals)),
+        "width": [_width(interval, metric, cut=cut) for interval in intervals],
     }
+
+
+def _width(interval: Interval, metric: Metric, *, cut: bool = True) -> Any:
+    """The half-width; both ends instead where the interval is cut at what is possible."""
+    bounds = columns.cut_bounds(interval, metric) if cut else None
+    if bounds is not None:
+        return [_number(end, metric.decimals, metric.scale) for end in bounds]
+    return _number(interval.half_width, metric.decimals, metric.scale)
 
 
 def _number(value: float | None, decimals: int, scale: float = 1) -> float | int | None:

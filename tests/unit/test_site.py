@@ -48,6 +48,26 @@ def test_the_answer_names_the_best_its_bias_its_speed_and_the_reference() -> Non
     assert answer_of(track, 0.8) is None
 
 
+def test_an_interval_that_is_cut_is_written_with_its_ends_everywhere() -> None:
+    values = (0.9, 1.0, 1.0, 1.0, 1.0)
+    records = [run("high", 0.9, seed, value) for seed, value in zip(SEEDS, values, strict=True)]
+    board = build_board([*runs("dense-finetuned", 0.4, 0.0), *records])
+    files, shown = board_files(board), "98.0 [92.4, 100.0]"
+    for name in ("README.md", "tasks/digits-2pct.md", "figures/digits-2pct.svg", "site/index.html"):
+        assert "98.0 ± 5.6" not in files[name].decode(), name
+    for name in ("README.md", "tasks/digits-2pct.md", "site/index.html"):
+        text = files[name].decode().replace("\\", "")
+        assert shown in text, name
+    (track,) = board.tracks
+    answer = answer_of(track, 0.9)
+    assert answer is not None
+    assert (f"{shown} %" in answer.words, shown in answer.cells) == (True, True)
+    assert '"mean":98,"width":[92.4,100]' in files["site/data/board.js"].decode().replace(": ", ":").replace(
+        ", ", ","
+    )
+    assert shown in {row.after for row in diff_boards(build_board([]), board).added}
+
+
 def test_collapsed_networks_and_rows_with_a_failed_run_are_no_answer() -> None:
     records = made_up()
     fallen = {"plain": 0.5, "class_recall": 0.5}
