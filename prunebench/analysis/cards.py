@@ -87,7 +87,7 @@ def cards_of(
     A method's row is the one that bears its bare name on the board: of a method with several settings there is none.
 
     Args:
-        records: of any number of tracks.
+        records: of any number of tracks; of versions that the board lists.
         numbers: by the track's slug; without them (c), and (b) of attributes, are not testable.
         rules: those of the package.
     """

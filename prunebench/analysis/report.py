@@ -309,11 +309,11 @@ class BuiltPages:
 
 
 def build_pages(
-    records: list[RunRecord], results: Sequence[Path], out: Path, earlier: list[RunRecord] | None = None
+    records: list[RunRecord], results: Sequence[Path], out: Path, earlier: Leaderboard | None = None
 ) -> BuiltPages:
     """Write the leaderboard of these records under `out`, the cards, and the pages of the analyses stored in results.
 
-    `earlier` records: the board also says what changed since theirs.
+    `earlier`: the board also says what changed since this one.
 
     Raises StoreError for an analysis that cannot be read and where `out` cannot be written, UsageError for two
     analyses of one track.
@@ -322,8 +322,8 @@ def build_pages(
     analyses = [analysis for found, _ in stored for analysis in found]
     grids = {slug: path for _, images in stored for slug, path in images.items()}
     standing = functools.reduce(Standing.merged, map(read_standing, results), NOTHING)
-    cards = cards_of(records, read_seed_numbers([folder / FOLDER for folder in results]))
-    return BuiltPages(_write(records, analyses, grids, out, standing, cards, earlier), analyses, cards)
+    cards = cards_of(standing.listed(records), read_seed_numbers([folder / FOLDER for folder in results]))
+    return BuiltPages(_write(records, (analyses, grids), out, standing, cards, earlier), analyses, cards)
 
 
 def build_after_run(records: list[RunRecord], results: Path, out: Path) -> str | None:
@@ -343,24 +343,24 @@ def build_after_run(records: list[RunRecord], results: Path, out: Path) -> str |
         pages = {link.slug: out / "site" / link.page for link in links_of(found)}
         analyses = [analysis for analysis in found if pages[analysis.slug].is_file()]
         if analyses:
-            cards = cards_of(records, read_seed_numbers([results / FOLDER]))
+            cards = cards_of(standing.listed(records), read_seed_numbers([results / FOLDER]))
     except PruneBenchError as error:
         problem = str(error)
-    _write(records, analyses, grids, out, standing, cards)
+    _write(records, (analyses, grids), out, standing, cards)
     return problem
 
 
 def _write(
     records: list[RunRecord],
-    analyses: list[TaskAnalysis],
-    grids: Mapping[str, Path],
+    stored: tuple[list[TaskAnalysis], Mapping[str, Path]],
     out: Path,
     standing: Standing,
     cards: HypothesisCards | None,
-    earlier: list[RunRecord] | None = None,
+    earlier: Leaderboard | None = None,
 ) -> Leaderboard:
+    analyses, grids = stored
     board = build_board(records, standing)
-    changes = None if earlier is None else diff_boards(build_board(earlier), board)
+    changes = None if earlier is None else diff_boards(earlier, board)
     shown = {} if cards is None else cards_data(cards)
     files = board_files(board, links_of(analyses), changes, shown)
     pages = analysis_files(analyses, grids, board.labels, cards) if analyses or cards is not None else {}

@@ -19,6 +19,7 @@ from prunebench.analysis.preregistered import card_sentence
 from prunebench.analysis.seed_numbers import read_seed_numbers, seed_numbers, write_seed_numbers
 from prunebench.analysis.values import FOLDER, SCHEMA_VERSION, TaskAnalysis, write_analysis
 from prunebench.errors import PruneBenchError, StoreError, UsageError, unknown
+from prunebench.results.standing import read_standing
 from prunebench.results.store import open_results, write_atomically
 from prunebench.results.tracks import split_tracks
 from prunebench.runner.environment import describe_code
@@ -169,7 +170,7 @@ def _report(analysis: TaskAnalysis, console: Console) -> None:
 
 def _report_cards(results: Path, tasks: Sequence[str], console: Console) -> None:
     """The cards of each track, or of some tasks', and the board's, a line each."""
-    records = open_results(results).records()[0]
+    records = read_standing(results).listed(open_results(results).records()[0])
     cards = cards_of(records, read_seed_numbers([results / FOLDER]))
     for slug, runs in split_tracks(records).items():
         if not tasks or runs[0].spec["task"] in tasks:

@@ -227,7 +227,9 @@ def write_leaderboard(
     """
     from prunebench.analysis.card_pages import cards_excerpt
     from prunebench.analysis.report import build_pages
+    from prunebench.leaderboard import build_board
     from prunebench.leaderboard.readme import update_readme
+    from prunebench.results.standing import read_standing
     from prunebench.results.store import open_results
     from prunebench.submission import sound_records
 
@@ -235,7 +237,7 @@ def write_leaderboard(
     damaged = [entry for _, broken in read for entry in broken]
     for entry in damaged:
         errors.print(f"left out: {entry.reason}", style="red", soft_wrap=True)
-    earlier = None if diff is None else sound_records(open_results(diff))[0]
+    earlier = None if diff is None else build_board(sound_records(open_results(diff))[0], read_standing(diff))
     made = build_pages([record for found, _ in read for record in found], results, out, earlier)
     if readme is not None:
         update_readme(made.board, readme, cards_excerpt(made.cards))

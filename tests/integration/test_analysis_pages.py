@@ -37,6 +37,7 @@ from prunebench.analysis.preregistered import HypothesisCard
 from prunebench.analysis.report import (
     analysis_files,
     build_after_run,
+    build_pages,
     index_markdown,
     links_of,
     task_markdown,
@@ -408,6 +409,31 @@ def test_the_board_after_a_run_knows_what_was_retired(tmp_path: Path) -> None:
     assert "was withdrawn: wrong masks" in text
     assert "| alpha |" not in text
     assert "| beta |" in text
+
+
+def test_a_retired_version_is_on_no_card(tmp_path: Path) -> None:
+    for folder in ("before", "after"):
+        (tmp_path / folder).mkdir()
+    retired = [run("magnitude", 0.9, seed, cell={"method_version": "0"}) for seed in range(5)]
+    retire(
+        tmp_path / "after",
+        Standing(),
+        Retired("magnitude", "0", "superseded", "2026-01-02T00:00:00Z", "by 1"),
+    )
+    before = build_pages(full_records(), [tmp_path / "before"], tmp_path / "one")
+    after = build_pages([*full_records(), *retired], [tmp_path / "after"], tmp_path / "two")
+    assert after.cards == before.cards
+
+
+def test_a_retired_version_is_no_change_of_the_board(tmp_path: Path) -> None:
+    results, out = tmp_path / "results", tmp_path / "out"
+    for record in sound_records():
+        Store(results).write(record)
+    retire(
+        results, Standing(), Retired("alpha", "made up", "withdrawn", "2026-01-02T00:00:00Z", "wrong masks")
+    )
+    write_leaderboard([results], out, diff=results)
+    assert "Nothing changed." in (out / "CHANGES.md").read_text()
 
 
 def test_bad_places_and_equal_names_are_refused(tmp_path: Path) -> None:
