@@ -346,7 +346,7 @@ def build_after_run(records: list[RunRecord], results: Path, out: Path) -> str |
             cards = cards_of(standing.listed(records), read_seed_numbers([results / FOLDER]))
     except PruneBenchError as error:
         problem = str(error)
-    _write(records, (analyses, grids), out, standing, cards)
+    _write(records, (analyses, grids), out, standing, cards, whole=problem is None)
     return problem
 
 
@@ -357,6 +357,8 @@ def _write(
     standing: Standing,
     cards: HypothesisCards | None,
     earlier: Leaderboard | None = None,
+    *,
+    whole: bool = True,
 ) -> Leaderboard:
     analyses, grids = stored
     board = build_board(records, standing)
@@ -364,5 +366,5 @@ def _write(
     shown = {} if cards is None else cards_data(cards)
     files = board_files(board, links_of(analyses), changes, shown)
     pages = analysis_files(analyses, grids, board.labels, cards) if analyses or cards is not None else {}
-    write_pages(out, files | pages)
+    write_pages(out, files | pages, whole=whole)
     return board

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from prunebench.results.tracks import REFERENCE
 
 MANIFEST = "MANIFEST.sha256"
 PLOTLY = "site/plotly.min.js"
+PLACES = ("CHANGES.md", "methods.md", "tasks", "figures", "site", "analysis")
+"""Where files of a board may have become stale; README.md is written always."""
 ANALYSIS = "Bias under pruning"
 ANALYSIS_PAGE = "-analysis.html"
 
@@ -199,16 +202,22 @@ def board_files(
     )
 
 
-def write_pages(out: Path, files: Mapping[str, bytes]) -> None:
+def write_pages(out: Path, files: Mapping[str, bytes], *, whole: bool = False) -> None:
     """Write files below a folder, by name, with MANIFEST.sha256, for `sha256sum --check`.
 
-    Beside pages of analyses lies plotly's script; not in the manifest, for it is that of the installed package. Raises
-    StoreError where they cannot be written.
+    Beside pages of analyses lies plotly's script; not in the manifest, for it is that of the installed package.
+
+    whole: these are all files of the board; what the former manifest lists besides is removed, unless it was changed.
+
+    Raises StoreError where they cannot be written.
     """
-    digests = (f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
-    every = {**files, MANIFEST: "".join(digests).encode()}
+    every = dict(files)
     if any(name.endswith(ANALYSIS_PAGE) for name in files):
         every[PLOTLY] = plotly_script().encode()
+    digests = (f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
+    every[MANIFEST] = "".join(digests).encode()  # the last: until it is there, the former one counts
+    if whole:
+        _remove_stale(out, files)
     for name, content in every.items():
         path = out / name
         try:
@@ -217,6 +226,19 @@ def write_pages(out: Path, files: Mapping[str, bytes]) -> None:
             reason = error.strerror or error
             raise StoreError(f"cannot write {path}: {reason}; choose another folder for the board") from error
         write_atomically(path, content)
+
+
+def _remove_stale(out: Path, files: Mapping[str, bytes]) -> None:
+    """Remove the files of an earlier board that are none of this one, as they were written and where boards write."""
+    manifest = out / MANIFEST
+    text = manifest.read_text(encoding="utf-8", errors="replace") if manifest.is_file() else ""
+    for digest, _, name in (line.partition("  ") for line in text.splitlines()):
+        path, parts = out / name, Path(name).parts
+        if name in files or ".." in parts or not parts or parts[0] not in PLACES:
+            continue
+        with contextlib.suppress(OSError):
+            if hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+                path.unlink()
 
 
 def link_of(track: Track, links: Links) -> AnalysisLink | None:

@@ -434,6 +434,8 @@ def test_a_retired_version_is_no_change_of_the_board(tmp_path: Path) -> None:
     )
     write_leaderboard([results], out, diff=results)
     assert "Nothing changed." in (out / "CHANGES.md").read_text()
+    write_leaderboard([results], out)
+    assert not (out / "CHANGES.md").exists()
 
 
 def test_bad_places_and_equal_names_are_refused(tmp_path: Path) -> None:
@@ -557,6 +559,15 @@ def test_without_analyses_the_board_has_the_same_bytes(tmp_path: Path) -> None:
         del before[name], after[name]
     assert set(after) - set(before) == {"analysis/README.md", "analysis/cards.json"}
     assert {name: after[name] for name in before} == before
+
+
+def test_the_pages_of_a_task_that_left_the_board_are_removed(tmp_path: Path) -> None:
+    two = [run("dense", 0.0, 0, cell={"task": task}) for task in ("digits@2pct", "other")]
+    for records in (two, two[1:]):
+        build_pages(records, [tmp_path], tmp_path / "out")
+    left = files_of(tmp_path / "out")
+    assert "tasks/other.md" in left
+    assert not [name for name in left if "digits-2pct" in name]
 
 
 def test_the_board_links_to_the_stored_analyses_and_writes_their_pages(tmp_path: Path, grid: Path) -> None:

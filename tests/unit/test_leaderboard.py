@@ -19,7 +19,7 @@ from board_records import CELL, MACHINE, RECIPE, cost, failed, full_records, met
 from prunebench.errors import StoreError
 from prunebench.inference import cascade
 from prunebench.leaderboard import build_board, columns, write_board
-from prunebench.leaderboard.build import MANIFEST, board_files, board_markdown
+from prunebench.leaderboard.build import MANIFEST, board_files, board_markdown, write_pages
 from prunebench.leaderboard.columns import (
     BoardLine,
     accuracy_table,
@@ -755,6 +755,24 @@ def test_the_manifest_is_what_sha256sum_checks(tmp_path: Path) -> None:
     files = files_of(tmp_path)
     assert set(listed) == set(files) - {MANIFEST}
     assert all(hashlib.sha256(files[name]).hexdigest() == digest for name, digest in listed.items())
+
+
+def test_what_left_the_board_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    out = tmp_path / "board"
+    two = [*full_records(), run("alpha", 0.5, 0, cell={"task": "other"})]
+    write_pages(out, board_files(build_board(two)), whole=True)
+    own = {out / "tasks" / "mine.md": "listed by nobody", out / "figures" / "other.svg": "changed by hand"}
+    own |= {tmp_path / "tasks.md": "outside", out / "notes.md": "where no board writes"}
+    for path, text in own.items():
+        path.write_text(text)
+    with (out / MANIFEST).open("a") as stream:
+        for name in ("tasks/../../tasks.md", str(tmp_path / "tasks.md"), "notes.md", "tasks", ""):
+            digest = hashlib.sha256(own.get(out / name, "outside").encode()).hexdigest()
+            stream.write(f"{digest}  {name}\n")
+    kept = board_files(build_board(full_records()))
+    write_pages(out, kept, whole=True)
+    assert {path: path.read_text() for path in own} == own
+    assert set(files_of(out)) == {*kept, MANIFEST, "tasks/mine.md", "figures/other.svg", "notes.md"}
 
 
 def test_the_front_page_of_many_tasks_stays_short() -> None:
