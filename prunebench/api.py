@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunebench.errors import StoreError, UsageError
+from prunebench.plugins.plain import use_model
 from prunebench.results.store import CorruptRecord, Store, open_results
 from prunebench.suites import Suite, load_suite
 
@@ -66,9 +67,12 @@ def make_plan(  # noqa: PLR0913
     `dense` is a checkpoint (`.safetensors`) that stands for the dense model of the suite's one task. Methods of users'
     files run in a `sandbox` if asked for, and are ended after `timeout` seconds. Raises UsageError where it cannot be.
     `cluster` says where the device is looked for; of a `shard`, its part of the runs is planned alone.
-    Names are checked before torch is imported: a misspelt one is answered at once.
+    Names are checked before torch is imported: a misspelt one is answered at once. A suite's model may be of your own
+    file, `my_net.py:FUNCTION`, which then stands for a package in this process and its children.
     """
     suite = load_suite(suite) if isinstance(suite, str) else suite
+    if suite.model is not None:
+        suite = replace(suite, model=use_model(suite.model))
     check_names(suite)
     _start_early(suite)
     from prunebench.runner.environment import requested_kernels

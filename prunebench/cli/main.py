@@ -54,9 +54,31 @@ DataOption = Annotated[
     typer.Option("--data-root", envvar="PRUNEBENCH_DATA", help="Where data sets lie."),
 ]
 
+MetricOption = Annotated[
+    list[Path],
+    typer.Option(help="Your own metrics too: my_metric.py, with functions behind @metric (repeatable)."),
+]
+ModelOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="This model instead of the task's: a name, or your own my_net.py:FUNCTION.",
+        autocompletion=complete_model,
+    ),
+]
+
 DenseOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="Your own trained network (.safetensors) as the dense model, for one task."),
+]
+SandboxOption = Annotated[
+    bool,
+    typer.Option(
+        "--sandbox", help="Methods of files see no network, no data and no results (Linux; see doctor)."
+    ),
+]
+TimeoutOption = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(min=0.1, help="End a method of a file after so many seconds; its run fails."),
 ]
 
 
@@ -111,17 +133,11 @@ def run(  # noqa: PLR0913
             "--set", help="METHOD.KEY=VALUE: a method's setting; VALUE,VALUE,... runs each (repeatable)."
         ),
     ] = [],  # noqa: B006
+    model: ModelOption = None,
+    metric: MetricOption = [],  # noqa: B006
     dense: DenseOption = None,
-    sandbox: Annotated[
-        bool,
-        typer.Option(
-            "--sandbox", help="Methods of files see no network, no data and no results (Linux; see doctor)."
-        ),
-    ] = False,
-    timeout: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(min=0.1, help="End a method of a file after so many seconds; its run fails."),
-    ] = None,
+    sandbox: SandboxOption = False,
+    timeout: TimeoutOption = None,
     shard: ShardOption = None,
     cluster: ClusterOption = None,
     cells_per_gpu: CellsOption = 1,
@@ -137,10 +153,14 @@ def run(  # noqa: PLR0913
 ) -> None:
     """Train, prune, measure and rank. The same command again resumes."""
     from prunebench.api import make_launcher, make_plan
+    from prunebench.cli.own import use_own
     from prunebench.cli.progress import print_plan, run_with_progress
     from prunebench.suites import load_suite
 
-    chosen = load_suite(suite).narrowed(tasks=task, methods=method, sparsities=sparsity, seeds=seed)
+    use_own(None, metric)
+    chosen = load_suite(suite).narrowed(
+        tasks=task, methods=method, sparsities=sparsity, seeds=seed, model=model
+    )
     chosen = chosen.with_settings(settings)
     where = choose_cluster(cluster, cells_per_gpu, cell_memory, artifacts)
     plan = make_plan(
@@ -174,11 +194,15 @@ def retime(
 def rescore(
     results: Annotated[Path, typer.Argument(help="The results folder, with the logits that runs stored.")],
     data_root: DataOption = None,
+    metric: MetricOption = [],  # noqa: B006
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would change and write nothing.")
     ] = False,
 ) -> None:
     """Compute all metrics of stored runs again from their logits, without training."""
+    from prunebench.cli.own import use_own
+
+    use_own(None, metric)
     from prunebench.cli.rescoring import score_with_progress
 
     raise typer.Exit(score_with_progress(results, data_root, dry_run=dry_run))
@@ -346,7 +370,7 @@ def profile(  # noqa: PLR0913
     model: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="A model (default: that of --run, else convnet on a CPU, resnet18 on a GPU).",
+            help="A model or my_net.py:FUNCTION (default: that of --run, else convnet on a CPU, resnet18 on a GPU).",
             autocompletion=complete_model,
         ),
     ] = None,
@@ -391,8 +415,10 @@ def profile(  # noqa: PLR0913
 ) -> None:
     """Measure sparse layers and networks on this machine against dense and the roofline."""
     from prunebench.cli.console import console
+    from prunebench.cli.own import use_own
     from prunebench.models.names import ModelName
 
+    model = use_own(model)
     if model is not None:
         ModelName.parse(model)  # a misspelt name is answered before torch is imported
     from prunebench.profile.run import ProfileSettings, profile_machine

@@ -161,7 +161,9 @@ def metrics() -> tuple[Metric, ...]:
     for name in plugin_names(GROUP):
         entry = load_plugin(GROUP, name)
         if not isinstance(entry, Metric) or entry.name != name or name in found:
-            raise UsageError(f"entry point {GROUP}: {name}: want a metric of this name, that no other has")
+            raise UsageError(
+                f"entry point or file, {GROUP}: {name}: want a metric of this name, that no other has"
+            )
         found[name] = entry
     return tuple(found.values())
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from prunebench.errors import UsageError, unknown
 from prunebench.plugins.entry_points import plugin_names
+from prunebench.plugins.plain import VARIABLE
 from prunebench.results.spec import number_text
 
 GROUP = "prunebench.models"
@@ -23,7 +24,7 @@ BASES = (
 
 @dataclass(frozen=True)
 class ModelName:
-    """The parts of a model's name: `base`, `@width`, `:digest` of pretrained weights to start from.
+    """The parts of a model's name: `base`, `@width`, `:digest` of pretrained weights to start from, or of its file.
 
     `outside` is the hash of a checkpoint that stands for the dense model (`resnet8+0123456789ab`): what `build_model`
     makes is the network untrained.
@@ -43,7 +44,9 @@ class ModelName:
         stem, _, digest = known.partition(":")
         base, at, width = stem.partition("@")
         if base not in BASES and base not in plugin_names(GROUP):
-            raise unknown("model", base, [*BASES, *plugin_names(GROUP), f"{PREFIX}NAME"])
+            error = unknown("model", base, [*BASES, *plugin_names(GROUP), f"{PREFIX}NAME"])
+            hint = f"; of your own file? {VARIABLE}=my_net.py prunebench ..." if digest else ""
+            raise UsageError(f"{error}{hint}")
         return cls(base, _read_width(name, width) if at else 1.0, digest, outside)
 
     def __str__(self) -> str:

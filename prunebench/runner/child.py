@@ -26,6 +26,7 @@ from prunebench.methods.discovery import SHUFFLED, file_methods, resolve_method
 from prunebench.methods.experiment import Experiment, ExperimentContext, Pruned, TrainingCost, VisibleSplit
 from prunebench.methods.fitting import check_returned, ending_raises
 from prunebench.methods.isolation import kept
+from prunebench.plugins.plain import use_file
 from prunebench.pruning.wrapped import state_of
 from prunebench.results.spec import RunSpec, View
 from prunebench.runner.exchange import Channel, map_bytes, put_tensors, take_tensors
@@ -160,6 +161,8 @@ def _fit(
     for file in shared:
         os.close(file)
     sys.meta_path.insert(0, WithheldTasks())
+    if request.get("model_file"):
+        use_file(Path(request["model_file"]))
     with kept(spec.seed), ending_raises(spec.method):
         method = _planned(request["method"], spec)
         experiment = Experiment(

@@ -21,7 +21,10 @@ from prunebench.data.transforms import TRIGGERS
 from prunebench.errors import UsageError
 from prunebench.inference.cascade import NOTES
 from prunebench.methods.experiment import Experiment, Pruned, VisibleSplit
+from prunebench.models.names import GROUP
 from prunebench.models.nets import PRETRAINED, ModelName, find_imagenet_weights
+from prunebench.plugins.files import source_files
+from prunebench.plugins.plain import file_of
 from prunebench.pruning.masks import Masks
 from prunebench.pruning.wrapped import state_of
 from prunebench.results.record import FITTED_NOTE, OVERSPENT_NOTE, REMOVED_NOTE
@@ -105,8 +108,11 @@ def _message(
 ) -> dict[str, Any]:
     """What the child is told, and the files with its images and labels."""
     supervision, gpu = dict(run.metadata)["supervision"], data.device.type != "cpu"
-    own, weights = files_of(run.method), []
-    if ModelName.parse(run.spec.model).base == PRETRAINED:
+    own, weights, base = files_of(run.method), [], ModelName.parse(run.spec.model).base
+    plain = file_of(GROUP, base)
+    if plain is not None:
+        own = [*own, *map(str, source_files(plain))]
+    if base == PRETRAINED:
         weights = [str(find_imagenet_weights(context.data_root))]
     labels: dict[str, Tensor] = {}
     files.append(anonymous_file())
@@ -120,6 +126,7 @@ def _message(
         "kind": "fit",
         "method": absolute(run.method),
         "method_files": own,
+        "model_file": None if plain is None else str(plain),
         "jail": jail_of(own, sandbox=context.sandbox, weights=weights, gpu=gpu),
         "spec": run.spec.to_dict(),
         "device": data.device.type,

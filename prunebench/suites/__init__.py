@@ -65,11 +65,12 @@ class Suite:
         methods: Sequence[str] = (),
         sparsities: Sequence[float] = (),
         seeds: Sequence[int] = (),
+        model: str | None = None,
     ) -> Suite:
-        """This suite with the given lists in place of its own; empty ones change nothing."""
+        """This suite with the given lists and model in place of its own; empty ones change nothing."""
         chosen = {"tasks": tasks, "methods": methods, "sparsities": sparsities, "seeds": seeds}
         changes: dict[str, Any] = {name: tuple(values) for name, values in chosen.items() if values}
-        return replace(self, **changes)
+        return replace(self, model=model or self.model, **changes)
 
     def swept(self, method: str) -> list[dict[str, Any]]:
         """The combinations of settings that a method runs with; one without settings where nothing is swept."""
