@@ -288,6 +288,18 @@ def fold_dense(
     return network
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
+def without_dead_channels(model: nn.Module, example: Tensor) -> SparseNetwork:
+    """The network for other runtimes: BatchNorm folded, dead channels removed, torch's plain layers left.
+
+    It computes the same, with the weights' zeros where they are. Channels are left down to a multiple that the
+    example's device likes. Raises TracingError naming the module that torch.fx cannot trace.
+    """
+    multiple = MULTIPLES.get(check_tensor("example", example).device.type, 1)
+    return _build(model, example, None, None, {WHOLE: multiple})[WHOLE]
+
+
 def _build(
     model: nn.Module, example: Tensor, masks: Mapping[str, Tensor] | None, dtype: torch.dtype | None,
     multiples: Mapping[str, int],

@@ -15,6 +15,8 @@ from prunebench.runner.jail import explain_sandbox
 
 EXTRAS = {
     "timm": ("models named timm:NAME", "pip install 'prunebench[timm]'"),
+    "onnxruntime": ("export to ONNX, and ONNX Runtime's latencies", "pip install 'prunebench[onnx]'"),
+    "openvino": ("OpenVINO's latencies (export --engine)", "pip install 'prunebench[openvino]'"),
     "s3fs": ("artifacts on S3", "pip install 'prunebench[s3]'"),
     "huggingface_hub": ("artifacts on the Hugging Face hub", "pip install 'prunebench[hf]'"),
 }

@@ -433,6 +433,50 @@ def profile(  # noqa: PLR0913
 
 
 @app.command()
+def export(  # noqa: PLR0913
+    runs: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(
+            metavar="[RUN_ID]...", help="Runs by id, or the beginning of it (default: all that fit)."
+        ),
+    ] = None,
+    results: ResultsOption = None,
+    task: Annotated[
+        list[str], typer.Option(help="Only runs of these tasks.", autocompletion=complete_task)
+    ] = [],  # noqa: B006
+    method: Annotated[
+        list[str], typer.Option(help="Only runs of these methods.", autocompletion=complete_method)
+    ] = [],  # noqa: B006
+    sparsity: Annotated[list[float], typer.Option(help="Only these sparsities; dense runs stay.")] = [],  # noqa: B006
+    seed: Annotated[list[int], typer.Option(help="Only these seeds.")] = [],  # noqa: B006
+    to: Annotated[str, typer.Option(help="onnx, torch (torch.export) or safetensors.")] = "onnx",
+    out: Annotated[Path, typer.Option(help="Where the files go.")] = Path("exported"),
+    data_root: DataOption = None,
+    images: Annotated[int, typer.Option(help="Validation images that outputs are compared on.")] = 256,
+    engine: Annotated[
+        list[str],
+        typer.Option(
+            help="Time them in turns in torch, folded, compile, sparse, onnxruntime, openvino, or all (of them here)."
+        ),
+    ] = [],  # noqa: B006
+    batch: Annotated[list[int], typer.Option(help="Images of a batch (default: 1, then 64).")] = [],  # noqa: B006
+    threads: Annotated[int, typer.Option(help="Threads of every engine.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Timed calls of each.")] = 31,
+) -> None:
+    """Write networks of runs as ONNX and compare outputs; with --engine, their latencies in every engine."""
+    from prunebench.cli.listing import default_results
+
+    found = results or default_results()
+    from prunebench.cli.exporting import RunFilter, TimingSettings, export_with_progress
+
+    asked = RunFilter(tuple(runs or ()), tuple(task), tuple(method), tuple(sparsity), tuple(seed))
+    timing = TimingSettings(tuple(engine), tuple(batch) or (1, 64), threads, repeats)
+    raise typer.Exit(
+        export_with_progress(asked, found, out, data_root, form=to, images=images, timing=timing)
+    )
+
+
+@app.command()
 def doctor(
     data_root: DataOption = None,
     kernels: Annotated[

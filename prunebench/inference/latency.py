@@ -26,8 +26,8 @@ On a GPU the library rounds float32 inputs of convolutions to TF32, ten bits, an
 """
 AGAIN = "dense again"
 """The dense network timed as a third: against itself it should be 1, and is the noise floor."""
-CPU_TIME, FINE = "thread CPU time", 1e-6
-"""The clock of one thread, and the seconds that it must tell apart to be used."""
+CPU_TIME, FINE, WALL = "thread CPU time", 1e-6, "wall clock"
+"""The clock of one thread, the seconds that it must tell apart to be used, and the clock of all others."""
 MOST_TRIES = 3
 """So often a disturbed measurement is tried: each takes some dozens of passes."""
 
@@ -69,7 +69,11 @@ def ready_for_inference(dense: nn.Module, pruned: nn.Module, x: Tensor) -> Infer
 @torch.inference_mode()
 def distance(model: nn.Module, other: nn.Module, x: Tensor) -> float:
     """Largest difference of two networks' outputs for x, as a share of the other's largest output; nan if one is."""
-    values, wanted = model(x), other(x)
+    return distance_of(model(x), other(x))
+
+
+def distance_of(values: Tensor, wanted: Tensor) -> float:
+    """Largest difference of outputs from those wanted, as a share of the largest wanted; nan if one is."""
     return float((values - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
 
 
@@ -108,44 +112,62 @@ def interleaved_latency(
 
 
 def quietest_latency(dense: nn.Module, pruned: nn.Module, x: Tensor) -> Latencies:
-    """Both networks and the dense one `again` (the noise floor), timed in turns: the least disturbed of a few times.
+    """Both networks and the dense one `again` (the noise floor), timed in turns: the least disturbed of a few times."""
+    models = {"dense": dense, "pruned": pruned, AGAIN: dense}
+    return quietest(lambda: time_models(models, x))
+
+
+def quietest(measure: Callable[[], Latencies]) -> Latencies:
+    """The least disturbed of a few measurements; one is enough where it was not disturbed.
 
     The choice looks at spread and noise floor alone, never at the speed-up.
     """
-    models = {"dense": dense, "pruned": pruned, AGAIN: dense}
     tries: list[Latencies] = []
     for _ in range(MOST_TRIES):
-        tries.append(time_models(models, x))
+        tries.append(measure())
         if tries[-1].disturbance <= 1:
             break
     return min(tries, key=lambda entry: entry.disturbance)
 
 
-@torch.inference_mode()
 def time_models(
     models: Mapping[str, nn.Module], x: Tensor, *, repeats: int = 15, warmup: int = 3
 ) -> Latencies:
-    """Latency of a forward pass of x `[B, C, H, W]` for each model, timed in turns.
-
-    Turns (model A, model B, A, B, ...) let drift of the machine hit all alike; compare only within one call.
-    On a GPU the passes are replayed as CUDA graphs, as when layouts are chosen: launching small kernels one by one
-    from Python takes longer than they run.
-    """
-    from prunebench_kernels.measured import Timing, time_in_turns
-
+    """Latency of a forward pass of x `[B, C, H, W]` for each model, timed in turns (see `time_calls`)."""
     for model in models.values():
         model.eval()
     calls = {name: functools.partial(model, x) for name, model in models.items()}
+    return time_calls(calls, repeats=repeats, warmup=warmup, on_gpu=x.device.type == "cuda")
+
+
+@torch.inference_mode()
+def time_calls(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int = 15,
+    warmup: int = 3,
+    on_gpu: bool = False,
+    own_threads: bool = False,
+) -> Latencies:
+    """Latency of each call, timed in turns.
+
+    Turns (model A, model B, A, B, ...) let drift of the machine hit all alike; compare only within one call.
+    On a GPU the passes are replayed as CUDA graphs, as when layouts are chosen: launching small kernels one by one
+    from Python takes longer than they run. With `own_threads` a call may compute in threads that are not this one,
+    whose time the clock on the wall alone sees.
+    """
+    from prunebench_kernels.measured import Timing, time_in_turns
+
     for _ in range(warmup):
         for call in calls.values():
             call()
-    if x.device.type == "cuda":
+    if on_gpu:
         wall, clock = time_in_turns(calls, repeats), "CUDA events"
         shown = wall
     else:
         wall, busy = _time_by_two_clocks(calls, repeats)
         alone = torch.get_num_threads() == 1 and time.get_clock_info("thread_time").resolution < FINE
-        shown, clock = (busy, CPU_TIME) if alone else (wall, "wall clock")
+        shown, clock = (busy, CPU_TIME) if alone and not own_threads else (wall, WALL)
     by_wall, times = (
         {name: Percentiles(**asdict(Timing.of(values))) for name, values in samples.items()}
         for samples in (wall, shown)

@@ -18,14 +18,14 @@ from prunebench.errors import StoreError
 from prunebench.inference.busy import machine_load
 from prunebench.inference.cascade import TEST_NOTE, THRESHOLD_NOTE, Cascade, Deferral
 from prunebench.methods.discovery import resolve_method
-from prunebench.models import build_model, narrowed
+from prunebench.models import build_model
 from prunebench.results.record import CostReport, RunRecord
 from prunebench.results.speed import disturbance
 from prunebench.results.store import Store, open_results
 from prunebench.runner.environment import describe_code, describe_environment
 from prunebench.runner.evaluate import TaskData, measure_cost
 from prunebench.runner.execute import one_thread
-from prunebench.tasks import resolve_task
+from prunebench.runner.stored import Draws, check_stored, stored_network
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,12 @@ def retime(
     if disturbed:
         records = [record for record in records if record.cost and disturbance(record.cost)]
     records.sort(key=lambda record: (record.spec["task"], record.spec["seed"], record.run_id))
-    draw: tuple[str, int] | None = None
-    data: TaskData | None = None
+    draws = Draws(data_root, torch.device(device))
     for number, record in enumerate(records, start=1):
         problem = None
         try:
-            if store.find_tensors(record, "model") is None:
-                raise StoreError(
-                    "its model is not stored (run with --keep-models, or `prunebench artifacts pull`)"
-                )
-            key = (record.spec["task"], record.spec["seed"])
-            if key != draw:
-                task = resolve_task(key[0], data_root)
-                data, draw = TaskData(task, data_root, key[1], torch.device(device)), key
-            assert data is not None
-            cost = _measured(record, store, data, data_root)
+            check_stored(record, store)
+            cost = _measured(record, store, draws.of(record), data_root)
             record = store.update(record, cost=cost)
         except Exception as error:  # one record's trouble must not stop the others
             problem = str(error)
@@ -79,13 +70,9 @@ def _measured(record: RunRecord, store: Store, data: TaskData, data_root: Path |
     """The record's cost with new latencies."""
     spec, before = record.run_spec, record.cost
     assert before is not None
-    data.labels.check(record)
-    dense, pruned = (
-        build_model(spec.model, data.task.num_outputs, seed=spec.seed, data_root=data_root).to(data.device)
-        for _ in range(2)
-    )
-    state = store.read_tensors(record.run_id, "model")
-    narrowed(pruned, state).load_state_dict(state)
+    outputs, device = data.task.num_outputs, data.device
+    dense = build_model(spec.model, outputs, seed=spec.seed, data_root=data_root).to(device)
+    pruned = stored_network(record, store, outputs, data_root).to(device)
     measured, share = _with_deferral(record, store, pruned, dense, data)
     load = machine_load().load_average
     with one_thread(data.device):

@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from prunebench.errors import PruneBenchError
-from prunebench.methods.discovery import resolve_method
 from prunebench.results.convert import form_problems
 from prunebench.results.objects import sha256_of
 from prunebench.results.record import REMOVED_NOTE, RunRecord
 from prunebench.results.store import CommittedStore, CorruptRecord, Store, open_results
 from prunebench.runner.rescore import has_logits, rescore_record
+from prunebench.runner.stored import dense_of
 from prunebench.submission.facts import RecordFacts, TaskFacts
 from prunebench.submission.fields import field_problems
 
@@ -112,18 +111,6 @@ def _against_dense(store: Store, record: RunRecord) -> Iterator[str]:
     dense = dense_of(store, record)
     if dense is not None and dense.splits_hash != record.splits_hash:
         yield f"splits_hash: {record.splits_hash}, its dense model saw other data, {dense.splits_hash}"
-
-
-def dense_of(store: Store, record: RunRecord) -> RunRecord | None:
-    """The record of the dense model of this task and seed in the same folder, if it is there."""
-    dense = resolve_method("dense")
-    spec = replace(record.run_spec, method="dense", method_version=dense.version, params=(), sparsity=0.0)
-    if spec.run_id == record.run_id:
-        return None
-    try:
-        return store.read(spec.run_id)
-    except PruneBenchError:
-        return None
 
 
 def _against_model(record: RunRecord, task: TaskFacts, facts: RecordFacts) -> Iterator[str]:

@@ -21,7 +21,15 @@ from prunebench_kernels.files import load_sparse, save_sparse
 from prunebench_kernels.fold import TracingError, fold_batchnorm, trace
 from prunebench_kernels.measured import QUICK, Choices, Measuring, Samples
 from prunebench_kernels.sparse_conv import SparseConv2d
-from prunebench_kernels.sparsify import MULTIPLES, PASSES, SparseNetwork, fold_dense, replayed, sparsify
+from prunebench_kernels.sparsify import (
+    MULTIPLES,
+    PASSES,
+    SparseNetwork,
+    fold_dense,
+    replayed,
+    sparsify,
+    without_dead_channels,
+)
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
@@ -1163,6 +1171,20 @@ def test_onnx_takes_dense_layouts_and_refuses_others_by_name(
             torch.jit.trace(network, x) if strict is None else torch.export.export(
                 network, (x,), strict=strict
             )
+
+
+def test_for_other_runtimes_dead_channels_go_and_plain_layers_stay() -> None:
+    model = build_model("resnet8", 10, seed=0).eval()
+    with torch.no_grad():
+        for name in ("body.layer1.0.conv1.weight", "body.layer1.0.bn1.weight", "body.layer1.0.bn1.bias"):
+            model.get_parameter(name)[:5] = 0
+    x = torch.randn(2, 3, 16, 16)
+    network = without_dead_channels(model, x)
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    assert {type(module) for module in convolutions} == {nn.Conv2d}
+    assert sorted(module.out_channels for module in convolutions)[0] == 11
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    assert_same(network, model, x)
 
 
 class FakeGraph:

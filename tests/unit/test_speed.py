@@ -264,6 +264,16 @@ def test_with_more_threads_the_clock_is_on_the_wall(monkeypatch: pytest.MonkeyPa
     assert speed.time_models({"a": net}, torch.zeros(2, 3, 5, 5)).clock == "wall clock"
 
 
+def test_threads_of_a_call_s_own_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that works in another thread takes no CPU time of this one: 4 ms on the wall are 4 ms."""
+    clock = Clock()
+    monkeypatch.setattr(speed, "time", clock)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    elsewhere = Worker(clock, 0.0, itertools.repeat(4.0))
+    latency = speed.time_calls({"a": lambda: elsewhere(torch.zeros(1))}, own_threads=True)
+    assert (latency.clock, latency.times["a"].p50) == ("wall clock", pytest.approx(4))
+
+
 FLAT = Percentiles(1.0, 1.0, 1.0)
 
 
