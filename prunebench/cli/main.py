@@ -433,6 +433,50 @@ def profile(  # noqa: PLR0913
 
 
 @app.command()
+def evaluate(  # noqa: PLR0913
+    weights: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="A folder of .safetensors files, each the weights of a network; networks.toml may name them."
+        ),
+    ] = None,
+    predictions: Annotated[
+        list[Path], typer.Option(help="Logits of the test split: .safetensors or .csv, a row an image.")
+    ] = [],  # noqa: B006
+    task: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The task whose test split they are judged on.", autocompletion=complete_task),
+    ] = None,
+    model: ModelOption = None,
+    metric: MetricOption = [],  # noqa: B006
+    seed: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, help="The seed of the task's draw (default: 0)."),
+    ] = None,
+    data_root: DataOption = None,
+    groups: Annotated[bool, typer.Option("--groups", help="Every group, not the worst alone.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All values, as JSON.")] = False,
+) -> None:
+    """Metrics and groups of your own weights or predictions, as runs get them; nothing is trained or recorded."""
+    from prunebench.cli.own import use_own
+    from prunebench.models.names import ModelName
+    from prunebench.tasks.registry import find_family
+
+    if task is not None:
+        find_family(task)  # misspelt names are answered before torch is imported
+    model = use_own(model, metric)
+    if model is not None:
+        ModelName.parse(model)
+    from prunebench.cli.evaluation import evaluate_with_words
+
+    raise typer.Exit(
+        evaluate_with_words(
+            weights, predictions, task, model, seed, data_root, as_json=as_json, groups=groups
+        )
+    )
+
+
+@app.command()
 def export(  # noqa: PLR0913
     runs: Annotated[
         Optional[list[str]],  # noqa: UP045

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prunebench.errors import DataError
+from prunebench.errors import DataError, MaskError
 from prunebench.models.base import Classifier
+from prunebench.models.narrow import narrowed
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "state_dict.")
 """What stands before every name where a network was wrapped when it was saved."""
@@ -37,12 +38,13 @@ def checkpoint_digest(path: Path) -> str:
         raise DataError(f"{path}: {error.strerror or error}; name a file of weights") from error
 
 
-def load_checkpoint(path: Path, net: Classifier) -> Classifier:
+def load_checkpoint(path: Path, net: Classifier, *, channels_removed: bool = False) -> Classifier:
     """Put the weights of a file into a network, as float32.
 
     Args:
         path: a `.safetensors` file.
         net: the network; unchanged where the file does not fit.
+        channels_removed: the file may have fewer channels; the network is then narrowed to them first, in place.
 
     Returns:
         The network.
@@ -53,6 +55,11 @@ def load_checkpoint(path: Path, net: Classifier) -> Classifier:
             naming one that the network has no place for.
     """
     found = _renamed(_read(path))
+    if channels_removed:
+        try:
+            narrowed(net, found)
+        except MaskError as error:
+            raise DataError(f"{path}: {error}") from error
     state = dict(net.state_dict())
     for name, value in state.items():
         if name not in found:

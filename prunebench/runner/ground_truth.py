@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from prunebench.errors import StoreError
+from prunebench.errors import StoreError, UsageError
 from prunebench.metrics.attributes import AttributeTable, attribute_table
 from prunebench.metrics.calibration import calibrated_thresholds
 from prunebench.metrics.evaluated import (
@@ -93,24 +93,28 @@ class GroundTruth:
         )
 
     def evaluated(
-        self, logits: Tensor, name: str, validation: Tensor, attributes: AttributeTable | None = None
+        self, logits: Tensor, name: str, validation: Tensor | None, attributes: AttributeTable | None = None
     ) -> EvaluatedSplit:
-        """Logits `[N, outputs]` on a split, with what metrics need; `attributes`: their table, if it is known."""
+        """Logits `[N, outputs]` on a split, with what metrics need; `attributes`: their table, if it is known.
+
+        Without validation logits a multi-class task lacks the metrics that need them; of attributes they are needed.
+        """
         y, bias, pairs = self.y[name], self.bias[name], self.aligned_pair
-        known = {
-            "train_count": self.train_count,
-            "train_y": self.y["train"],
-            "validation_logits": validation,
-            "validation_y": self.y["val"],
-        }
+        known = {"train_count": self.train_count, "train_y": self.y["train"]}
+        if validation is not None:
+            known |= {"validation_logits": validation, "validation_y": self.y["val"]}
         if self.task.attributes is None:
             return evaluate_classes(logits.unsqueeze(0), y, bias, pairs, known)[0]
+        if validation is None:
+            raise UsageError(
+                f"{self.task.name}: thresholds of attributes come from validation logits: give both"
+            )
         table = attributes or self.attribute_table(logits, name, validation)
         target = self.task.attributes.target_index
         return evaluate_attributes(logits, y, bias, pairs, target=target, attributes=table, known=known)
 
     def summary(
-        self, logits: Tensor, name: str, validation: Tensor, attributes: AttributeTable | None = None
+        self, logits: Tensor, name: str, validation: Tensor | None, attributes: AttributeTable | None = None
     ) -> tuple[GroupTable, dict[str, float]]:
         """Group table and metrics of logits `[N, outputs]` on a split; thresholds come from validation logits.
 

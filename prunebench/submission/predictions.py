@@ -54,33 +54,49 @@ def store_predictions(
 
 def _subject(path: Path) -> tuple[str, int]:
     """The task and the seed that a file's header names."""
+    facts = header(path)
+    if not re.fullmatch(r"\d{1,18}", facts.get("seed", "")) or "task" not in facts:
+        raise UsageError(f"{path}: want `task` and `seed` in its metadata: save_file(..., metadata={{...}})")
+    return facts["task"], int(facts["seed"])
+
+
+def header(path: Path) -> dict[str, str]:
+    """The metadata in the header of a file of logits. Raises UsageError where it is none, or too large."""
     from safetensors import SafetensorError, safe_open
 
     try:
         if path.stat().st_size > LARGEST:
             raise UsageError(f"{path}: larger than {LARGEST >> 30} GiB")
         with safe_open(path, "pt") as stream:
-            facts = stream.metadata() or {}
+            return stream.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{path}: no safetensors file ({error})") from error
-    if not re.fullmatch(r"\d{1,18}", facts.get("seed", "")) or "task" not in facts:
-        raise UsageError(f"{path}: want `task` and `seed` in its metadata: save_file(..., metadata={{...}})")
-    return facts["task"], int(facts["seed"])
 
 
 def _read(path: Path, data: TaskData) -> dict[str, Tensor]:
     from prunebench.results.store import read_tensors
 
-    tensors, found = read_tensors(path), {}
-    for split in ("val", "test"):
-        wanted = (len(data.labels.y[split]), data.task.num_outputs)
-        values = tensors.get(f"{split}_logits")
-        if values is None or tuple(values.shape) != wanted or not values.is_floating_point():
-            raise UsageError(f"{path}: {split}_logits: want floating-point numbers of shape {wanted}")
-        found[split] = values.half()
-        if not bool(found[split].isfinite().all()):
-            raise UsageError(f"{path}: {split}_logits: not all are finite in float16")
-    return found
+    tensors = read_tensors(path)
+    return {
+        split: checked_logits(path, split, tensors.get(f"{split}_logits"), data) for split in ("val", "test")
+    }
+
+
+def checked_logits(path: Path, split: str, values: Tensor | None, data: TaskData) -> Tensor:
+    """Logits of a split as a run stores them, in float16. Raises UsageError for those that do not fit."""
+    wanted = (len(data.labels.y[split]), data.task.num_outputs)
+    if values is None or tuple(values.shape) != wanted or not values.is_floating_point():
+        seen = "none" if values is None else f"{tuple(values.shape)} {values.dtype}"
+        raise UsageError(
+            f"{path}: {split}_logits: want floating-point numbers of shape {wanted}, found {seen}"
+        )
+    logits = values.half()
+    wrong = (~logits.isfinite()).any(1).nonzero()
+    if len(wrong):
+        raise UsageError(
+            f"{path}: {split}_logits: not all are finite in float16, the first in row {int(wrong[0])} (counted from 0)"
+        )
+    return logits
 
 
 def _record(
