@@ -28,7 +28,7 @@ from prunebench.methods.api import method
 from prunebench.methods.experiment import Experiment, Pruned
 from prunebench.models import Classifier
 from prunebench.pruning.learned import LearnedMasks, native_masks
-from prunebench.pruning.masks import Masks, apply_masks, make_masks, prunable, whole_masks
+from prunebench.pruning.masks import Masks, apply_masks, make_masks, whole_masks
 from prunebench.training.loop import Batch, capturable
 from prunebench.training.losses import confident_cross_entropy, contrastive_loss, gce_objective
 
@@ -213,7 +213,7 @@ class DebiasedMagnitude(DebiasedPruning):
     """DCWP with the largest weights of the dense model in place of its mask."""
 
     def masks(self, experiment: Experiment, dense: Classifier, conflicting: Tensor, sparsity: float) -> Masks:
-        return make_masks({name: w.detach().abs() for name, w in prunable(dense).items()}, sparsity)
+        return experiment.prune(dense, sparsity)
 
 
 def missing_probability(logits: Tensor, y: Tensor) -> Tensor:

@@ -18,11 +18,8 @@ from torch import Tensor, nn
 from prunebench.methods.api import method
 from prunebench.methods.experiment import Experiment, Pruned
 from prunebench.models import Classifier
-from prunebench.pruning.counts import keep_count
-from prunebench.pruning.distribution import layer_counts
-from prunebench.pruning.masks import apply_masks, prunable
+from prunebench.pruning.masks import apply_masks, prunable, uniform_counts
 from prunebench.pruning.reparametrised import ScoredMasks
-from prunebench.training.loop import Step
 
 
 @dataclass(frozen=True)
@@ -33,25 +30,18 @@ class EdgePopup:
 
     def fit(self, experiment: Experiment, sparsity: float) -> Pruned:
         net = experiment.new_model()
-        sizes = {name: weight.numel() for name, weight in prunable(net).items()}
-        shapes = {name: tuple(weight.shape) for name, weight in prunable(net).items()}
-        counts = layer_counts("uniform", shapes, keep_count(sum(sizes.values()), sparsity))
-        make_signed_constants(net, {name: counts[name] / size for name, size in sizes.items()})
+        counts = uniform_counts(net, sparsity)
+        make_signed_constants(net, {name: counts[name] / one.numel() for name, one in prunable(net).items()})
         learner = ScoredMasks(
             net.requires_grad_(False), initial_scores(net, experiment.rng("scores")), absolute=True
         )
         learner.counts = counts
-
-        def same(_: Step) -> None:
-            """Masks are the learner's."""
-
         experiment.train(
             learner,
             steps=experiment.recipe.steps + experiment.recipe.finetune_steps,
             name="init/sparse",
             lr=self.lr,
             parameters=list(learner.scores),
-            after_step=same,
             optimizer="sgd",
             momentum=self.momentum,
             weight_decay=self.weight_decay,

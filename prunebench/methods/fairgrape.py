@@ -14,19 +14,16 @@ those of evaluation mode, so that a group's are its own, over some batches rathe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from prunebench.methods.api import method
 from prunebench.methods.experiment import Experiment, Pruned
 from prunebench.models import Classifier
-from prunebench.pruning.distribution import allocate
-from prunebench.pruning.masks import Masks, apply_masks, keep_count, prunable, whole_masks
+from prunebench.pruning.masks import Masks, apply_masks, prunable, uniform_counts, whole_masks
 
 LIN = "Lin et al., 2022 (FairGRAPE: fairness-aware gradient pruning method for face attribute classification)"
 
@@ -58,9 +55,7 @@ class FairGRAPE:
         """Masks within those before."""
         weights = prunable(model)
         importance = experiment.group_importance(model, experiment.train_split.bias, batches=self.batches)
-        count = keep_count(sum(weight.numel() for weight in weights.values()), sparsity)
-        counts = allocate("uniform", _magnitudes(weights), weights, count)
-        masks = {}
+        counts, masks = uniform_counts(model, sparsity), {}
         for name, values in importance.items():
             flat, free = values.flatten(1).double().cpu().numpy(), before[name].flatten().cpu().numpy()
             chosen = np.zeros(flat.shape[1], dtype=bool)
@@ -68,10 +63,6 @@ class FairGRAPE:
             chosen[places[fair_choice(flat[:, places], counts[name])]] = True
             masks[name] = torch.from_numpy(chosen).view(weights[name].shape).to(weights[name].device)
         return masks
-
-
-def _magnitudes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: weight.detach().abs() for name, weight in weights.items()}
 
 
 def round_targets(sparsity: float, keep: float) -> list[float]:

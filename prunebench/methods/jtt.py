@@ -16,7 +16,6 @@ from torch import Tensor
 from prunebench.methods.api import method
 from prunebench.methods.experiment import Experiment, Pruned, state_of
 from prunebench.models import Classifier
-from prunebench.pruning.masks import apply_masks, make_masks, prunable
 
 LIU = "Liu et al., 2021 (Just Train Twice)"
 
@@ -91,8 +90,7 @@ def _prune(
 ) -> Pruned:
     experiment.report_mining(wrong.bool())
     model = experiment.model_from(state)
-    masks = make_masks({name: w.detach().abs() for name, w in prunable(model).items()}, sparsity)
-    apply_masks(model, masks)
+    masks = experiment.prune(model, sparsity)
     return experiment.finetune(model, masks, sample_weight=sample_weight(wrong, upweight))
 
 

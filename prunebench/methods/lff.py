@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from prunebench.methods.api import method
 from prunebench.methods.experiment import Experiment, Pruned, state_of
-from prunebench.pruning.masks import apply_masks, make_masks, prunable
 from prunebench.training.loop import Batch, capturable
 from prunebench.training.losses import RelativeDifficulty, generalised_cross_entropy, weighted_cross_entropy
 
@@ -25,8 +24,7 @@ class LearningFromFailure:
         state = experiment.shared("debiased", lambda: self.debias(experiment), owner="lff")
         weights = state.pop("sample_weights")
         model = experiment.model_from(state)
-        masks = make_masks({name: w.detach().abs() for name, w in prunable(model).items()}, sparsity)
-        apply_masks(model, masks)
+        masks = experiment.prune(model, sparsity)
         return experiment.finetune(model, masks, objective=weighted_cross_entropy(weights))
 
     def debias(self, experiment: Experiment) -> dict[str, Tensor]:

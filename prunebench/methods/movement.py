@@ -15,37 +15,23 @@ import torch
 
 from prunebench.methods.api import method
 from prunebench.methods.experiment import Experiment, Pruned
-from prunebench.pruning.counts import keep_count
-from prunebench.pruning.distribution import layer_counts
-from prunebench.pruning.masks import apply_masks, prunable
+from prunebench.pruning.masks import apply_masks, prunable, uniform_counts
 from prunebench.pruning.reparametrised import ScoredMasks
-from prunebench.pruning.schedule import cubic_sparsity
+from prunebench.pruning.schedule import CubicFall
 from prunebench.training.loop import Step
 
 
 @dataclass(frozen=True)
-class MovementPruning:
+class MovementPruning(CubicFall):
     """The density falls between the shares `begin` and `end` of the fine-tuning."""
-
-    begin: float = 0.1
-    end: float = 0.8
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.begin < self.end <= 1:
-            raise ValueError(f"want 0 <= begin < end <= 1, got {self.begin:g} and {self.end:g}")
 
     def fit(self, experiment: Experiment, sparsity: float) -> Pruned:
         net, recipe = experiment.dense_model(), experiment.recipe
         steps = recipe.finetune_steps
-        shapes = {name: tuple(weight.shape) for name, weight in prunable(net).items()}
-        total = sum(weight.numel() for weight in prunable(net).values())
         learner = ScoredMasks(net, {name: torch.zeros_like(weight) for name, weight in prunable(net).items()})
 
         def sparsify(step: Step) -> None:
-            now = cubic_sparsity(
-                step, begin=self.begin * steps, end=min(self.end * steps, steps), final=sparsity
-            )
-            learner.counts = layer_counts("uniform", shapes, keep_count(total, now))
+            learner.counts = uniform_counts(net, self.sparsity_at(step, steps, sparsity))
 
         experiment.train(learner, steps=steps, lr=recipe.finetune_lr, name="movement", after_step=sparsify)
         masks = learner.masks()

@@ -8,6 +8,7 @@ has gone. At once, compared over the whole network, then fine-tuned.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class SecondOrder:
+class SecondOrder(ABC):
     """Blocks of the Fisher matrix, inverted in float64, and what both methods do with them."""
 
     block: int = 50
@@ -49,9 +50,9 @@ class SecondOrder:
             experiment.recalibrate(model, batches=self.recalibrate)
         return pruned
 
+    @abstractmethod
     def prune(self, model: Classifier, blocks: Mapping[str, FisherBlocks], sparsity: float) -> Masks:
         """Masks of the asked sparsity; the weights that stay are compensated, in place."""
-        raise NotImplementedError
 
     def _blocks(self, experiment: Experiment, model: Classifier) -> dict[str, FisherBlocks]:
         batches = -(-self.samples // experiment.recipe.batch_size)

@@ -23,7 +23,7 @@ from prunebench.pruning.counts import keep_count, top_k
 from prunebench.pruning.dynamic import wake_kept_zeros
 from prunebench.pruning.masks import make_masks, prunable
 from prunebench.pruning.reparametrised import Reparametrised
-from prunebench.pruning.schedule import cubic_sparsity
+from prunebench.pruning.schedule import CubicFall
 from prunebench.training.beside import SideOptimizer
 from prunebench.training.loop import Step
 
@@ -102,15 +102,8 @@ class LearnedThresholds:
 
 
 @dataclass(frozen=True)
-class SweptThresholds:
+class SweptThresholds(CubicFall):
     """The density falls between the shares `begin` and `end` of the training steps."""
-
-    begin: float = 0.1
-    end: float = 0.8
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.begin < self.end <= 1:
-            raise ValueError(f"want 0 <= begin < end <= 1, got {self.begin:g} and {self.end:g}")
 
     def fit(self, experiment: Experiment, sparsity: float) -> Pruned:
         net, steps = experiment.new_model(), experiment.recipe.steps
@@ -118,8 +111,7 @@ class SweptThresholds:
         learner = SoftThreshold(net, 0.0, keep=total)
 
         def sparsify(step: Step) -> None:
-            now = cubic_sparsity(step, begin=self.begin * steps, end=self.end * steps, final=sparsity)
-            learner.keep = keep_count(total, now)
+            learner.keep = keep_count(total, self.sparsity_at(step, steps, sparsity))
 
         experiment.train(learner, steps=steps, name="dense", after_step=sparsify)
         masks = make_masks(learner.margins(), sparsity)

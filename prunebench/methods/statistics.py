@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
+from prunebench.errors import UsageError
 from prunebench.methods.counting import BackwardCounter
 from prunebench.models.base import channels_last
 from prunebench.pruning.masks import prunable
@@ -237,7 +238,9 @@ def _unfolded(layer: nn.Module, x: Tensor) -> Tensor:
     """Inputs as the columns that each output's weights are multiplied with: `[groups, D, samples x positions]`."""
     if isinstance(layer, nn.Conv2d):
         if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-            raise NotImplementedError("input_gram: padding by name or mode is not supported")
+            raise UsageError(
+                "input_gram: want zeros as padding, in numbers (padding=1, not padding='same' or another padding_mode)"
+            )
         columns = functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
         return columns.unflatten(1, (layer.groups, -1)).permute(1, 2, 0, 3).flatten(2)
     return x.flatten(0, -2).T.unsqueeze(0)

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from prunebench.methods.api import method
 from prunebench.methods.experiment import Experiment, Pruned
-from prunebench.pruning.counts import keep_count, masks_from_counts
-from prunebench.pruning.distribution import layer_counts
-from prunebench.pruning.masks import apply_masks, prunable
+from prunebench.pruning.counts import masks_from_counts
+from prunebench.pruning.masks import apply_masks, prunable, uniform_counts
 from prunebench.pruning.reparametrised import Reparametrised
 from prunebench.pruning.schedule import update_interval
 from prunebench.training.loop import Batch, Step
@@ -60,12 +59,10 @@ class AlwaysSparse(Reparametrised):
 
     def __init__(self, net: nn.Module, sparsity: float, backward: float) -> None:
         super().__init__(net)
-        shapes = {name: tuple(weight.shape) for name, weight in prunable(net).items()}
-        sizes = {name: weight.numel() for name, weight in prunable(net).items()}
-        keep = keep_count(sum(sizes.values()), sparsity)
-        self._counts = layer_counts("uniform", shapes, keep)
+        self._counts = uniform_counts(net, sparsity)
         self._training = {
-            name: min(round(backward * self._counts[name]), size) for name, size in sizes.items()
+            name: min(round(backward * self._counts[name]), weight.numel())
+            for name, weight in prunable(net).items()
         }
         self.density = 1 - sparsity
         self.choose()

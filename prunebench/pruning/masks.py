@@ -85,6 +85,13 @@ def make_masks(
     return masks_from_counts(scores, allocate(allocation, scores, weights or {}, keep))
 
 
+def uniform_counts(model: nn.Module, sparsity: float) -> dict[str, int]:
+    """How many weights of each layer stay where all layers are as dense."""
+    weights = prunable(model)
+    total = sum(weight.numel() for weight in weights.values())
+    return allocate("uniform", weights, weights, keep_count(total, sparsity))
+
+
 def masks_of(model: nn.Module) -> Masks:
     """The masks that a network holds: those of `torch.nn.utils.prune`, or where its weights are not zero."""
     held = {bare_name(name): value for name, value in bare_network(model).named_buffers()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -12,7 +13,7 @@ from prunebench.pruning.counts import Masks, top_k
 from prunebench.pruning.masks import prunable
 
 
-class Reparametrised(nn.Module):
+class Reparametrised(nn.Module, ABC):
     """A network seen through `weights()`, which a subclass makes of the network's own; all else is the network's."""
 
     steps_differ = True
@@ -22,9 +23,9 @@ class Reparametrised(nn.Module):
         super().__init__()
         self.net = net
 
+    @abstractmethod
     def weights(self) -> dict[str, Tensor]:
         """What stands for each prunable weight in this pass, differentiable, by its name in the network."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `[B, C]` of images `[B, 3, H, W]`."""
@@ -33,8 +34,9 @@ class Reparametrised(nn.Module):
     @torch.no_grad()
     def settle(self) -> None:
         """Write what stands for the weights into the network, in place."""
+        own = prunable(self.net)
         for name, value in self.weights().items():
-            prunable(self.net)[name].copy_(value)
+            own[name].copy_(value)
 
 
 class ScoredMasks(Reparametrised):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 SCHEDULES = ("one-shot", "cubic", "exponential")
 """At once; gradually during training; in rounds of scoring and pruning before it."""
 
@@ -20,6 +22,22 @@ def cubic_sparsity(step: float, *, begin: float, end: float, final: float, initi
         return final
     remaining = 1 - max(step - begin, 0) / (end - begin)
     return final + (initial - final) * remaining**3
+
+
+@dataclass(frozen=True)
+class CubicFall:
+    """A density that falls by the cubic between the shares `begin` and `end` of a training."""
+
+    begin: float = 0.1
+    end: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.begin < self.end <= 1:
+            raise ValueError(f"want 0 <= begin < end <= 1, got {self.begin:g} and {self.end:g}")
+
+    def sparsity_at(self, step: int, steps: int, final: float) -> float:
+        """The sparsity after `step` of `steps`, 0 at first and `final` at last."""
+        return cubic_sparsity(step, begin=self.begin * steps, end=self.end * steps, final=final)
 
 
 def pruning_steps(total_steps: int, *, begin: float, end: float, events: int) -> list[int]:
