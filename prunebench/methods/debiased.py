@@ -16,11 +16,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunebench.errors import UsageError, unknown
-from prunebench.methods.api import SUPERVISION, Method, defaults_of
+from prunebench.methods.api import SUPERVISION, Method
 from prunebench.methods.dcwp import DebiasedPruning, dcwp
 from prunebench.methods.dfr import FeatureReweighting, dfr
 from prunebench.methods.disent import Disentangled, disent
-from prunebench.methods.experiment import Experiment, Pruned
+from prunebench.methods.experiment import Experiment, ExperimentView, Pruned
 from prunebench.methods.groupdro import GroupDRO, groupdro
 from prunebench.methods.jtt import JustTrainTwice, find_errors, jtt, retrain, sample_weight
 from prunebench.methods.lff import LearningFromFailure, lff
@@ -31,40 +31,8 @@ from prunebench.pruning.masks import Masks
 from prunebench.training.loop import Objective
 from prunebench.training.losses import cross_entropy, weighted_cross_entropy
 
-DEBIASERS: Mapping[str, Method] = {
-    "lff": lff,
-    "jtt": jtt,
-    "dcwp": dcwp,
-    "pw-loss": pw_loss,
-    "dfr": dfr,
-    "groupdro": groupdro,
-    "modad": modad,
-    "disent": disent,
-}
 UPWEIGHT = 50.0
 """Of DCWP's mined samples; published for 1 % of conflicting images, and where nothing is known of their share."""
-SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "lff": {},
-    "jtt": defaults_of(JustTrainTwice),
-    "dcwp": {
-        **{key: value for key, value in defaults_of(DebiasedPruning).items() if key.startswith("mining")},
-        "upweight": UPWEIGHT,
-    },
-    "pw-loss": defaults_of(PerformanceWeighted),
-    "dfr": defaults_of(FeatureReweighting),
-    "groupdro": defaults_of(GroupDRO),
-    "modad": defaults_of(AnomalyDebiasing),
-    "disent": defaults_of(Disentangled),
-}
-CHECKED: Mapping[str, Callable[..., Any]] = {
-    "jtt": JustTrainTwice,
-    "pw-loss": PerformanceWeighted,
-    "dfr": FeatureReweighting,
-    "groupdro": GroupDRO,
-    "modad": AnomalyDebiasing,
-    "disent": Disentangled,
-}
-"""What a debiaser's settings make, so that a wrong one is found before anything is trained."""
 VERSION = 1
 
 
@@ -84,20 +52,40 @@ class Weighting:
     """What a step with the objective costs, in steps."""
 
 
+@dataclass(frozen=True)
+class Debiaser:
+    """A debiasing method as others are composed with it: with its settings, and what it needs to know here.
+
+    `find` runs its stages; `after` is what is done to the pruned network.
+    """
+
+    method: Method
+    find: Callable[[Experiment, Mapping[str, Any]], Weighting]
+    after: Callable[[Experiment, Pruned, Mapping[str, Any]], Pruned] | None = None
+
+
 def find_weighting(experiment: Experiment, debiaser: str, settings: Mapping[str, Any]) -> Weighting:
     """Run a debiaser's own stages, found under its own name and settings."""
-    return STAGES[debiaser](experiment, settings)
+    return DEBIASERS[debiaser].find(experiment, settings)
+
+
+class StageExperiment(ExperimentView):
+    """The same experiment under another method's name: its stages are found there; its cost is this one's."""
+
+    def __init__(self, experiment: Experiment, method: Method, settings: Mapping[str, Any]) -> None:
+        params = tuple(sorted(method.with_params(settings).params.items()))
+        self.spec = replace(experiment.spec, method=method.name, method_version=method.version, params=params)
 
 
 def _lff(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
-    stage = _as_method(experiment, lff, settings)
+    stage = StageExperiment(experiment, lff, settings)
     found = stage.shared("debiased", lambda: LearningFromFailure().debias(stage), owner="lff")
     return Weighting(found, in_loss=found.pop("sample_weights"))
 
 
 def _jtt(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
     chosen = JustTrainTwice(**settings)
-    stage = _as_method(experiment, jtt, settings)
+    stage = StageExperiment(experiment, jtt, settings)
     wrong = stage.shared("errors", lambda: find_errors(stage, chosen.identify), owner="jtt")["wrong"]
     weight = sample_weight(wrong, chosen.upweight)
     state = stage.shared("retrained", lambda: retrain(stage, weight), owner="jtt")
@@ -106,7 +94,7 @@ def _jtt(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
 
 def _dcwp(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
     mining = {key: value for key, value in settings.items() if key != "upweight"}
-    stage = _as_method(experiment, dcwp, mining)
+    stage = StageExperiment(experiment, dcwp, mining)
     mined = stage.shared("mined", lambda: DebiasedPruning(**mining).mine(stage), owner="dcwp")["wrong"].bool()
     return Weighting(None, in_drawing=1 + (settings["upweight"] - 1) * mined.float(), mined=mined)
 
@@ -117,13 +105,13 @@ def _pw_loss(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
 
 def _groupdro(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
     chosen = GroupDRO(**settings)
-    state, robust = chosen.trained(_as_method(experiment, groupdro, settings))
+    state, robust = chosen.trained(StageExperiment(experiment, groupdro, settings))
     return Weighting(state, in_drawing=chosen.drawing(robust), objective=chosen.objective(robust))
 
 
 def _modad(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
     chosen = AnomalyDebiasing(**settings)
-    mined = chosen.mined(_as_method(experiment, modad, settings))
+    mined = chosen.mined(StageExperiment(experiment, modad, settings))
     objective = chosen.objective(experiment, mined)
     return Weighting(
         None, in_drawing=drawn_alike(mined), mined=mined, objective=objective, networks=chosen.step_cost
@@ -131,43 +119,59 @@ def _modad(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
 
 
 def _disent(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
-    state = Disentangled(**settings).debiased(_as_method(experiment, disent, settings))
+    state = Disentangled(**settings).debiased(StageExperiment(experiment, disent, settings))
     return Weighting(state, in_loss=state.pop("sample_weights"))
 
 
-STAGES: Mapping[str, Callable[[Experiment, Mapping[str, Any]], Weighting]] = {
-    "lff": _lff,
-    "jtt": _jtt,
-    "dcwp": _dcwp,
-    "pw-loss": _pw_loss,
-    "dfr": lambda experiment, settings: Weighting(None),
-    "groupdro": _groupdro,
-    "modad": _modad,
-    "disent": _disent,
+def _mining_alone() -> Method:
+    """DCWP's mining with an upweight of its own: the share of conflicting images need not be known."""
+    own = {key: value for key, value in dcwp.settings.items() if key.startswith("mining")}
+    return replace(
+        dcwp,
+        supervision="none",
+        settings={**own, "upweight": UPWEIGHT},
+        build=lambda upweight, **mining: DebiasedPruning(**mining),
+    )
+
+
+DEBIASERS: Mapping[str, Debiaser] = {
+    "lff": Debiaser(lff, _lff),
+    "jtt": Debiaser(jtt, _jtt),
+    "dcwp": Debiaser(_mining_alone(), _dcwp),
+    "pw-loss": Debiaser(pw_loss, _pw_loss),
+    "dfr": Debiaser(
+        dfr,
+        lambda experiment, settings: Weighting(None),
+        lambda experiment, pruned, settings: FeatureReweighting(**settings).reweighted(experiment, pruned),
+    ),
+    "groupdro": Debiaser(groupdro, _groupdro),
+    "modad": Debiaser(modad, _modad),
+    "disent": Debiaser(disent, _disent),
 }
-AFTER: Mapping[str, Callable[[Experiment, Pruned, Mapping[str, Any]], Pruned]] = {
-    "dfr": lambda experiment, pruned, settings: FeatureReweighting(**settings).reweighted(experiment, pruned)
-}
-"""What is done to the pruned network."""
-SUPERVISED = {"dfr": dfr.supervision, "groupdro": groupdro.supervision}
-"""What a debiaser needs to know here; the stages of the others need no bias labels and no share of them."""
 
 
-def _as_method(experiment: Experiment, method: Method, settings: Mapping[str, Any]) -> Experiment:
-    """The same experiment under another method's name: its stages are found there; its cost is this one's."""
-    other = Experiment.__new__(Experiment)
-    vars(other).update(vars(experiment))
-    params = tuple(sorted(method.with_params(settings).params.items()))
-    other.spec = replace(experiment.spec, method=method.name, method_version=method.version, params=params)
-    return other
+class DebiasedExperiment(ExperimentView):
+    """An experiment whose dense model is debiased, and whose samples weigh as a debiaser found.
 
+    Args:
+        experiment: that of the composition.
+        weighting: what the debiaser found.
+        key: its name and settings: what the pruner shares between runs is theirs alone.
+    """
 
-class DebiasedExperiment(Experiment):
-    """An experiment whose dense model is debiased, and whose samples weigh as a debiaser found."""
+    def __init__(self, experiment: Experiment, weighting: Weighting, key: Mapping[str, Any]) -> None:
+        self._weighting, self._key = weighting, key
 
-    def __init__(self, experiment: Experiment, weighting: Weighting) -> None:
-        vars(self).update(vars(experiment))
-        self._weighting = weighting
+    def shared(
+        self,
+        name: str,
+        compute: Callable[[], dict[str, Tensor]],
+        *,
+        owner: str | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> dict[str, Tensor]:
+        own = dict(self.spec.params if params is None else params)
+        return super().shared(name, compute, owner=owner, params={**own, "debiaser": self._key})
 
     def dense_model(self) -> Classifier:
         state = self._weighting.state
@@ -197,9 +201,9 @@ class Debiased:
         weighting = find_weighting(experiment, self.debiaser, self.settings)
         if weighting.mined is not None:
             experiment.report_mining(weighting.mined)
-        inner = DebiasedExperiment(experiment, weighting)
+        inner = DebiasedExperiment(experiment, weighting, {"name": self.debiaser, **self.settings})
         pruned = self.base.build(**self.base.params).fit(inner, sparsity)
-        after = AFTER.get(self.debiaser)
+        after = DEBIASERS[self.debiaser].after
         return pruned if after is None else after(experiment, pruned, self.settings)
 
 
@@ -212,7 +216,8 @@ def debiased(base: Method, debiaser: str) -> Method:
         raise unknown("debiaser", debiaser, DEBIASERS)
     if base.dense or base.unpruned or base.name in DEBIASERS or base.name == "jtt-tuned" or "+" in base.name:
         raise UsageError(f"{base.name}+{debiaser}: {base.name} is no pruner to debias beforehand")
-    defaults = {f"{debiaser}_{key}": value for key, value in SETTINGS[debiaser].items()}
+    other = DEBIASERS[debiaser].method
+    defaults = {f"{debiaser}_{key}": value for key, value in other.settings.items()}
 
     def split(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         own = {key: value for key, value in settings.items() if key not in defaults}
@@ -222,8 +227,7 @@ def debiased(base: Method, debiaser: str) -> Method:
         own, chosen = split(params)
         pruner = base.with_params(own)
         pruner.build(**pruner.params)  # a wrong setting is found before anything is trained
-        if debiaser in CHECKED:
-            CHECKED[debiaser](**chosen)
+        other.build(**chosen)
         return Debiased(pruner, debiaser, chosen)
 
     def relevant(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,9 +237,9 @@ def debiased(base: Method, debiaser: str) -> Method:
     return replace(
         base,
         name=f"{base.name}+{debiaser}",
-        cite=f"{base.cite}; before it: {DEBIASERS[debiaser].cite.partition(';')[0]}"[:300],
-        supervision=max(base.supervision, SUPERVISED.get(debiaser, "none"), key=SUPERVISION.index),
-        version=f"{base.version}-{DEBIASERS[debiaser].version}-{VERSION}",
+        cite=f"{base.cite}; before it: {other.cite.partition(';')[0]}"[:300],
+        supervision=max(base.supervision, other.supervision, key=SUPERVISION.index),
+        version=f"{base.version}-{other.version}-{VERSION}",
         build=build,
         relevant=relevant,
         settings={**base.settings, **defaults},

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -564,3 +564,16 @@ class Experiment:
             if name in values:
                 raise UsageError(f"log: {name} is written by the harness; choose another name")
         self.notes.update({name: float(value) for name, value in values.items()})
+
+
+class ExperimentView(Experiment):
+    """The same experiment, seen otherwise: data, stages, notes and cost are those of the one that it is made from.
+
+    A view of a view has what both change, the later one first.
+    """
+
+    def __new__(cls, experiment: Experiment, *_: Any) -> Self:
+        seen = type(experiment)
+        view: Self = object.__new__(cls if issubclass(cls, seen) else type(cls.__name__, (cls, seen), {}))
+        vars(view).update(vars(experiment))
+        return view

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from prunebench.methods.api import method
 from prunebench.methods.experiment import Experiment, Pruned, state_of
-from prunebench.training.loop import Batch, Objective, capturable
+from prunebench.training.loop import Batch, Objective, capturable, remembering
 
 SAGAWA = "Sagawa et al., 2020 (Distributionally robust neural networks for group shifts)"
 WEIGHTS = "group_weights"
@@ -104,7 +104,7 @@ class GroupDRO:
             each = functional.cross_entropy(net(batch.x).float(), batch.y, reduction="none")
             return robust(each, batch.index)
 
-        return loss
+        return remembering(loss, robust.weights)
 
     def drawing(self, robust: RobustLoss) -> Tensor | None:
         return robust.sample_weight() if self.balanced else None

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from prunebench.methods.api import method
 from prunebench.methods.experiment import Experiment, Pruned
-from prunebench.training.loop import Batch, Objective, capturable
+from prunebench.training.loop import Batch, Objective, capturable, remembering
 
 PASTORE = "Pastore et al., 2025 (Looking at model debiasing through the lens of anomaly detection)"
 Floats = NDArray[np.float64]
@@ -124,7 +124,7 @@ class AnomalyDebiasing:
             each = functional.cross_entropy(net(x).float(), y, reduction="none")
             return (weight * each).mean()
 
-        return loss
+        return remembering(loss, generator)
 
 
 def drawn_alike(group: Tensor) -> Tensor:

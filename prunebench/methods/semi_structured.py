@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from prunebench.methods.api import method
 from prunebench.methods.experiment import Experiment, Pruned
@@ -17,8 +16,9 @@ from prunebench.methods.magnitude import magnitude
 from prunebench.methods.prune import prune_by
 from prunebench.pruning.masks import Masks, apply_masks, prunable
 from prunebench.pruning.pattern import largest_masks
+from prunebench.pruning.reparametrised import Reparametrised
 from prunebench.training.loop import Batch, Objective
-from prunebench.training.losses import task_loss
+from prunebench.training.losses import cross_entropy
 
 TWO_FOUR = "2:4"
 MISHRA = "Mishra et al., 2021 (Accelerating sparse deep neural networks)"
@@ -44,7 +44,8 @@ class SparseRefined:
     def fit(self, experiment: Experiment, sparsity: float) -> Pruned:
         model = experiment.new_model()
         steps = experiment.recipe.steps + experiment.recipe.finetune_steps
-        experiment.train(model, steps=steps, name="dense", objective=straight_through(self.decay))
+        learner = RefinedPattern(model)
+        experiment.train(learner, steps=steps, name="dense", objective=straight_through(self.decay))
         masks = two_four(model)
         apply_masks(model, masks)
         return Pruned(model, masks)
@@ -55,14 +56,22 @@ def two_four(model: nn.Module) -> Masks:
     return largest_masks(TWO_FOUR, {name: weight.detach().abs() for name, weight in prunable(model).items()})
 
 
+class RefinedPattern(Reparametrised):
+    """The weights under the 2:4 masks of each pass; `away` are those that these masks take."""
+
+    def weights(self) -> dict[str, Tensor]:
+        masks, own = two_four(self.net), prunable(self.net)
+        self.away = {name: weight.masked_fill(masks[name], 0) for name, weight in own.items()}
+        return {name: weight - self.away[name].detach() for name, weight in own.items()}
+
+
 def straight_through(decay: float) -> Objective:
     """The task's loss under 2:4 masks, with gradients g(masked weights) + decay * (1 - mask) * w."""
 
     def objective(model: nn.Module, batch: Batch) -> Tensor:
-        masks, weights = two_four(model), prunable(model)
-        away = {name: weight.masked_fill(masks[name], 0) for name, weight in weights.items()}
-        masked = {name: weight - away[name].detach() for name, weight in weights.items()}
-        refined = torch.stack([values.square().sum() for values in away.values()]).sum()
-        return task_loss(functional_call(model, masked, (batch.x,)), batch.y) + decay / 2 * refined
+        assert isinstance(model, RefinedPattern)
+        loss = cross_entropy(model, batch)
+        refined = torch.stack([values.square().sum() for values in model.away.values()]).sum()
+        return loss + decay / 2 * refined
 
     return objective

@@ -17,15 +17,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from prunebench.errors import UsageError
 from prunebench.methods.api import Method, Procedure
 from prunebench.methods.dcwp import dcwp
-from prunebench.methods.experiment import Experiment, Pruned, state_of
+from prunebench.methods.experiment import Experiment, ExperimentView, Pruned, state_of
 from prunebench.models import Classifier
 from prunebench.pruning.masks import Masks, apply_masks, shuffled
 from prunebench.pruning.wrapped import bare_network
+from prunebench.training.loop import remembered
 
 VERSION = 1
 
@@ -45,6 +47,12 @@ class Shuffled:
                 f"shuffled:{self.base.name}: masks of a deferring or structured result say too little"
             )
         start, trainings = watched.history(pruned.model)
+        gone = torch.cat([start[name][~mask.cpu()] for name, mask in pruned.masks.items()])
+        if len(gone) and not gone.any():
+            raise UsageError(
+                f"shuffled:{self.base.name}: the weights that it begins from are pruned already, so what they were "
+                "before is not known"
+            )
         model, masks = experiment.model_from(start), shuffled(pruned.masks, experiment.rng("shuffle"))
         apply_masks(model, masks)
         for train in trainings:
@@ -55,15 +63,13 @@ class Shuffled:
 Replay = Callable[[Experiment, Classifier, Mapping[str, Tensor]], None]
 
 
-class WatchedExperiment(Experiment):
+class WatchedExperiment(ExperimentView):
     """An experiment of the base method that remembers how each network came to be.
 
-    Data, stages, notes and cost are those of the experiment that it is made from; stages are found under the base
-    method's name, so that both share them.
+    Stages are found under the base method's name, so that both share them.
     """
 
     def __init__(self, experiment: Experiment, base: Method) -> None:
-        vars(self).update(vars(experiment))
         params = tuple(sorted(base.params.items()))
         self.spec = replace(experiment.spec, method=base.name, method_version=base.version, params=params)
         self._base = base.name
@@ -83,20 +89,22 @@ class WatchedExperiment(Experiment):
         return net
 
     def train(self, model: nn.Module, *, name: str, **settings: Any) -> Masks:  # type: ignore[override]
+        restore = remembered(settings.get("objective"))
         final = super().train(model, name=name, **settings)
         net = bare_network(model)
         held = settings.pop("masks", None), settings.pop("after_step", None)
         if net in self._starts and held == (None, None):
             self._begun(net)  # type: ignore[arg-type]
-        elif held != (None, None):
-            stream = self.last_stream(net, name)
+            return final
+        stream = self.last_stream(net, name)
 
-            def replay(experiment: Experiment, again: Classifier, masks: Mapping[str, Tensor]) -> None:
-                experiment.train(again, name=stream, masks=masks, **settings)
+        def replay(experiment: Experiment, again: Classifier, masks: Mapping[str, Tensor]) -> None:
+            restore()
+            experiment.train(again, name=stream, masks=masks, **settings)
 
-            for part in net.modules():
-                if part in self._starts:
-                    self._replays[part].append(replay if part is net else self._refuse)
+        for part in net.modules():
+            if part in self._starts:
+                self._replays[part].append(replay if part is net else self._refuse)
         return final
 
     def _refuse(self, *_: object) -> None:

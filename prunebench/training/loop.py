@@ -179,6 +179,27 @@ def capturable(objective: Objective) -> Objective:
     return objective
 
 
+def remembering(objective: Objective, *state: Tensor | torch.Generator) -> Objective:
+    """Name what an objective changes, in place, as it is used: a training can be made again from the same state."""
+    objective.remembers = state  # type: ignore[attr-defined]
+    return objective
+
+
+def remembered(objective: Objective | None) -> Callable[[], None]:
+    """What makes the state of an objective again what it is now; it does nothing for one that names none."""
+    state = getattr(objective, "remembers", ())
+    held = [one.get_state() if isinstance(one, torch.Generator) else one.clone() for one in state]
+
+    def restore() -> None:
+        for one, then in zip(state, held):
+            if isinstance(one, torch.Generator):
+                one.set_state(then)
+            else:
+                one.copy_(then)
+
+    return restore
+
+
 def train(  # noqa: PLR0913
     model: nn.Module,
     images: Images,

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_experiment import fitted, tiny_experiment
+from tiny_experiment import InMemory, fitted, tiny_experiment
 
 from prunebench.errors import UsageError
+from prunebench.methods import shuffled as shuffled_module
 from prunebench.methods.debiased import debiased, find_weighting
 from prunebench.methods.dfr import balanced_draw, fit_head, standardising
 from prunebench.methods.discovery import builtin_methods, resolve_method
@@ -52,6 +53,39 @@ def test_pruners_take_the_debiaser(debiaser: str) -> None:
     plain = resolve_method("magnitude").fit(experiment, 0.8)
     composed = resolve_method(f"magnitude+{debiaser}").fit(tiny_experiment(debiaser, 0.8), 0.8)
     assert any(not torch.equal(a, b) for a, b in zip(plain.model.parameters(), composed.model.parameters()))
+
+
+@pytest.mark.parametrize("name", ["groupdro", "magnitude+lff", "magnitude+groupdro", "magnitude+modad"])
+def test_the_control_of_a_composition_trains_by_the_very_same_calls(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its masks as they are, every bit is the method's, also where a loss changes as it is used."""
+    monkeypatch.setattr(shuffled_module, "shuffled", lambda masks, generator: dict(masks))
+    base = name.rpartition("+")[2]
+    own = resolve_method(name).fit(tiny_experiment(base), 0.8).model.state_dict()
+    control = resolve_method(f"shuffled:{name}").fit(tiny_experiment(base), 0.8).model.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in control.items())
+
+
+def test_a_base_shares_its_stages_with_itself_under_the_same_debiaser_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`lff` and `jtt` have one version: their names and settings tell the pruned networks apart."""
+    seen: dict[str, set[str]] = {}
+    for name in ("lff", "jtt"):
+        for base in ("magnitude-calibrated", "magnitude-deferred"):
+            entry, experiment = resolve_method(f"{base}+{name}"), tiny_experiment("magnitude")
+            params = tuple(sorted(entry.params.items()))
+            experiment.spec = replace(
+                experiment.spec, method=entry.name, method_version=entry.version, params=params
+            )
+            found = seen[entry.name] = set()
+            monkeypatch.setattr(
+                InMemory, "shared", lambda _, key, compute, found=found: (found.add(key), compute())[1]
+            )
+            entry.fit(experiment, 0.8)
+    assert seen["magnitude-calibrated+lff"] == seen["magnitude-deferred+lff"]
+    assert not seen["magnitude-calibrated+lff"] & seen["magnitude-calibrated+jtt"]
 
 
 # Performance-weighted loss

@@ -10,7 +10,7 @@ from tiny_experiment import fitted, tiny_experiment
 from torch import Tensor, nn
 
 from prunebench.methods.second_order import FisherBlocks, largest_so_far
-from prunebench.methods.semi_structured import straight_through, two_four
+from prunebench.methods.semi_structured import RefinedPattern, straight_through, two_four
 from prunebench.methods.taylor import taylor
 from prunebench.methods.wanda import ranks_within_outputs, wanda
 from prunebench.models import build_model
@@ -224,7 +224,7 @@ def test_refined_straight_through_gradients_by_hand() -> None:
     net: Any = build_model("convnet-small@0.25", 3, seed=0).double()
     batch = Batch(torch.rand(6, 3, 16, 16, dtype=F64), torch.arange(6) % 3, torch.arange(6), 0)
     masks, dense = two_four(net), {name: one.detach().clone() for name, one in prunable(net).items()}
-    loss = straight_through(0.1)(net, batch)
+    loss = straight_through(0.1)(RefinedPattern(net), batch)
     found = dict(zip(prunable(net), torch.autograd.grad(loss, list(prunable(net).values()))))
     with torch.no_grad():
         for name, weight in prunable(net).items():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import METHOD_FILE, run_inline, tiny_suite
+from tiny_experiment import tiny_experiment
 from torch import Tensor
 
 from prunebench.errors import UsageError
@@ -147,6 +148,21 @@ def test_a_network_of_unknown_origin_is_refused(tmp_path: Path, peek: str, compl
     _, records = run_inline(tiny_suite(str(path), f"shuffled:{path}"), tmp_path / "out")
     assert records["peeking 0.9 0"].status == "ok", records["peeking 0.9 0"].traceback
     assert complaint in (records["peeking-shuffled-mask 0.9 0"].reason or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "sparsity", "complaint"),
+    [
+        ("sr-ste", None, "inside of another module"),
+        ("edge-popup", 0.8, "inside of another module"),
+        ("magnitude-calibrated", 0.8, "pruned already"),
+    ],
+)
+def test_shuffled_masks_on_weights_trained_under_others_are_no_control(
+    name: str, sparsity: float | None, complaint: str
+) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        resolve_method(f"shuffled:{name}").fit(tiny_experiment(name, sparsity), sparsity or 0.0)
 
 
 @pytest.mark.slow
