@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -98,6 +99,13 @@ def test_the_gram_matrix_is_twice_the_inputs_products() -> None:
     assert gram.shape == (1, 27, 27)
     assert torch.allclose((weight @ gram[0] * weight).sum(1), 2 * out.square().sum((0, 2, 3)), rtol=1e-4)
     assert found.input_gram("2.weight").shape == (1, 32, 32)
+
+
+@pytest.mark.parametrize("padding", [{"padding": "same"}, {"padding": 1, "padding_mode": "reflect"}])
+def test_a_padding_without_a_gram_matrix_is_named(padding: dict[str, Any]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 2, 3, **padding), nn.Flatten(), nn.Linear(128, 3))
+    with pytest.raises(UsageError, match="zeros as padding"):
+        statistics_of(net).input_gram("0.weight")
 
 
 def test_curvature_of_a_quadratic_in_closed_form() -> None:
