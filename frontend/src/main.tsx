@@ -1,6 +1,6 @@
 // The page: what the address asks for is shown; what is chosen is written into the address.
 import { render } from "preact";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useState } from "preact/hooks";
 import "./style.css";
 import { whenLoaded, type Board } from "./data";
 import { Home } from "./home";
@@ -11,9 +11,9 @@ import { TaskPage } from "./task";
 function App(props: { board: Board }) {
   const { board } = props;
   const [state, setState] = useState(() => readState(location.hash));
-  useEffect(() => {
-    const follow = () => { setState(readState(location.hash)); };
-    const moved = () => { follow(); window.scrollTo(0, 0); };
+  // At once, not after the first paint: an address that changes in between would never be followed.
+  useLayoutEffect(() => {
+    const moved = () => { setState(readState(location.hash)); window.scrollTo(0, 0); };
     window.addEventListener("hashchange", moved);
     return () => window.removeEventListener("hashchange", moved);
   }, []);

@@ -74,6 +74,8 @@ def page(browser: sync_api.Browser, site: Path) -> Iterator[sync_api.Page]:
 
 
 def show(page: sync_api.Page, site: Path, view: str) -> None:
+    """Load the page anew at an address: what it showed before is not taken for what is asked for."""
+    page.goto("about:blank")
     page.goto(f"{site.as_uri()}{view}")
     page.wait_for_selector("main h2, main table, main .answer")
     page.locator("main", has_text="Loading").wait_for(state="detached")
@@ -168,6 +170,17 @@ def test_the_address_holds_what_is_shown(page: sync_api.Page, site: Path) -> Non
     assert other.locator(".choosers select").nth(1).input_value() == "0.5"
     assert other.get_by_label("Show method-3 in the plots").is_checked()
     assert other.locator("svg .name").filter(has_text="method-3").count() >= 1
+
+
+def test_an_address_that_changes_before_the_first_paint_is_followed(
+    browser: sync_api.Browser, site: Path
+) -> None:
+    context = browser.new_context()
+    context.add_init_script("addEventListener('DOMContentLoaded', () => { location.hash = '#/method/method-1' })")
+    page = context.new_page()
+    page.goto(site.as_uri())
+    page.locator("h2", has_text="method-1").wait_for()
+    context.close()
 
 
 def test_pareto_and_curves_name_what_leads(page: sync_api.Page) -> None:
