@@ -147,14 +147,15 @@ def time_calls(
     repeats: int = 15,
     warmup: int = 3,
     on_gpu: bool = False,
-    own_threads: bool = False,
+    engines: bool = False,
 ) -> Latencies:
     """Latency of each call, timed in turns.
 
     Turns (model A, model B, A, B, ...) let drift of the machine hit all alike; compare only within one call.
     On a GPU the passes are replayed as CUDA graphs, as when layouts are chosen: launching small kernels one by one
-    from Python takes longer than they run. With `own_threads` a call may compute in threads that are not this one,
-    whose time the clock on the wall alone sees.
+    from Python takes longer than they run. Of `engines` each timed call follows one of its own that is not: another
+    engine leaves spinning threads and its own data in the cache (on a busy machine eager torch behind OpenVINO took
+    1.75 times as long as behind itself). And they may compute in threads of their own, which the wall clock alone sees.
     """
     from prunebench_kernels.measured import Timing, time_in_turns
 
@@ -165,9 +166,9 @@ def time_calls(
         wall, clock = time_in_turns(calls, repeats), "CUDA events"
         shown = wall
     else:
-        wall, busy = _time_by_two_clocks(calls, repeats)
+        wall, busy = _time_by_two_clocks(calls, repeats, settled=engines)
         alone = torch.get_num_threads() == 1 and time.get_clock_info("thread_time").resolution < FINE
-        shown, clock = (busy, CPU_TIME) if alone and not own_threads else (wall, WALL)
+        shown, clock = (busy, CPU_TIME) if alone and not engines else (wall, WALL)
     by_wall, times = (
         {name: Percentiles(**asdict(Timing.of(values))) for name, values in samples.items()}
         for samples in (wall, shown)
@@ -176,13 +177,15 @@ def time_calls(
 
 
 def _time_by_two_clocks(
-    calls: Mapping[str, Callable[[], object]], repeats: int
+    calls: Mapping[str, Callable[[], object]], repeats: int, *, settled: bool
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Milliseconds of each call in turns: on the wall, and of this thread's CPU time."""
+    """Milliseconds of each call in turns, once more before it is timed if `settled`: on the wall, and of CPU time."""
     wall: dict[str, list[float]] = {name: [] for name in calls}
     busy: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
+            if settled:
+                call()
             begun, spent = time.perf_counter(), time.thread_time()
             call()
             busy[name].append((time.thread_time() - spent) * 1e3)

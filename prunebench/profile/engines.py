@@ -97,7 +97,10 @@ def _onnx_runtime(network: TimedNetwork, x: Tensor, threads: int) -> Callable[[]
 
 
 def _openvino(network: TimedNetwork, x: Tensor, threads: int) -> Callable[[], Tensor]:
-    """For exactly this batch. In float32: on processors with bfloat16 its own choice would be that."""
+    """For exactly this batch. In float32: on processors with bfloat16 its own choice would be that.
+
+    Not pinned to a core: beside busy neighbours a pinned ConvNet took 4.0 ms a batch, a free one 0.86 ms.
+    """
     import openvino
 
     assert network.onnx is not None
@@ -106,7 +109,7 @@ def _openvino(network: TimedNetwork, x: Tensor, threads: int) -> Callable[[], Te
     model.reshape(list(x.shape))
     settings = {
         "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
+        "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False,
     }  # fmt: skip
     request = core.compile_model(model, "CPU", settings).create_infer_request()
     return lambda: torch.from_numpy(request.infer([images], share_inputs=True, share_outputs=True)[0])
@@ -196,7 +199,7 @@ def time_engines(
     """Time every network in every engine on the first images of a split.
 
     Outputs are compared with eager torch's first; an engine that differs by more than rounding (`latency.PARITY`) or
-    fails is not timed, and the entry says why. By the clock on the wall: engines have threads of their own.
+    fails is not timed, and the entry says why. See `latency.time_calls` for engines in turns.
 
     Raises UsageError without a dense network, and for a batch that there are not images enough for.
     """
@@ -216,7 +219,7 @@ def time_engines(
             x = images.batch(slice(0, batch))
             calls, found = _prepared(networks, engines, x, threads)
             calls |= {"dense": partial(dense.net, x), AGAIN: partial(dense.net, x)}
-            times = quietest(partial(time_calls, calls, repeats=repeats, own_threads=True))
+            times = quietest(partial(time_calls, calls, repeats=repeats, engines=True))
             floors[batch], clock = times.times["dense"].p50 / times.times[AGAIN].p50, times.clock
             entries += [_with_times(each, times) for each in found]
     remarks += [

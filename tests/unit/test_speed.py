@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import mmap
@@ -264,14 +265,24 @@ def test_with_more_threads_the_clock_is_on_the_wall(monkeypatch: pytest.MonkeyPa
     assert speed.time_models({"a": net}, torch.zeros(2, 3, 5, 5)).clock == "wall clock"
 
 
-def test_threads_of_a_call_s_own_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine that works in another thread takes no CPU time of this one: 4 ms on the wall are 4 ms."""
+def test_engines_are_timed_on_the_wall_and_behind_a_call_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that works in another thread takes no CPU time of this one; what the one before leaves is not timed."""
     clock = Clock()
     monkeypatch.setattr(speed, "time", clock)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    elsewhere = Worker(clock, 0.0, itertools.repeat(4.0))
-    latency = speed.time_calls({"a": lambda: elsewhere(torch.zeros(1))}, own_threads=True)
-    assert (latency.clock, latency.times["a"].p50) == ("wall clock", pytest.approx(4))
+    order: list[str] = []
+
+    def engine(name: str) -> None:
+        clock.wall += 4e-3 if order[-1:] == [name] else 7e-3
+        order.append(name)
+
+    calls = {name: functools.partial(engine, name) for name in "ab"}
+    latency = speed.time_calls(calls, repeats=3, warmup=0, engines=True)
+    assert order == [*"aabb"] * 3
+    assert latency.clock == "wall clock"
+    assert [latency.times[name].p80 for name in "ab"] == pytest.approx([4, 4])
 
 
 FLAT = Percentiles(1.0, 1.0, 1.0)
