@@ -11,7 +11,6 @@ import torch
 
 from prunebench.errors import MaskError, PruneBenchError, StoreError
 from prunebench.inference.cascade import THRESHOLD_NOTE
-from prunebench.inference.cost import count_parameters
 from prunebench.inference.export import (
     FORMS,
     check_form,
@@ -101,7 +100,8 @@ def dense_of(store: Store, record: RunRecord) -> RunRecord | None:
 class ExportedNetwork:
     """One run's network in a file, or why there is none.
 
-    `structure`: `dense`, `channels removed`, else the pattern of its zeros; the zeros are shares of the stored weights.
+    `structure`: `dense`, `channels removed`, else the pattern of its zeros. `weights` are those of convolutions and
+    linear layers, as they were stored.
     `difference` is the largest |difference| of the file's outputs from torch's on so many validation `images`, where
     torch's largest |output| is `largest_output`; `opset` is that of ONNX.
     """
@@ -221,15 +221,15 @@ def _exported(
             f"outputs of the exported file differ from torch's by up to {apart:.2g} (largest output {largest:.3g}): "
             "removed"
         )
-    weights, nonzero = count_parameters(net)
+    weights = prunable(net).values()
     written = path.read_bytes()
     return {
         "structure": structure_of(record, net),
         "file": path.name,
         "bytes": len(written),
         "sha256": hashlib.sha256(written).hexdigest(),
-        "weights": weights,
-        "nonzero_weights": nonzero,
+        "weights": sum(weight.numel() for weight in weights),
+        "nonzero_weights": sum(int(torch.count_nonzero(weight)) for weight in weights),
         "removed_macs": record.notes.get(REMOVED_NOTE),
         "opset": opset_of(path) if form == "onnx" else None,
         "difference": apart,

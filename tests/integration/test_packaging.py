@@ -54,6 +54,9 @@ def test_words_are_answered_before_torch_is_loaded(words: tuple[str, ...], tmp_p
         (("run", "quick", "--task", "colored-digts@2pct"), "colored-digits@2pct"),
         (("run", "quick", "--method", "magnitud"), "magnitude"),
         (("run", "quick", "--method", "magnitude-defered"), "magnitude-deferred"),
+        (("run", "quick", "--model", "resnet9"), "resnet8"),
+        (("evaluate", "--weights", ".", "--task", "colored-digts@2pct"), "colored-digits@2pct"),
+        (("evaluate", "--weights", ".", "--model", "resnet9"), "resnet8"),
     ],
 )
 def test_a_misspelt_name_is_answered_before_torch_is_loaded(
