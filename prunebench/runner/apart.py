@@ -17,13 +17,14 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunebench import errors
 from prunebench.errors import PruneBenchError
+from prunebench.report import format as fmt
 from prunebench.runner.exchange import (
     Channel,
     GarbledError,
@@ -127,7 +128,8 @@ class ForkServer:
             theirs: list[socket.socket] = []
             for _ in ("keep", "talk"):
                 one, other = socket.socketpair()
-                ours.append(Channel(one))
+                # none are taken, or a child could use up the descriptors of this process
+                ours.append(Channel(one, most_files=0))
                 theirs.append(other)
                 stack.callback(ours[-1].close)
             log, printed = os.pipe()
@@ -268,10 +270,8 @@ class _Conversation:
         room = MOST_PRINTED - self._printed
         self._printed += len(data)
         if data and room > 0:
-            text = data[:room].decode(errors="backslashreplace")
-            text = "".join(sign if sign.isprintable() or sign in "\n\t" else "\ufffd" for sign in text)
             print(
-                text,
+                fmt.visible(data[:room].decode(errors="backslashreplace"), kept="\n\t"),
                 end="" if len(data) <= room else "\n(the rest of what it prints is dropped)\n",
                 file=sys.stderr,
             )
@@ -366,10 +366,3 @@ def jail_of(
         return None
     check_sandbox()
     return asdict(Jail.of(files, weights, gpu=gpu))
-
-
-@contextlib.contextmanager
-def shared_files() -> Iterator[list[int]]:
-    """Files for a request, closed afterwards."""
-    with closing_all([]) as files:
-        yield files

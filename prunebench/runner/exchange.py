@@ -15,7 +15,7 @@ import mmap
 import os
 import socket
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +35,11 @@ class GarbledError(PruneBenchError):
 
 
 class Channel:
-    """One end of a socket pair: a JSON object a line, file descriptors beside it."""
+    """One end of a socket pair: a JSON object a line, and file descriptors beside it where this end takes any."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: socket.socket, *, most_files: int = MOST_FILES) -> None:
         self._end = end
+        self._room = socket.CMSG_LEN(most_files * array.array("i").itemsize) if most_files else 0
         self._waiting = b""
         self._files: list[int] = []
 
@@ -71,19 +72,15 @@ class Channel:
         if not found:
             return None
         self._waiting, files, self._files = rest, self._files, []
-        try:
-            message = json.loads(line)
-        except (ValueError, RecursionError):
-            message = None
-        if not isinstance(message, dict) or not isinstance(message.get("kind"), str):
+        message = parse_message(line)
+        if message is None:
             raise GarbledError(f"wrote {line[:80]!a} where results are read; print to standard output")
         return message, files
 
     def read_some(self) -> bool:
         """Wait for bytes and keep them; False at the end. Raises GarbledError for a line without end."""
-        size = socket.CMSG_LEN(MOST_FILES * array.array("i").itemsize)
         try:
-            data, beside, _, _ = self._end.recvmsg(1 << 16, size)
+            data, beside, _, _ = self._end.recvmsg(1 << 16, self._room)
         except ConnectionError:
             return False
         for level, kind, content in beside:
@@ -108,6 +105,15 @@ class Channel:
         self._end.close()
 
 
+def parse_message(line: str | bytes) -> dict[str, Any] | None:
+    """An object with a `kind`, as it is written on a line; None for a line that is none."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) and isinstance(message.get("kind"), str) else None
+
+
 def anonymous_file() -> int:
     """A file without a name, in memory where the system can: whoever holds the descriptor can read it, nobody else."""
     if hasattr(os, "memfd_create"):
@@ -118,7 +124,7 @@ def anonymous_file() -> int:
 
 
 @contextlib.contextmanager
-def closing_all(files: list[int]) -> Any:
+def closing_all(files: list[int]) -> Iterator[list[int]]:
     """Close the descriptors of a list, those appended meanwhile too."""
     try:
         yield files

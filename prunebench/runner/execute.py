@@ -28,6 +28,7 @@ from prunebench.models.checkpoints import checkpoint_digest, load_checkpoint
 from prunebench.models.nets import ModelName
 from prunebench.pruning.masks import count_zeros, verify, whole_masks
 from prunebench.pruning.wrapped import state_of
+from prunebench.report import format as fmt
 from prunebench.results.record import SCHEMA_VERSION, RunRecord, SparsityReport
 from prunebench.results.store import Store
 from prunebench.runner.described import find_method, is_users
@@ -86,7 +87,7 @@ def record_failure(run: PlannedRun, context: RunContext, error: Exception | str)
 
 def shortened(text: str, most: int = LONGEST_REASON) -> str:
     """The text without control characters that steer a terminal, and of long ones the beginning and the end."""
-    text = "".join(sign if sign.isprintable() or sign in "\n\t" else "\ufffd" for sign in text)
+    text = fmt.visible(text, kept="\n\t")
     if len(text) <= most:
         return text
     cut = f" ... ({len(text) - most} characters left out) ... "
@@ -220,7 +221,6 @@ def _fit_here(
     run: PlannedRun, context: RunContext, data: TaskData, method: Method, experiment: Experiment
 ) -> Fitted:
     """Fit a built-in method in this process, with torch's state kept and no task to be loaded."""
-
     spec = run.spec
     given = run.is_dense and experiment.trained_outside
     warm_up()

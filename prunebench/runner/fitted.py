@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -30,10 +30,17 @@ from prunebench.pruning.wrapped import state_of
 from prunebench.results.record import FITTED_NOTE, OVERSPENT_NOTE, REMOVED_NOTE
 from prunebench.results.spec import hash_of
 from prunebench.results.store import Store
-from prunebench.runner.apart import ApartError, Request, ask, can_run_apart, jail_of, shared_files
+from prunebench.runner.apart import ApartError, Request, ask, can_run_apart, jail_of
 from prunebench.runner.described import absolute, files_of, is_users
 from prunebench.runner.evaluate import TaskData
-from prunebench.runner.exchange import GarbledError, anonymous_file, put_tensors, share_bytes, take_tensors
+from prunebench.runner.exchange import (
+    GarbledError,
+    anonymous_file,
+    closing_all,
+    put_tensors,
+    share_bytes,
+    take_tensors,
+)
 from prunebench.runner.plan import PlannedRun, RunContext
 
 Progress = Callable[[str, int, int, float], None]
@@ -94,7 +101,7 @@ def fit_apart(
     network = experiment.harness_model().state_dict().values()
     size = sum(value.numel() * value.element_size() for value in network)
     serve = _Service(run, context, dense, progress)
-    with shared_files() as files, contextlib.closing(serve):
+    with closing_all([]) as files, contextlib.closing(serve):
         message = _message(run, context, data, experiment, files)
         request = Request(message, files, context.timeout, serve.answer, 4 * size + ROOM)
         answer = ask(request)
@@ -157,7 +164,7 @@ def _share(
         "streamed": isinstance(images, StreamedImages),
         "mean": list(data.task.mean),
         "std": list(data.task.std),
-        "view": None if view is None else {"resize": view.resize, "crop": view.crop, "flip": view.flip},
+        "view": None if view is None else asdict(view),
         "needs": split._needs,
         "missing_groups": split.missing_groups,
     }

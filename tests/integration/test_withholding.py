@@ -203,6 +203,25 @@ def test_an_import_that_exits_or_hangs_on_is_a_usage_error(tmp_path: Path) -> No
             find_method(str(path))
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="descriptors are counted by Linux")
+def test_descriptors_that_a_file_sends_are_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    honest = "from prunebench import criterion\n@criterion('mine', cite='x')\ndef mine(w, context): return w.abs()\n"
+    send = (
+        "import os, socket, stat\n"
+        "for fd in (fd for fd in range(3, 64) if os.path.exists(f'/proc/self/fd/{fd}')):\n"
+        "    if stat.S_ISSOCK(os.fstat(fd).st_mode):\n"
+        "        with socket.socket(fileno=os.dup(fd)) as end:\n"
+        '            for _ in range(20): socket.send_fds(end, [b\'{"kind": "progress"}\\n\'], [0] * 8)\n'
+    )
+    path.write_text(honest)
+    find_method(str(path))
+    before = len([*Path("/proc/self/fd").iterdir()])
+    path.write_text(send + honest)
+    assert find_method(str(path)).name == "mine"
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
+
+
 @pytest.mark.slow
 def test_an_installed_method_is_imported_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "pbthirteen.py").write_text(
