@@ -152,6 +152,7 @@ def make_launcher(
     """
     import torch
 
+    from prunebench.inference.busy import count_cores
     from prunebench.runner.local import InlineLauncher, LocalLauncher
 
     if cluster is not None:
@@ -162,13 +163,6 @@ def make_launcher(
         return InlineLauncher()
     gpus = torch.cuda.device_count() if context.device == "cuda" else 0
     return LocalLauncher(workers or gpus * cells_per_gpu or count_cores(), gpus=gpus)
-
-
-def count_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def execute_plan(

@@ -28,5 +28,9 @@ class MachineLoad:
 def machine_load() -> MachineLoad:
     """How busy the machine is now. Cores are those that this process may use."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return MachineLoad(None if load is None else round(load, 2), cores)
+    return MachineLoad(None if load is None else round(load, 2), count_cores())
+
+
+def count_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

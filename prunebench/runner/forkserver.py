@@ -152,8 +152,8 @@ def _watch(request: Mapping[str, Any], files: Sequence[int], keep: Channel) -> d
     late = _wait(child, keep, request["timeout"])
     _kill(child)
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    status = os.wait4(child, 0)[1]
-    left = _sweep(patience=SWEEP_SECONDS)
+    status = os.waitpid(child, 0)[1]
+    _sweep(patience=SWEEP_SECONDS)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     inside = os.read(told, 16)
     if jail is None:
@@ -166,7 +166,6 @@ def _watch(request: Mapping[str, Any], files: Sequence[int], keep: Channel) -> d
         "status": os.waitstatus_to_exitcode(status),
         "late": late,
         "cpu": cpu,
-        "left": left,
     }
 
 
@@ -196,19 +195,18 @@ def _kill(pid: int) -> None:
             send(pid, signal.SIGKILL)
 
 
-def _sweep(patience: float, spared: Collection[int] = ()) -> int:
-    """End and collect every descendant: orphans are this process's children. Gives how many were alive."""
-    until, alive = time.monotonic() + patience, set[int]()
+def _sweep(patience: float, spared: Collection[int] = ()) -> None:
+    """End and collect every descendant: orphans are this process's children."""
+    until = time.monotonic() + patience
     while True:
         children = [pid for pid in _children() if pid not in spared]
         for pid in children:
-            alive.add(pid)
             _kill(pid)
         with contextlib.suppress(ChildProcessError):
             while not spared and os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         if not children or time.monotonic() > until:
-            return len(alive)
+            return
         time.sleep(0.005)
 
 

@@ -101,11 +101,9 @@ def suite_of(records: Sequence[RunRecord]) -> dict[str, Any]:
 def suite_toml(values: dict[str, Any]) -> str:
     """The suite as TOML."""
     lines = [f"{name} = {json.dumps(value)}" for name, value in values.items() if not isinstance(value, dict)]
-    for name in ("recipe",):
-        lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values[name].items())]
-    for method, params in values["params"].items():
-        lines += ["", f"[params.{json.dumps(method)}]"]
-        lines += [f"{key} = {json.dumps(value)}" for key, value in params.items()]
+    params = {f"params.{json.dumps(method)}": settings for method, settings in values["params"].items()}
+    for name, table in {"recipe": values["recipe"], **params}.items():
+        lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
     return "\n".join(lines) + "\n"
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from prunebench.errors import PruneBenchError, StoreError
+from prunebench.inference.busy import count_cores
 from prunebench.results.record import GroupRow, RunRecord
 from prunebench.results.store import Store, open_results
 from prunebench.runner.environment import describe_code
@@ -90,10 +90,9 @@ def rescore_results(
     scored_on = None if dry_run else {**describe_code(), "utc": stamp}
     pending: deque[Future[Rescored]] = deque()
     number = 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with (
         one_thread(torch.device("cpu")),
-        ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ThreadPoolExecutor(count_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         for draw, run_ids in draws.items():
             labels = _load(draw, data_root, resolve) if _any_logits(store, run_ids) else NOT_STORED
