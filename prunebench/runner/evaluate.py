@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from pathlib import Path
@@ -74,7 +75,6 @@ class TaskData:
     def _hold(self, name: str, split: Split) -> None:
         kind, task = Images if split.digest is None else StreamedImages, self.task
         self.overlays[name] = split.overlay
-        self.overlays[name] = split.overlay
         self.images[name] = kind(
             split.x, mean=task.mean, std=task.std, device=self.device, view=task.view, overlay=split.overlay
         )
@@ -99,21 +99,24 @@ class TaskData:
         """Group-balanced validation with its bias labels, for a method that may know them; None for others."""
         if "val" not in GRANTED.get(supervision, ()):
             return None
-        name = "val_balanced"
-        if name not in self.images:
-            part = self._make_balanced()
-            elsewhere = torch.cat([self.labels.group("train"), self.labels.group("test")])
-            missing = missing_groups(self.task, elsewhere, groups_of(self.task, part))
-            self._hold(name, part)
-            self._balanced = part.y, part.bias, missing
-        y, bias, missing = self._balanced
+        y, bias, _, missing = self._balanced
+        name, needs = "val_balanced", "val-groups"
         return VisibleSplit(
-            self.images[name], y.clone(), bias.clone(), name=name, needs="val-groups", missing_groups=missing
+            self.images[name], y.clone(), bias.clone(), name=name, needs=needs, missing_groups=missing
         )
 
     def balanced_images(self) -> Tensor:
         """The source image of each sample of group-balanced validation, int64 `[N]`."""
-        return self._make_balanced().images()
+        return self._balanced[2]
+
+    @functools.cached_property
+    def _balanced(self) -> tuple[Tensor, Tensor, Tensor, tuple[tuple[int, int], ...]]:
+        """Of group-balanced validation: label, bias and source image of each sample, and the groups that it lacks."""
+        part = self._make_balanced()
+        self._hold("val_balanced", part)
+        elsewhere = torch.cat([self.labels.group("train"), self.labels.group("test")])
+        missing = missing_groups(self.task, elsewhere, groups_of(self.task, part))
+        return part.y, part.bias, part.images(), missing
 
     def conflicting_share(self, supervision: str) -> float | None:
         """The nominal share of conflicting training images, if this supervision may know it."""
@@ -220,9 +223,8 @@ def measure_cost(
 
     A deferring model (`Cascade`) stores the non-zero weights of both networks and spends the pruned one's non-zero
     MACs on every image, the dense one's on `deferred_share` of them. Its `parameters` and `macs` are those of the
-    one dense network that it is compared with. Where
-    `latency_skipped` says why latencies would mean little, both networks are timed plain, and the path
-    says why.
+    one dense network that it is compared with. Where `latency_skipped` says why latencies would mean little, both
+    networks are timed plain, and the path says why.
     """
     x = data.images["test"].batch(slice(0, LATENCY_BATCH))
     memory = round(peak_memory_mb(data.device), 1)

@@ -50,8 +50,8 @@ def fresh_shares(model: nn.Module, public: TaskData, fresh: TaskData) -> dict[st
     """
     import numpy as np
 
-    found = {OTHERS: _beside_validation(model, public, fresh)}
     samples = [_samples(model, data) for data in (public, fresh)]
+    found = {OTHERS: _beside_validation(model, samples[0].right, public, fresh)}
     images = [np.unique(sample.image) for sample in samples]
     same = np.array_equal(images[0], images[1])
     known = np.unique(samples[1].label)
@@ -68,7 +68,9 @@ def fresh_shares(model: nn.Module, public: TaskData, fresh: TaskData) -> dict[st
     return found
 
 
-def _beside_validation(model: nn.Module, public: TaskData, fresh: TaskData) -> list[list[float]]:
+def _beside_validation(
+    model: nn.Module, right_in_public: Floats, public: TaskData, fresh: TaskData
+) -> list[list[float]]:
     """By image of the public test split, and of balanced validation: values whose mean is the mean over groups."""
     import numpy as np
 
@@ -76,20 +78,17 @@ def _beside_validation(model: nn.Module, public: TaskData, fresh: TaskData) -> l
 
     task, labels, beside = public.task, public.labels, fresh.visible_balanced("val-groups")
     assert beside is not None
-    assert beside.bias is not None
     sides = (
-        (public.images["test"], labels.y["test"], labels.group("test"), labels.image["test"]),
+        (right_in_public, labels.group("test"), labels.image["test"]),
         (
-            fresh.images["val_balanced"],
-            beside.y,
+            _right(evaluate(model, beside.images), beside.y).numpy(),
             task.group_label(beside.y) * task.num_biases + beside.bias,
             fresh.balanced_images(),
         ),
     )
-    common = np.intersect1d(*(group.unique().numpy() for _, _, group, _ in sides))
+    common = np.intersect1d(*(group.unique().numpy() for _, group, _ in sides))
     values = []
-    for images, y, group, image in sides:
-        right = _right(evaluate(model, images), y).numpy()
+    for right, group, image in sides:
         kept = np.isin(group.numpy(), common)
         place, count = np.unique(group.numpy()[kept], return_inverse=True, return_counts=True)[1:]
         weight = 1.0 / (len(common) * count[place])
