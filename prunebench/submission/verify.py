@@ -20,7 +20,7 @@ from prunebench.submission.report import Stage, VerificationReport, changed_rows
 from prunebench.submission.retraining import retrain
 from prunebench.submission.secret import Secret
 
-CONSISTENT = "consistent"
+CONSISTENT, READABLE = "consistent", "the folder holds what it may hold"
 OF_THE_CARD = "card"
 """Stands for the address that a submission's card names."""
 NO_ADDRESS = "Its card names no address of logits and weights (`artifacts = ...`): it was not re-evaluated."
@@ -66,15 +66,15 @@ def verify(
     begun = (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), environment_here())
     try:
         submission = read_submission(folder)
-    except UsageError:
-        if not folder.is_dir():
+    except PruneBenchError as error:
+        if isinstance(error, UsageError) and not folder.is_dir():
             raise
-        return _unreadable(folder, begun)
-    except PruneBenchError:
-        return _unreadable(folder, begun)
+        finding = Finding(READABLE, False, str(error))
+        stage = Stage(CONSISTENT, (finding,))
+        return VerificationReport(folder.name, "unknown", "unknown", *begun, (stage,)), None
     findings, records = check_consistency(submission, results, root, _records_of(beside))
     notes = claims_of(submission, results)
-    stages = [Stage(CONSISTENT, (Finding("the folder holds what it may hold", True), *findings), notes)]
+    stages = [Stage(CONSISTENT, (Finding(READABLE, True), *findings), notes)]
     address = submission.card.artifacts if depth.artifacts == OF_THE_CARD else depth.artifacts
     if address is None and depth.artifacts is not None:
         stages = [dataclasses.replace(stages[0], notes=(*notes, NO_ADDRESS))]
@@ -89,19 +89,6 @@ def verify(
     return VerificationReport(
         manifest.method, manifest.version, submission.digest, *begun, tuple(stages), rows
     ), submission
-
-
-def _unreadable(folder: Path, begun: tuple[str, str]) -> tuple[VerificationReport, None]:
-    """The report of a folder that cannot be read."""
-    try:
-        read_submission(folder)
-        why = "changed while it was read"
-    except PruneBenchError as error:
-        why = str(error)
-    finding = Finding("the folder holds what it may hold", False, why)
-    return VerificationReport(
-        folder.name, "unknown", "unknown", *begun, (Stage(CONSISTENT, (finding,)),)
-    ), None
 
 
 def _records_of(folders: Sequence[Path]) -> list[RunRecord]:
