@@ -18,7 +18,7 @@ from prunebench.methods.discovery import (
     GROUP,
     SHUFFLED,
     all_names,
-    builtin_methods,
+    builtin_names,
     digest_of,
     is_package,
     place_and_name,
@@ -38,39 +38,43 @@ def place_of(name: str) -> tuple[Path, str]:
     return Path(place), own
 
 
+def source_of(name: str) -> Path | None:
+    """The file or package of a user's method, its links followed; None of a built-in or installed method."""
+    path = place_of(name)[0]
+    package = is_package(path) and str(path) not in (*builtin_names(), *plugin_names(GROUP))
+    return path.resolve() if path.suffix == ".py" or package else None
+
+
 def is_users(name: str) -> bool:
     """Whether a method, or the base of its shuffled control, is a user's: a file, folder or installed package."""
-    path = place_of(name)[0]
-    if path.suffix == ".py" or _is_installed(path):
-        return True
-    return str(path) not in builtin_methods() and is_package(path)
+    return source_of(name) is not None or _is_installed(place_of(name)[0])
 
 
 def _is_installed(place: Path) -> bool:
     """Whether a method is one that an installed package offers by an entry point."""
-    return str(place) not in builtin_methods() and str(place) in plugin_names(GROUP)
+    return str(place) not in builtin_names() and str(place) in plugin_names(GROUP)
 
 
 def absolute(name: str) -> str:
-    """The name of a user's method wherever the process that imports it stands."""
-    path, own = place_of(name)
-    if _is_installed(path):
+    """The name of a method wherever the process that imports it stands: of a user's file, by its whole path."""
+    path, own = source_of(name), place_of(name)[1]
+    if path is None:
         return name
-    return f"{SHUFFLED if name.startswith(SHUFFLED) else ''}{path.resolve()}{own and f':{own}'}"
+    return f"{SHUFFLED if name.startswith(SHUFFLED) else ''}{path}{own and f':{own}'}"
 
 
 def files_of(name: str) -> list[str]:
     """What a user's method may read of its folder: the file and its helpers, or the package."""
-    if _is_installed(place_of(name)[0]):
+    path = source_of(name)
+    if path is None:
         return []
-    path = place_of(name)[0].resolve()
     return [str(path)] if path.is_dir() else [str(file) for file in source_files(path)]
 
 
 def find_names(name: str, *, sandbox: bool = False) -> list[str]:
     """The names of all methods of a user's file, each to be found; of all else the name itself. Raises UsageError."""
     path, own = place_of(name)
-    if own or not is_users(name) or _is_installed(path):
+    if own or source_of(name) is None:
         return [name]
     if not can_run_apart():
         return all_names(name)

@@ -7,6 +7,7 @@ next run and is removed a day after its last use.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -23,7 +24,7 @@ from prunebench.errors import StoreError
 from prunebench.methods.discovery import SHUFFLED, source_files
 from prunebench.results.record import RunRecord, from_json
 from prunebench.results.store import Store, write_atomically, writing
-from prunebench.runner.described import is_users, place_of
+from prunebench.runner.described import absolute, source_of
 from prunebench.runner.environment import describe_code, describe_environment
 from prunebench.runner.evaluate import TaskData
 from prunebench.runner.plan import PlannedRun, RunContext
@@ -55,6 +56,12 @@ class RemoteRequest:
     job: str
     version: str
     address: str | None = None
+
+    @classmethod
+    def of(cls, run: PlannedRun, context: RunContext, job: str, address: str | None = None) -> RemoteRequest:
+        """The request of a run as it is planned here; a user's method is named by its whole path."""
+        run = replace(run, method=absolute(run.method))
+        return cls(run.to_dict(), context.to_dict(), job, own_version(), address)
 
 
 # A run's folder
@@ -100,19 +107,21 @@ def keep_run(store: Store, run_id: str, files: Mapping[str, bytes]) -> None:
 
 
 def pack_method(name: str) -> Files:
-    """The files of a user's method, by their place beside it; none of a built-in one."""
-    if not is_users(name):
+    """The files of a user's method, by their place beside it; none of a built-in or installed one."""
+    path = source_of(name)
+    if path is None:
         return {}
-    path = place_of(name)[0].resolve()
     files = source_files(path)
     return {file.relative_to(path.parent).as_posix(): file.read_bytes() for file in files}
 
 
 def unpack_method(name: str, files: Mapping[str, bytes], root: Path) -> str:
-    """Write the files of a user's method below a folder; gives the name by which the method is found there."""
+    """Write the files of a user's method below a folder; gives the name by which the method is found there.
+
+    name: as `described.absolute` gives it, where the files came from.
+    """
     if not files:
         return name
-    path, own = place_of(name)
     total = hashlib.sha256()
     for place, data in sorted(files.items()):
         total.update(f"{place}\0{hashlib.sha256(data).hexdigest()}\n".encode())
@@ -123,7 +132,7 @@ def unpack_method(name: str, files: Mapping[str, bytes], root: Path) -> str:
         if not (folder / place).is_file():
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / place, data)
-    return f"{SHUFFLED if name.startswith(SHUFFLED) else ''}{folder / path.resolve().name}{own and f':{own}'}"
+    return f"{SHUFFLED if name.startswith(SHUFFLED) else ''}{folder / Path(name).name}"
 
 
 # A draw of the data
@@ -239,8 +248,9 @@ def job_folder(name: str) -> Path:
         if hasattr(os, "getuid") and home.stat().st_uid != os.getuid():
             raise StoreError(f"{home} belongs to somebody else: remove it, or set TMPDIR on that machine")
         for old in home.iterdir():
-            if time.time() - old.stat().st_mtime > UNUSED_SECONDS:
-                shutil.rmtree(old, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another run of the job may be removing it
+                if time.time() - old.stat().st_mtime > UNUSED_SECONDS:
+                    shutil.rmtree(old, ignore_errors=True)
         Store(root).prepare()
     os.utime(root)
     return root

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prunebench.errors import StoreError, UsageError, unknown
-from prunebench.methods.discovery import builtin_names, digest_of, is_package, source_files
+from prunebench.methods.discovery import digest_of, source_files
 from prunebench.results.artifacts import Manifest as Objects
 from prunebench.results.artifacts import Stored, manifest_text
 from prunebench.results.committed import encode_task, safe_name
@@ -18,7 +18,7 @@ from prunebench.results.objects import sha256_of
 from prunebench.results.record import PREDICTIONS_NOTE, RunRecord
 from prunebench.results.store import Document, Store, open_results, write_atomically, writing
 from prunebench.results.tracks import is_reference_of
-from prunebench.runner.described import find_method
+from prunebench.runner.described import find_method, source_of
 from prunebench.runner.environment import describe_environment
 from prunebench.submission.card import CARD, read_card, write_template
 from prunebench.submission.folder import (
@@ -103,10 +103,9 @@ def pack_predictions(
 
 def choose_runs(store: Store, results: Path, method: str, tasks: Sequence[str] = ()) -> Chosen:
     """The runs of a method's version as its source is now. Raises UsageError with the command that makes them."""
-    path = Path(method)
-    is_source = method.endswith(".py") or (method not in builtin_names() and is_package(path))
+    source = source_of(method)
     documents = [entry for entry in store.documents() if isinstance(entry, Document)]
-    name = find_method(method).name if is_source else method
+    name = find_method(method).name if source else method
     found = Counter(document.record.spec["method"] for document in documents)
     if name not in found or name == "dense":
         raise (
@@ -117,7 +116,7 @@ def choose_runs(store: Store, results: Path, method: str, tasks: Sequence[str] =
             )
         )
     versions = {d.record.spec["method_version"] for d in documents if d.record.spec["method"] == name}
-    if not is_source and any(version.startswith("file-") for version in versions):
+    if source is None and any(version.startswith("file-") for version in versions):
         raise UsageError(
             f"{name} is a method of yours: name its file, `--method my_method.py`, so that it is packed"
         )
@@ -147,7 +146,7 @@ def choose_runs(store: Store, results: Path, method: str, tasks: Sequence[str] =
         for d in documents
         if is_reference_of(d.record, name) and _without_method(d.record) in needed and d.record.status == "ok"
     ]
-    return Chosen(name, version, path if is_source else None, (*references, *own))
+    return Chosen(name, version, source, (*references, *own))
 
 
 def _without_method(record: RunRecord) -> str:
@@ -209,9 +208,8 @@ def _write(path: Path, text: str) -> None:
 
 def _copy_source(source: Path, folder: Path) -> None:
     """The method's file or package with the helpers beside it. Raises StoreError if the copy is another version."""
-    home = source.resolve().parent
-    for file in source_files(source.resolve()):
-        target = folder / file.relative_to(home)
+    for file in source_files(source):
+        target = folder / file.relative_to(source.parent)
         with writing(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, file.read_bytes())

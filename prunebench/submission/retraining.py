@@ -123,7 +123,7 @@ def _plan(submission: Submission, run: RunRecord, context: RunContext) -> list[P
     suite = Suite(
         name="re-trained",
         tasks=(spec.task,),
-        methods=(spec.method if source is None else str(source.resolve()),),
+        methods=(spec.method if source is None else f"{source.resolve()}:{spec.method}",),
         sparsities=(0.5 if spec.sparsity is None else spec.sparsity,),
         seeds=(spec.seed,),
         model=spec.model,

@@ -15,6 +15,7 @@ from prunebench.api import SuitePlan, make_plan
 from prunebench.errors import StoreError
 from prunebench.results.artifacts import add_to_manifest, pull
 from prunebench.results.store import Store
+from prunebench.runner.described import find_method
 from prunebench.runner.evaluate import TaskData
 from prunebench.runner.plan import PlannedRun, RunContext
 from prunebench.runner.remote import (
@@ -23,12 +24,12 @@ from prunebench.runner.remote import (
     execute_here,
     job_folder,
     keep_run,
-    own_version,
     pack_draw,
     pack_method,
     pack_run,
     read_run,
     unpack_draw,
+    unpack_method,
 )
 from prunebench.tasks import resolve_task
 
@@ -42,7 +43,7 @@ def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def send(run: PlannedRun, context: RunContext, dense: Files | None, **given: object) -> tuple[dict, Files]:
     """One run as a launcher sends it: through JSON, with the files of its method."""
-    request = RemoteRequest(run.to_dict(), context.to_dict(), "job", **{"version": own_version(), **given})
+    request = replace(RemoteRequest.of(run, context, "job"), **given)
     values = json.loads(json.dumps(asdict(request)))
     arrays = pack_draw(resolve_task(run.task, None), None, run.spec.seed)
     return execute_here(RemoteRequest(**values), dense=dense, arrays=arrays, method=pack_method(run.method))
@@ -83,6 +84,25 @@ def test_results_equal_those_made_here(tmp_path: Path) -> None:
         )
         assert store.find_tensors(back, "outputs") is not None
     assert make_plan(suite, out=tmp_path / "back").todo == []  # the same command has nothing left to do
+
+
+def test_a_method_of_a_package_is_found_where_the_package_is_not(tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / "several"
+    mine.mkdir(parents=True)
+    (mine / "__init__.py").write_text("from .one import channel_relative\nfrom .two import other\n")
+    (mine / "one.py").write_text(CRITERION_FILE)
+    other = CRITERION_FILE.replace("channel-relative", "other").replace("channel_relative", "other")
+    (mine / "two.py").write_text(other)
+    plan = make_plan(tiny_suite("dense", str(mine)), out=tmp_path / "back")
+    asked = [RemoteRequest.of(run, plan.context, "job") for run in plan.todo]
+    files = [pack_method(run.method) for run in plan.todo]
+    mine.rename(tmp_path / "gone")
+    versions = [
+        find_method(unpack_method(each.run["method"], given, tmp_path / "there")).version
+        for each, given in zip(asked, files, strict=True)
+    ]
+    assert versions == [run.spec.method_version for run in plan.todo]
+    assert len(versions) == 3
 
 
 def test_logits_go_to_an_address_and_are_pulled_from_there(
@@ -167,3 +187,9 @@ def test_the_folder_of_an_old_job_is_removed(tmp_path: Path) -> None:
     os.utime(old, (0, 0))
     job_folder("new")
     assert not old.exists()
+
+
+def test_what_goes_meanwhile_from_beside_a_job_s_folder_stops_no_run() -> None:
+    home = job_folder("old").parent
+    (home / "gone").symlink_to(home / "never")
+    assert job_folder("new").is_dir()

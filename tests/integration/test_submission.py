@@ -32,6 +32,7 @@ from prunebench.results.spec import TUNE_SEEDS
 from prunebench.results.standing import read_standing
 from prunebench.results.store import Store, open_results, read_tensors, write_tensors
 from prunebench.results.tracks import REFERENCE, SeedPlan
+from prunebench.runner.plan import RunContext
 from prunebench.submission.card import parse_card, read_card
 from prunebench.submission.consistency import out_of_bounds
 from prunebench.submission.folder import read_submission
@@ -40,7 +41,7 @@ from prunebench.submission.pack import pack, pack_predictions
 from prunebench.submission.records import Finding
 from prunebench.submission.reevaluation import REEVALUATED, Again, drawn_afresh
 from prunebench.submission.report import Stage, VerificationReport, code, comment, write_report
-from prunebench.submission.retraining import RETRAINED, draw_runs, retrain
+from prunebench.submission.retraining import RETRAINED, _plan, draw_runs, retrain
 from prunebench.submission.secret import Secret, take_secret
 from prunebench.submission.verify import Depth, verify
 
@@ -382,6 +383,23 @@ def test_a_package_travels_whole(made: Made) -> None:
     assert "the file handed in is file-" in failures(verify(entry, made.board)[0])
 
 
+@pytest.mark.slow
+def test_one_method_of_a_file_with_several_is_packed_and_trained_again(made: Made) -> None:
+    several = made.root / "several.py"
+    several.write_text(f"{SOURCE}\n\n{SOURCE.replace('relative', 'another')}", encoding="utf-8")
+    helpers.run_inline(helpers.tiny_suite(str(several), seeds=SEEDS), made.results)
+    card = write_card(made.root / "card.toml")
+    entry = pack(made.results, f"{several}:another", made.root / "one", card).root
+    report = verify(entry, made.board)[0]
+    assert report.passed, failures(report)
+    submission, records = read_submission(entry), open_results(entry / "results").records()[0]
+    assert {record.spec["method"] for record in records} == {"dense", "another"}
+    (run, *_) = (record for record in records if record.spec["method"] == "another")
+    planned = _plan(submission, run, RunContext(made.root / "again"))
+    assert run.run_id in {each.spec.run_id for each in planned}
+    assert {each.spec.method for each in planned} == {"dense", "another"}
+
+
 # Forged, swapped, wrong: refused with the reason
 
 
@@ -434,7 +452,6 @@ def test_logits_of_other_weights_are_found(made: Made) -> None:
     assert "other weights than those that gave the logits" in failures(report)
 
 
-@pytest.mark.slow
 def hand_in_other_weights(made: Made, change: Callable[[Path], None]) -> None:
     """Change the method's stored weights, and whatever names them: hashes agree everywhere."""
     store = Store(made.results)
@@ -458,6 +475,7 @@ def hand_in_other_weights(made: Made, change: Callable[[Path], None]) -> None:
     change_records(made, swap)
 
 
+@pytest.mark.slow
 def test_zeros_that_are_claimed_are_counted(made: Made) -> None:
     def tiny(path: Path) -> None:
         weights = read_tensors(path)
