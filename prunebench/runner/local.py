@@ -14,13 +14,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prunebench.errors import StoreError
 from prunebench.results.store import Store
 from prunebench.runner.apart import fork_server
+from prunebench.runner.exchange import parse_message
 from prunebench.runner.execute import record_failure
 from prunebench.runner.fitted import run_apart
 from prunebench.runner.plan import PlannedRun, RunContext, is_done
@@ -59,7 +60,7 @@ class LocalLauncher:
         """Run all runs, dense models before what needs them; yields events as they come."""
         if 0 < self.gpus < self.workers:
             context = replace(context, latency_skipped=SHARED_GPU)
-        waiting, apart = _Queue(runs), any(map(run_apart, runs))
+        waiting, apart = RunQueue(runs), any(map(run_apart, {run.method: run for run in runs}.values()))
         running: dict[int, PlannedRun] = {}
         inbox: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
         workers: dict[int, _Worker] = {}
@@ -85,7 +86,7 @@ class LocalLauncher:
                 if message["kind"] != "progress":
                     del running[number]
                 if message["kind"] == "busy":
-                    waiting.put_back(run)
+                    waiting.put_back(run, BUSY_PAUSE_SECONDS)
                 elif message["kind"] == "done":
                     waiting.finish(run)
                 elif message["kind"] == "died":
@@ -104,7 +105,7 @@ class InlineLauncher:
 
     def map(self, runs: Sequence[PlannedRun], context: RunContext) -> Iterator[Event]:
         """As `LocalLauncher.map`."""
-        runner, waiting = RunExecutor(), _Queue(runs)
+        runner, waiting = RunExecutor(), RunQueue(runs)
         while waiting:
             run = waiting.take()
             if run is None:
@@ -113,14 +114,14 @@ class InlineLauncher:
             yield Event("started", run, 0)
             message = runner.execute(run, context)
             if message["kind"] == "busy":
-                waiting.put_back(run)
+                waiting.put_back(run, BUSY_PAUSE_SECONDS)
             else:
                 waiting.finish(run)
             yield Event(message.pop("kind"), run, 0, message)
 
 
-class _Queue:
-    """Runs in order; those whose dense model is still to come, or that another process has, wait."""
+class RunQueue:
+    """Runs in order; those whose dense model is still to come, or that were put back for a while, wait."""
 
     def __init__(self, runs: Sequence[PlannedRun]) -> None:
         self._waiting = list(runs)
@@ -130,17 +131,23 @@ class _Queue:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def take(self) -> PlannedRun | None:
+    def take(self, at_work: Container[str] = ()) -> PlannedRun | None:
+        """The next run that is ready: its dense model is done, or one of those `at_work`, by id."""
         now = time.monotonic()
         for position, run in enumerate(self._waiting):
-            ready = run.is_dense or run.dense_id not in self._open_dense
+            ready = run.is_dense or not self.lacks_dense(run) or run.dense_id in at_work
             if ready and self._not_before.get(run.spec.run_id, 0.0) <= now:
                 return self._waiting.pop(position)
         return None
 
-    def put_back(self, run: PlannedRun) -> None:
-        self._not_before[run.spec.run_id] = time.monotonic() + BUSY_PAUSE_SECONDS
-        self._waiting.append(run)
+    def lacks_dense(self, run: PlannedRun) -> bool:
+        """Whether its dense model is still to come."""
+        return run.dense_id in self._open_dense
+
+    def put_back(self, run: PlannedRun, pause: float, *, first: bool = False) -> None:
+        """To be taken after a pause of so many seconds: behind all others, or `first`."""
+        self._not_before[run.spec.run_id] = time.monotonic() + pause
+        self._waiting.insert(0 if first else len(self._waiting), run)
 
     def finish(self, run: PlannedRun) -> None:
         if run.is_dense:
@@ -194,7 +201,7 @@ class _Worker:
     def _listen(self, number: int, inbox: queue.Queue[tuple[int, dict[str, Any] | None]]) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            message = _read_message(line)
+            message = parse_message(line)
             if message is None:
                 self._garbled = line
                 self._process.kill()
@@ -226,15 +233,6 @@ class _Worker:
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()  # type: ignore[union-attr]
-
-
-def _read_message(line: str) -> dict[str, Any] | None:
-    """An event as a worker writes it; None for a line that is none."""
-    try:
-        message = json.loads(line)
-    except ValueError:
-        return None
-    return message if isinstance(message, dict) and isinstance(message.get("kind"), str) else None
 
 
 def _record_death(run: PlannedRun, context: RunContext, reason: str) -> dict[str, Any]:

@@ -12,24 +12,23 @@ import contextlib
 import json
 import logging
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from prunebench.errors import UsageError
+from prunebench.errors import PruneBenchError, UsageError
 from prunebench.results.artifacts import Manifest, Stored, add_to_manifest
 from prunebench.results.record import RunRecord
 from prunebench.results.store import Store
-from prunebench.runner.execute import begin_record, shortened
-from prunebench.runner.local import SHARED_GPU, Event
+from prunebench.runner.execute import begin_record, record_failure, shortened
+from prunebench.runner.local import BUSY_PAUSE_SECONDS, SHARED_GPU, Event, RunQueue
 from prunebench.runner.plan import PlannedRun, RunContext, is_done
 from prunebench.runner.remote import (
     Files,
     RemoteRequest,
     execute_here,
     keep_run,
-    own_version,
     pack_draw,
     pack_method,
     pack_run,
@@ -41,7 +40,6 @@ ATTEMPTS = 4
 """Times that a run is tried whose node or process was lost."""
 BACK_OFF_SECONDS = 1.0
 """Before the second try; twice as long before each further one."""
-BUSY_SECONDS = 1.0
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 1.0
 """Between two reports of the same run's progress."""
@@ -174,17 +172,14 @@ class _Sweep:
     ) -> None:
         self._ray, self._cluster, self._context, self._most = ray, cluster, context, most
         self._store = Store(context.out)
-        self._waiting = deque(runs)
-        self._not_before: dict[str, float] = {}
+        self._waiting = RunQueue(runs)
         self._tries: Counter[str] = Counter()
-        self._open_dense = {run.dense_id for run in runs if run.is_dense}
         self._users = Counter((run.task, run.spec.seed) for run in runs)
         self._dense_users = Counter(run.dense_id for run in runs)
         self._handed: dict[str, _Handed] = {}
         self._draws: dict[tuple[str, int], tuple[Any, int]] = {}
         self._dense: dict[str, Any] = {}
         self._methods: dict[str, Any] = {}
-        self._objects: Manifest = {}
         self._checkpoint = None if context.dense is None else ray.put(context.dense.read_bytes())
         self._inbox = self._start_inbox()
         self._polled = 0.0
@@ -194,20 +189,21 @@ class _Sweep:
     def events(self) -> Iterator[Event]:
         while self._waiting or self._handed:
             yield from self._hand_out()
-            for run_id in self._finished():
+            ended = {run_id: self._last_word(self._handed[run_id]) for run_id in self._finished()}
+            if ended:
                 yield from self._reports()
-                yield from self._take_back(self._handed.pop(run_id))
+            self._name_objects(ended)
+            for run_id, message in ended.items():
+                yield from self._take_back(self._handed.pop(run_id), message)
             if time.monotonic() - self._polled >= POLL_SECONDS:
                 yield from self._reports()
 
     def close(self) -> None:
-        """Take back what Ray still has, and name at the address what was brought there."""
+        """Take back what Ray still has."""
         for handed in self._handed.values():
             with contextlib.suppress(Exception):  # the cluster may be gone
                 self._ray.cancel(handed.message, force=True)
             handed.lock.close()
-        if self._objects and self._cluster.artifacts is not None:
-            add_to_manifest(self._cluster.artifacts, self._objects)
 
     def _finished(self) -> list[str]:
         """Runs whose task has ended; waits a little for one."""
@@ -224,29 +220,21 @@ class _Sweep:
 
     def _hand_out(self) -> Iterator[Event]:
         """Give Ray what is ready, in the plan's order, up to the most that it holds."""
-        later = []
-        while self._waiting and len(self._handed) < self._most:
-            run = self._waiting.popleft()
-            if not self._ready(run):
-                later.append(run)
-                continue
-            lock = contextlib.ExitStack()
-            if not lock.enter_context(self._store.lock(run.spec.run_id, wait=False)):
-                self._put_back(run, BUSY_SECONDS)
-            elif is_done(run, self._store):
-                lock.close()
-                yield from self._end(run, self._store.read(run.spec.run_id), None)
-            else:
-                self._handed[run.spec.run_id] = self._submit(run, lock)
-        self._waiting.extendleft(reversed(later))
-
-    def _ready(self, run: PlannedRun) -> bool:
-        """Whether its time has come, and its dense model is done or in Ray's hands."""
-        if self._not_before.get(run.spec.run_id, 0.0) > time.monotonic():
-            return False
-        return run.is_dense or run.dense_id not in self._open_dense or run.dense_id in self._handed
+        while len(self._handed) < self._most and (run := self._waiting.take(self._handed)) is not None:
+            with contextlib.ExitStack() as lock:
+                if not lock.enter_context(self._store.lock(run.spec.run_id, wait=False)):
+                    self._waiting.put_back(run, BUSY_PAUSE_SECONDS)
+                elif is_done(run, self._store):
+                    yield from self._end(run, self._store.read(run.spec.run_id), None)
+                else:
+                    try:
+                        self._handed[run.spec.run_id] = self._submit(run, lock)
+                    except PruneBenchError as error:  # its data cannot be read, say: the others go on
+                        record = record_failure(run, replace(self._context, device="cpu"), error)
+                        yield from self._end(run, record, None)
 
     def _submit(self, run: PlannedRun, lock: contextlib.ExitStack) -> _Handed:
+        """Give a run to Ray; its lock is held until it is taken back."""
         draw, size = self._draw(run)
         memory = self._cluster.memory_gib
         options: dict[str, Any] = {
@@ -259,13 +247,11 @@ class _Sweep:
         if self._context.device == "cuda":
             options["num_gpus"] = 1 / self._cluster.cells_per_gpu
         job = self._ray.get_runtime_context().get_job_id()
-        request = RemoteRequest(
-            run.to_dict(), self._context.to_dict(), job, own_version(), self._cluster.artifacts
-        )
+        request = RemoteRequest.of(run, self._context, job, self._cluster.artifacts)
         message, files = self._ray.remote(execute_task).options(**options).remote(
             json.dumps(asdict(request)), self._inbox, self._dense_files(run), draw, self._method(run), self._checkpoint
         )  # fmt: skip
-        return _Handed(run, message, files, lock)
+        return _Handed(run, message, files, lock.pop_all())
 
     def _dense_files(self, run: PlannedRun) -> Any:
         """The files of its dense model: of the task that makes them, or as they are recorded."""
@@ -295,12 +281,30 @@ class _Sweep:
 
     # Back
 
-    def _take_back(self, handed: _Handed) -> Iterator[Event]:
+    def _last_word(self, handed: _Handed) -> dict[str, Any] | Exception:
+        """What a task said at its end, or why it said nothing."""
+        try:
+            return dict(json.loads(self._ray.get(handed.message)))
+        except Exception as error:
+            return error
+
+    def _name_objects(self, ended: Mapping[str, dict[str, Any] | Exception]) -> None:
+        """Name at the address what was brought there: before the runs are recorded, as those are not run again."""
+        sent: Manifest = {
+            run_id: {kind: Stored(**values) for kind, values in message["objects"].items()}
+            for run_id, message in ended.items()
+            if isinstance(message, dict) and message.get("objects")
+        }
+        if sent and self._cluster.artifacts is not None:
+            add_to_manifest(self._cluster.artifacts, sent)
+
+    def _take_back(self, handed: _Handed, message: dict[str, Any] | Exception) -> Iterator[Event]:
         """Record what a task gave back, or hand its run out again."""
         run = handed.run
         with handed.lock:
             try:
-                message = json.loads(self._ray.get(handed.message))
+                if isinstance(message, Exception):
+                    raise message
                 if message["kind"] == "done":
                     files = self._ray.get(handed.files)
                     record = read_run(run.spec.run_id, files)
@@ -308,29 +312,24 @@ class _Sweep:
                 yield from self._lost(handed, error)
                 return
             if message["kind"] == "busy":  # a task of this run that was given up is still at it
-                self._put_back(run, BUSY_SECONDS)
+                self._waiting.put_back(run, BUSY_PAUSE_SECONDS)
             elif message["kind"] == "fatal":
                 yield Event("fatal", run, handed.worker or 0, {"reason": message["reason"]})
             else:
                 keep_run(self._store, run.spec.run_id, files)
-                sent = message.get("objects", {})
-                if sent:
-                    self._objects[run.spec.run_id] = {kind: Stored(**values) for kind, values in sent.items()}
                 yield from self._end(run, record, handed)
 
     def _lost(self, handed: _Handed, error: Exception) -> Iterator[Event]:
         """A task without a result: tried again after a pause; after the last try its run has failed."""
         run = handed.run
-        if (
-            not run.is_dense and run.dense_id in self._open_dense
-        ):  # it went with its dense model, which decides
-            self._put_back(run, 0.0)
+        if not run.is_dense and self._waiting.lacks_dense(run):  # it went with its dense model, which decides
+            self._waiting.put_back(run, 0.0, first=True)
             return
         self._tries[run.spec.run_id] += 1
         cause = getattr(error, "cause", None) or error  # of an error raised in the task, that one
         tries, reason = self._tries[run.spec.run_id], f"{type(cause).__name__}: {_first_line(cause)}"
         if tries < ATTEMPTS:
-            self._put_back(run, BACK_OFF_SECONDS * 2 ** (tries - 1))
+            self._waiting.put_back(run, BACK_OFF_SECONDS * 2 ** (tries - 1), first=True)
             self._dense.pop(run.dense_id, None)
             yield Event("again", run, handed.worker or 0, {"reason": reason, "attempt": tries + 1})
             return
@@ -344,8 +343,7 @@ class _Sweep:
 
     def _end(self, run: PlannedRun, record: RunRecord, handed: _Handed | None) -> Iterator[Event]:
         """A run that is recorded: its event, and nothing kept for it any more."""
-        if run.is_dense:
-            self._open_dense.discard(run.dense_id)
+        self._waiting.finish(run)
         key = (run.task, run.spec.seed)
         self._users[key] -= 1
         if not self._users[key]:
@@ -360,10 +358,6 @@ class _Sweep:
             worker = handed.worker
         values = {"status": record.status, "reason": record.reason, "metrics": record.metrics}
         yield Event("done", run, worker, values)
-
-    def _put_back(self, run: PlannedRun, pause: float) -> None:
-        self._not_before[run.spec.run_id] = time.monotonic() + pause
-        self._waiting.appendleft(run)
 
     # Progress
 

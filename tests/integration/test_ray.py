@@ -19,14 +19,14 @@ import torch
 from helpers import RECIPE, TASK, run_inline, tiny_suite
 
 from prunebench.api import make_plan
-from prunebench.errors import UsageError
+from prunebench.errors import DataError, UsageError
 from prunebench.results.record import RunRecord
 from prunebench.results.store import Store
 from prunebench.runner import ray as launcher
 from prunebench.runner.local import SHARED_GPU, Event, LocalLauncher
 from prunebench.runner.plan import PlannedRun, RunContext
 from prunebench.runner.ray import ATTEMPTS, Cluster, RayLauncher, execute_task
-from prunebench.runner.remote import pack_run
+from prunebench.runner.remote import pack_draw, pack_run
 
 ROOT = Path(__file__).parents[2]
 HAS_RAY = importlib.util.find_spec("ray") is not None
@@ -197,6 +197,43 @@ def test_a_run_that_is_lost_every_time_fails_and_stops_nothing(
     assert len(records) == len(runs)
 
 
+def test_logits_at_an_address_are_named_before_their_run_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Outcome
+) -> None:
+    """A command that is killed, and with it all that it knew, leaves no run whose logits nobody finds again."""
+    named: list[str] = []
+
+    def name(address: str, objects: Any) -> None:
+        assert address == "there"
+        assert [Store(tmp_path / "out").status(run_id) for run_id in objects] == [None] * len(objects)
+        named.extend(objects)
+
+    def outcome(run: PlannedRun, context: RunContext, dense: Any) -> Any:
+        message, files = finished(run, context, dense)
+        objects = {"outputs": {"sha256": "0" * 64, "bytes": 1}}
+        return json.dumps({**json.loads(message), "objects": objects}), files
+
+    monkeypatch.setattr(launcher, "add_to_manifest", name)
+    runs, _, _ = sweep(StandIn(outcome, CPU=2), tmp_path / "out", monkeypatch, artifacts="there")
+    assert sorted(named) == sorted(run.spec.run_id for run in runs)
+
+
+def test_runs_whose_data_cannot_be_read_fail_and_stop_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Outcome
+) -> None:
+    def pack(task: Any, data_root: Path | None, seed: int) -> dict[str, Any]:
+        if seed == 1:
+            raise DataError("images.npy is damaged")
+        return pack_draw(task, data_root, seed)
+
+    monkeypatch.setattr(launcher, "pack_draw", pack)
+    runs, events, records = sweep(StandIn(finished, CPU=2), tmp_path / "out", monkeypatch)
+    damaged = {run_id for run_id, record in records.items() if record.reason == "images.npy is damaged"}
+    assert damaged == {run.spec.run_id for run in runs if run.spec.seed == 1}
+    assert {records[run_id].status for run_id in records.keys() - damaged} == {"ok"}
+    assert sum(event.kind == "done" for event in events) == len(runs)
+
+
 def test_runs_that_came_back_damaged_are_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Outcome
 ) -> None:
@@ -218,7 +255,7 @@ def test_runs_that_came_back_damaged_are_run_again(
 def test_a_run_that_another_process_has_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Outcome
 ) -> None:
-    monkeypatch.setattr(launcher, "BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(launcher, "BUSY_PAUSE_SECONDS", 0.01)
     ray, held = StandIn(finished, CPU=2), contextlib.ExitStack()
     plan = make_plan(
         tiny_suite("dense", "magnitude", sparsities=(0.5, 0.9), seeds=(0, 1)), out=tmp_path / "out"
