@@ -274,15 +274,15 @@ def test_engines_are_timed_on_the_wall_and_behind_a_call_of_their_own(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     order: list[str] = []
 
-    def engine(name: str) -> None:
-        clock.wall += 4e-3 if order[-1:] == [name] else 7e-3
+    def engine(name: str, took: float) -> None:
+        clock.wall += took if order[-1:] == [name] else 2 * took
         order.append(name)
 
-    calls = {name: functools.partial(engine, name) for name in "ab"}
+    calls = {name: functools.partial(engine, name, took) for name, took in (("a", 1e-3), ("long", 1.0))}
     latency = speed.time_calls(calls, repeats=3, warmup=0, engines=True)
-    assert order == [*"aabb"] * 3
+    assert order == [*"aaaaa", "long", "long"] * 3
     assert latency.clock == "wall clock"
-    assert [latency.times[name].p80 for name in "ab"] == pytest.approx([4, 4])
+    assert [latency.times[name].p80 for name in calls] == pytest.approx([1, 1000])
 
 
 FLAT = Percentiles(1.0, 1.0, 1.0)
