@@ -176,7 +176,9 @@ def test_an_address_that_changes_before_the_first_paint_is_followed(
     browser: sync_api.Browser, site: Path
 ) -> None:
     context = browser.new_context()
-    context.add_init_script("addEventListener('DOMContentLoaded', () => { location.hash = '#/method/method-1' })")
+    context.add_init_script(
+        "addEventListener('DOMContentLoaded', () => { location.hash = '#/method/method-1' })"
+    )
     page = context.new_page()
     page.goto(site.as_uri())
     page.locator("h2", has_text="method-1").wait_for()
