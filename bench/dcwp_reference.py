@@ -75,6 +75,9 @@ class Schedule:
     batch: int
 
 
+SHORT = Schedule(mining=300, pretrain=300, mask=500, finetune=200, batch=256)
+
+
 class GatedLayer(nn.Module):
     """A convolution or linear layer with a gate on each weight; without a `gate` function all are open."""
 
@@ -519,14 +522,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     suite = load_suite(SUITE)
     parser.add_argument("--task", nargs="+", default=list(TASKS))
     parser.add_argument("--seed", nargs="+", type=int, default=list(suite.seeds))
-    parser.add_argument("--mining", type=int, default=400, help="steps of the biased network")
-    parser.add_argument("--pretrain", type=int, default=suite.recipe["steps"])
-    parser.add_argument("--mask", type=int, default=1000, help="steps of learning gates")
-    parser.add_argument("--finetune", type=int, default=suite.recipe["finetune_steps"])
-    parser.add_argument("--batch", type=int, default=suite.recipe["batch_size"])
-    parser.add_argument(
-        "--full", action="store_true", help=f"mining and gates with the steps of {SUITE}: 2,000 each"
-    )
+    for stage in fields(Schedule):
+        parser.add_argument(f"--{stage.name}", type=int, help=f"in place of {getattr(SHORT, stage.name)}")
+    parser.add_argument("--full", action="store_true", help=f"the steps of {SUITE}, 2,000 for the mask")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--data-root", type=Path, help="where MNIST is")
     parser.add_argument(
@@ -538,9 +536,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-run", action="store_true", help="train nothing")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    schedule = Schedule(options.mining, options.pretrain, options.mask, options.finetune, options.batch)
-    if options.full:
-        schedule = replace(schedule, mining=2000, mask=2000)
+    recipe, mining = suite.recipe, suite.params[METHOD]["mining_steps"]
+    whole = Schedule(mining, recipe["steps"], 2000, recipe["finetune_steps"], recipe["batch_size"])
+    asked = {name: value for name in asdict(SHORT) if (value := getattr(options, name)) is not None}
+    schedule = replace(whole if options.full else SHORT, **asked)
     arithmetic = resolve_precision(options.precision, torch.device("cpu"))
     numbers = options.page.with_suffix(".csv")
     runs = read_runs(numbers)
