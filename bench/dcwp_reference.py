@@ -434,7 +434,7 @@ COLUMNS: tuple[Column[Row], ...] = (
     Column("sparsity", "Native sparsity, %", format=fmt.with_half_width),
     Column("precision", "Mining: precision, %", format=fmt.with_half_width),
     Column("recall", "Mining: recall, %", format=fmt.with_half_width),
-    text_column("verdict", "Within the limits"),
+    text_column("verdict", "Mean within the limits"),
 )
 
 
@@ -455,7 +455,7 @@ def rows_of(runs: Sequence[Run]) -> tuple[Row, ...]:
     within = all(abs(difference[name].mean) <= limit for name, limit in LIMITS.items())
     return (
         Row("as released", **means(lambda seed, name: getattr(released[seed], name))),
-        Row(f"`{METHOD}`", **means(lambda seed, name: getattr(own[seed], name))),
+        Row(METHOD, **means(lambda seed, name: getattr(own[seed], name))),
         Row("difference, points", **difference, verdict="yes" if within else "no"),
     )
 
