@@ -43,7 +43,7 @@ def load_checkpoint(path: Path, net: Classifier, *, channels_removed: bool = Fal
 
     Args:
         path: a `.safetensors` file.
-        net: the network; unchanged where the file does not fit.
+        net: the network; unchanged where the file does not fit, unless it was narrowed.
         channels_removed: the file may have fewer channels; the network is then narrowed to them first, in place.
 
     Returns:
@@ -56,10 +56,15 @@ def load_checkpoint(path: Path, net: Classifier, *, channels_removed: bool = Fal
     """
     found = _renamed(_read(path))
     if channels_removed:
+        outputs = net.head.out_features
         try:
             narrowed(net, found)
         except MaskError as error:
             raise DataError(f"{path}: {error}") from error
+        if net.head.out_features != outputs:
+            raise DataError(
+                f"{path}: its head has {net.head.out_features} outputs, want {outputs}: another task?"
+            )
     state = dict(net.state_dict())
     for name, value in state.items():
         if name not in found:

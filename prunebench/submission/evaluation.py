@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from prunebench_kernels.dispatch import ArgumentError
 
-from prunebench.errors import UsageError, unknown
+from prunebench.errors import DataError, UsageError, unknown
 from prunebench.inference.cost import count_parameters
 from prunebench.models import build_model
 from prunebench.models.checkpoints import load_checkpoint
 from prunebench.results.record import GroupRow
+from prunebench.results.spec import TUNE_SEEDS
 from prunebench.runner.evaluate import Summary, group_rows, measure_outputs
 from prunebench.runner.execute import one_thread
 from prunebench.runner.stored import CPU, Draws, ExportedNetwork
@@ -125,22 +128,35 @@ def _named(
     for key in entry:
         if key not in KEYS | EXPORTED:
             raise unknown(f"key in {source}", key, KEYS)
-    kinds: dict[str, type] = {"file": str, "name": str, "task": str, "model": str, "seed": int}
+    kinds: dict[str, type] = {
+        "file": str, "name": str, "task": str, "model": str, "seed": int, "channels_removed": bool,
+    }  # fmt: skip
     for key, kind in kinds.items():
         if key in entry and type(entry[key]) is not kind:
             raise UsageError(f"{source}: {key}: want {kind.__name__}, got {entry[key]!r:.40}")
     name = entry.get("file", "")
     path = folder / name
-    if not name or path.resolve().parent != folder.resolve():
+    if not name or "\0" in name or path.resolve().parent != folder.resolve():
         raise UsageError(f"{source}: file {name!r}: want the name of a file in this folder")
+    if path.suffix != ".safetensors":
+        raise UsageError(
+            f"{source}: file {name!r}: want .safetensors, as `export --to safetensors` writes them"
+        )
     chosen = entry.get("task") or task
     if chosen is None:
         raise UsageError(f"{name}: of which task? Give --task")
-    removed = entry.get("channels_removed", entry.get("removed_macs") is not None)
     return ListedNetwork(
         path, entry.get("name") or path.stem, chosen, entry.get("model") or model,
-        entry.get("seed", seed or 0), removed is True,
+        _checked_seed(entry.get("seed", seed or 0), source),
+        entry.get("channels_removed", entry.get("removed_macs") is not None),
     )  # fmt: skip
+
+
+def _checked_seed(seed: int, source: Path) -> int:
+    """The seed of a draw that has a test split. Raises UsageError."""
+    if not 0 <= seed < TUNE_SEEDS:
+        raise UsageError(f"{source}: seed {seed}: want 0 to {TUNE_SEEDS - 1}; others draw no test split")
+    return seed
 
 
 def evaluate_weights(
@@ -148,7 +164,7 @@ def evaluate_weights(
 ) -> Iterator[EvaluatedNetwork]:
     """Each network's logits of validation and test split, and the metrics of them as a run records them.
 
-    Raises DataError that names the first tensor of a file that does not fit.
+    Raises DataError that names the first tensor of a file that does not fit, or why its network gives no finite logits.
     """
     draws = Draws(data_root)
     for entry in networks:
@@ -156,8 +172,14 @@ def evaluate_weights(
         name = entry.model or data.task.model
         net = build_model(name, data.task.num_outputs, seed=entry.seed, data_root=data_root)
         load_checkpoint(entry.file, net, channels_removed=entry.channels_removed)
-        with one_thread(CPU):
-            _, groups, metrics, validation = measure_outputs(net, data)
+        try:
+            with one_thread(CPU):
+                _, groups, metrics, validation = measure_outputs(net, data)
+        except (
+            RuntimeError,
+            ArgumentError,
+        ) as error:  # layers that do not fit each other, logits without end
+            raise DataError(f"{entry.file}: its network cannot be evaluated: {error}") from error
         weights, nonzero = count_parameters(net)
         yield EvaluatedNetwork(
             entry.name, entry.file.name, data.task.name, entry.seed, REEVALUATED, groups, metrics, validation,
@@ -179,9 +201,9 @@ def evaluate_predictions(
     name = task or facts.get("task")
     if name is None:
         raise UsageError(f"{path}: of which task? Give --task")
-    if not facts.get("seed", "0").isdecimal():
-        raise UsageError(f"{path}: its header says seed {facts['seed']!r}: want a whole number")
-    draw = int(facts.get("seed", seed or 0))
+    if not re.fullmatch(r"\d{1,18}", facts.get("seed", "0")):
+        raise UsageError(f"{path}: its header says seed {facts['seed']!r:.40}: want a whole number")
+    draw = _checked_seed(int(facts.get("seed", seed or 0)), path)
     data = Draws(data_root).draw(name, draw)
     given_logits = _csv_logits(path) if path.suffix == ".csv" else _tensor_logits(path)
     logits = {

@@ -99,6 +99,28 @@ def test_removed_channels_are_taken_where_the_list_says_so(tmp_path: Path) -> No
     )
 
 
+@pytest.mark.parametrize(
+    ("left", "says"),
+    [
+        ({"head.weight": (10, 3)}, r"a\.safetensors: its network cannot be evaluated: .*shapes"),
+        ({"body.0.weight": (5, 3, 4, 4)}, "its network cannot be evaluated: .*running_mean"),
+        ({"head.weight": (4, 128), "head.bias": (4,)}, "its head has 4 outputs, want 10"),
+    ],
+)
+def test_removed_channels_that_do_not_fit_each_other_are_named(
+    left: dict[str, tuple[int, ...]], says: str, tmp_path: Path
+) -> None:
+    state = weights_of("convnet-small", 1)
+    for name, shape in left.items():
+        state[name] = state[name][tuple(map(slice, shape))].contiguous()
+    save_file(state, tmp_path / "a.safetensors")
+    (tmp_path / "networks.toml").write_text(
+        f'[[networks]]\nfile = "a.safetensors"\ntask = "{TASK}"\nchannels_removed = true\n'
+    )
+    with pytest.raises(DataError, match=says):
+        list(evaluate_weights(list_weights(tmp_path)))
+
+
 LISTS: dict[str, tuple[str, str]] = {
     "unknown key": ('[[networks]]\nfile = "a.safetensors"\nmodle = "x"\n', "unknown key .*did you mean model"),
     "no file": ('[[networks]]\nname = "x"\n', "want the name of a file in this folder"),
@@ -107,6 +129,11 @@ LISTS: dict[str, tuple[str, str]] = {
     "no TOML": ("[[networks\n", "networks.toml: cannot be read"),
     "of another kind": ('[[networks]]\nfile = "a.safetensors"\nseed = "1"\n', "seed: want int, got '1'"),
     "twice": (2 * f'[[networks]]\nfile = "a.safetensors"\ntask = "{TASK}"\n', "two networks are called 'a'"),
+    "no flag": ('[[networks]]\nfile = "a.safetensors"\nchannels_removed = "yes"\n', "channels_removed: want bool, got"),
+    "no name of a file": ('[[networks]]\nfile = "a\\u0000.safetensors"\n', "want the name of a file in this folder"),
+    "another form": ('[[networks]]\nfile = "a.onnx"\n', "want .safetensors, as `export --to safetensors`"),
+    "below 0": (f'[[networks]]\nfile = "a.safetensors"\ntask = "{TASK}"\nseed = -1\n', "seed -1: want 0 to 99"),
+    "no test split": (f'[[networks]]\nfile = "a.safetensors"\ntask = "{TASK}"\nseed = 100\n', "want 0 to 99"),
     "no task": ('[[networks]]\nfile = "a.safetensors"\n', "of which task. Give --task"),
 }  # fmt: skip
 
@@ -141,6 +168,11 @@ def test_the_first_wrong_key_of_a_file_is_named(tmp_path: Path) -> None:
         assert isinstance(done.exception, DataError)
         with pytest.raises(DataError, match=says):
             raise done.exception
+    save_file({**state, "head.bias": torch.full((10,), 1e30)}, tmp_path / "net.safetensors")
+    with pytest.raises(
+        DataError, match=r"net\.safetensors: its network cannot be evaluated: logits: .*not finite"
+    ):
+        list(evaluate_weights(list_weights(tmp_path, TASK)))
     (tmp_path / "net.safetensors").write_bytes(b"12345678{}")
     with pytest.raises(DataError, match=r"not a whole \.safetensors file"):
         list(evaluate_weights(list_weights(tmp_path, TASK)))
@@ -242,7 +274,13 @@ def test_a_header_that_says_otherwise_and_files_that_are_none(
         evaluate_predictions(path, "colored-digits@5pct")
     with pytest.raises(UsageError, match="its header says seed 0, --seed says 3"):
         evaluate_predictions(path, TASK, 3)
+    for seed, says in (("9" * 5000, "want a whole number"), ("100", "seed 100: want 0 to 99")):
+        save_file({"test_logits": logits["test"]}, path, metadata={"task": TASK, "seed": seed})
+        with pytest.raises(UsageError, match=says):
+            evaluate_predictions(path)
     save_file({"test_logits": logits["test"]}, path)
+    with pytest.raises(UsageError, match="seed 100: want 0 to 99"):
+        evaluate_predictions(path, TASK, 100)
     with pytest.raises(UsageError, match="of which task"):
         evaluate_predictions(path)
     path.write_bytes(path.read_bytes()[:-5])
