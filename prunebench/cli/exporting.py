@@ -60,7 +60,9 @@ class RunFilter:
             or record.spec["method"] == "dense"
             or record.run_spec.sparsity in self.sparsities
         ]
-        if not chosen:
+        if not any(
+            not self.sparsities or record.run_spec.sparsity in self.sparsities for record in chosen
+        ):  # dense runs alone were asked for by nobody
             raise UsageError(
                 f"no finished run of {results} is so: see `prunebench ls runs --results {results}`"
             )

@@ -503,9 +503,9 @@ def export(  # noqa: PLR0913
             help="Time them in turns in torch, folded, compile, sparse, onnxruntime, openvino, or all (of them here)."
         ),
     ] = [],  # noqa: B006
-    batch: Annotated[list[int], typer.Option(help="Images of a batch (default: 1, then 64).")] = [],  # noqa: B006
-    threads: Annotated[int, typer.Option(help="Threads of every engine.")] = 1,
-    repeats: Annotated[int, typer.Option(help="Timed calls of each.")] = 31,
+    batch: Annotated[list[int], typer.Option(min=1, help="Images of a batch (default: 1, then 64).")] = [],  # noqa: B006
+    threads: Annotated[int, typer.Option(min=1, help="Threads of every engine.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each.")] = 31,
 ) -> None:
     """Write networks of runs as ONNX and compare outputs; with --engine, their latencies in every engine."""
     from prunebench.cli.listing import default_results

@@ -145,12 +145,12 @@ def structure_of(record: RunRecord, net: Classifier) -> str:
 
 
 def in_order(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """Runs by task, seed, method and sparsity, the dense ones first."""
+    """Runs by task, seed, model, method and sparsity, the dense ones first."""
     return sorted(
         records,
         key=lambda run: (
-            run.run_spec.task, run.run_spec.seed, run.run_spec.method != "dense", run.run_spec.method,
-            run.run_spec.sparsity or 0.0, run.run_id,
+            run.run_spec.task, run.run_spec.seed, run.run_spec.model, run.run_spec.method != "dense",
+            run.run_spec.method, run.run_spec.sparsity or 0.0, run.run_id,
         ),
     )  # fmt: skip
 
@@ -166,8 +166,9 @@ def export_runs(
 ) -> Iterator[ExportedNetwork]:
     """Export the stored networks of runs into a folder, and compare outputs on validation images of their task.
 
-    A file whose outputs differ by more than rounding (`latency.PARITY`) is removed, and the entry says so; so do those
-    of runs that cannot be exported. Raises UsageError for an unknown form or one that lacks its packages.
+    A file that cannot be read, or whose outputs differ by more than rounding (`latency.PARITY`), is removed, and the
+    entry says so; so do those of runs that cannot be exported. Raises UsageError for an unknown form or one that lacks
+    its packages.
     """
     check_form(form)
     with writing(out):
@@ -208,19 +209,22 @@ def _exported(
         "mean": " ".join(map(str, task.mean)), "std": " ".join(map(str, task.std)),
         "outputs": str(task.num_outputs),
     }  # fmt: skip
-    with writing(path):
-        write_network(net, shown.batch(slice(0, count)), path, form, facts)
     batches = (
         shown.batch(slice(at, min(at + shown.evaluation_batch, count)))
         for at in range(0, count, shown.evaluation_batch)
     )
-    apart, largest, compared = largest_difference(read_network(path, form, net), net, batches)
-    if not apart <= PARITY["cpu"] * max(largest, 1e-30):
-        path.unlink()
-        raise StoreError(
-            f"outputs of the exported file differ from torch's by up to {apart:.2g} (largest output {largest:.3g}): "
-            "removed"
-        )
+    try:
+        with writing(path):
+            write_network(net, shown.batch(slice(0, count)), path, form, facts)
+        apart, largest, compared = largest_difference(read_network(path, form, net), net, batches)
+        if not apart <= PARITY["cpu"] * max(largest, 1e-30):
+            raise StoreError(
+                f"outputs of the exported file differ from torch's by up to {apart:.2g} (largest output "
+                f"{largest:.3g}): removed"
+            )
+    except BaseException:  # no file stays that was not compared
+        path.unlink(missing_ok=True)
+        raise
     weights = prunable(net).values()
     written = path.read_bytes()
     return {

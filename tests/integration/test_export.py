@@ -165,6 +165,32 @@ def test_a_file_with_other_outputs_is_removed(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_cannot_be_read_is_removed(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(net: nn.Module, x: torch.Tensor, path: Path, *rest: object) -> None:
+        export.write_network(net, x, path, *rest)  # type: ignore[arg-type]
+        path.write_bytes(path.read_bytes()[:-7])
+
+    monkeypatch.setattr(stored, "write_network", cut)
+    store = Store(results)
+    (entry,) = export_runs(store, store.records()[0][:1], tmp_path, form="safetensors")
+    assert "cannot be read" in str(entry.problem)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_of_one_model_are_together_its_dense_one_first(results: Path) -> None:
+    records = Store(results).records()[0]
+    others = [
+        replace(record, run_id=f"other{record.run_id}", spec={**record.spec, "model": "a-model"})
+        for record in records
+    ]
+    found = stored.in_order([*records, *others])
+    models = [record.run_spec.model for record in found]
+    assert models == ["a-model"] * 6 + ["convnet-small"] * 6
+    assert [place for place, record in enumerate(found) if record.spec["method"] == "dense"] == [0, 6]
+
+
 def test_runs_that_cannot_be_exported_are_named_and_the_others_are_there(
     results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,12 +245,19 @@ def test_names_that_there_are_not(results: Path, tmp_path: Path) -> None:
     for words, says in (
         (["--method", "magnitud"], "did you mean magnitude"),
         (["--seed", "7"], "no finished run of"),
+        (["--sparsity", "0.8"], "no finished run of"),
         (["--to", "torch", "--engine", "torch"], "leave out --to torch"),
         (["--to", "torch", "--images", "1"], "--images must be 2 or more"),
     ):
         done = ran(["export", "--results", str(results), "--out", str(tmp_path), *words])
         assert isinstance(done.exception, UsageError), words
         assert says in str(done.exception)
+    for option in ("--batch", "--threads", "--repeats"):
+        done = ran(
+            ["export", "--results", str(results), "--out", str(tmp_path), "--engine", "torch", option, "0"]
+        )
+        assert done.exit_code == 2, option
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- engines side by side ----------------------------------------------------------------------------------
