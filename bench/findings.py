@@ -17,6 +17,8 @@ from prunebench.report import format as fmt
 from prunebench.report.markdown import fill_part, markdown_table
 from prunebench.report.table import Column, RowGroup, Table, text_column
 from prunebench.results.record import RunRecord
+from prunebench.results.spec import TUNE_SEEDS
+from prunebench.results.standing import read_standing
 from prunebench.results.store import open_results, write_atomically
 from prunebench.stats.intervals import Interval, mean_interval
 from prunebench.stats.multiplicity import benjamini_hochberg
@@ -63,11 +65,12 @@ Values = Mapping[int, float]
 
 
 def values_of(records: Iterable[RunRecord], task: str, sparsity: float, metric: str) -> dict[str, Values]:
-    """A metric by method and seed, of finished runs at a sparsity."""
+    """A metric by method and seed, of finished runs at a sparsity; seeds for choosing budgets have no test split."""
     found: dict[str, dict[int, float]] = defaultdict(dict)
     for record in records:
         here = record.spec["task"] == task and record.spec["sparsity"] == sparsity
-        if here and record.status == "ok" and (value := record.metrics.get(metric)) is not None:
+        counts = here and record.spec["seed"] < TUNE_SEEDS
+        if counts and record.status == "ok" and (value := record.metrics.get(metric)) is not None:
             found[record.method["name"]][record.spec["seed"]] = value
     return dict(found)
 
@@ -225,7 +228,7 @@ def main() -> None:
     )
     parser.add_argument("--page", type=Path, default=PAGE, help="the page whose marked parts are replaced")
     options = parser.parse_args()
-    records = open_results(options.results).records()[0]
+    records = read_standing(options.results).listed(open_results(options.results).records()[0])
     text = with_tables(options.page.read_text(encoding="utf-8"), records)
     write_atomically(options.page, text.encode())
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+
 import pytest
 from board_records import run
 from findings import (
@@ -14,10 +20,13 @@ from findings import (
     PARTS,
     PRUNERS,
     composed_rows,
+    main,
     order_rows,
 )
 
 from prunebench.results.record import RunRecord
+from prunebench.results.standing import HISTORY, Retired
+from prunebench.results.store import Store
 
 METRICS = ("plain", "conflicting", "aligned")
 NAMES = sorted({name for order in ORDERS for name in (order.better, order.worse)})
@@ -57,6 +66,31 @@ def test_an_order_without_two_shared_seeds_is_named() -> None:
     assert rows == []
     assert "rigl" in missing
     assert "set" not in missing
+
+
+def test_seeds_for_choosing_budgets_count_in_no_finding() -> None:
+    task, values = COMPOSED_TASKS[0], dict.fromkeys(METRICS, 0.5)
+    records = [
+        run("magnitude", COMPOSED_SPARSITY, seed, cell={"task": task}, metrics=values) for seed in (1, 100)
+    ]
+    rows, _ = composed_rows(records, task)
+    assert [row.seeds for row in rows] == [1]
+
+
+def test_retired_versions_count_in_no_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, store = COMPOSED_TASKS[0], Store(tmp_path / "results")
+    store.prepare()
+    values = dict.fromkeys(METRICS, 0.5)
+    for seed, version in ((0, "1"), (1, "2")):
+        cell = {"task": task, "method_version": version}
+        store.write(run("magnitude", COMPOSED_SPARSITY, seed, cell=cell, metrics=values), {})
+    retired = Retired("magnitude", "1", "superseded", "2026-01-01T00:00:00Z", "a test")
+    (store.root / HISTORY).write_text(json.dumps(dataclasses.asdict(retired)) + "\n")
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"<!-- {part}:begin -->\n<!-- {part}:end -->\n" for part in PARTS))
+    monkeypatch.setattr(sys, "argv", ["findings.py", "--results", str(store.root), "--page", str(page)])
+    main()
+    assert re.search(r"\| magnitude \| — \| 1 \|", page.read_text())
 
 
 def test_a_composition_is_compared_with_its_pruner_alone_by_seed() -> None:
