@@ -14,6 +14,7 @@ from prunebench.metrics.registry import Metric, metrics
 from prunebench.report import format as fmt
 from prunebench.report.table import Column, Table, simple_table, terminal_table, text_column
 from prunebench.results.record import without_nan
+from prunebench.runner.stored import Draws
 from prunebench.submission.evaluation import (
     EvaluatedNetwork,
     evaluate_predictions,
@@ -43,7 +44,8 @@ def evaluate_with_words(  # noqa: PLR0913
     found: list[EvaluatedNetwork] = []
     if weights is not None:
         found += evaluate_weights(list_weights(weights, task, model, seed), data_root)
-    found += [evaluate_predictions(path, task, seed, data_root) for path in predictions]
+    draws = Draws(data_root)
+    found += [evaluate_predictions(path, task, seed, draws) for path in predictions]
     if as_json:
         values = without_nan([dataclasses.asdict(each) for each in found])
         console.file.write(json.dumps(values, indent=1) + "\n")

@@ -71,7 +71,7 @@ def write_network(net: nn.Module, x: Tensor, path: Path, form: str, facts: Mappi
         x: images as it is fed, two or more.
         path: the file.
         form: one of FORMS.
-        facts: texts that the file holds beside the network.
+        facts: texts that a file of ONNX or `torch.export` holds beside the network.
     """
     if form == "safetensors":
         write_tensors(path, net.state_dict())

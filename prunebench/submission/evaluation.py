@@ -188,9 +188,11 @@ def evaluate_weights(
 
 
 def evaluate_predictions(
-    path: Path, task: str | None = None, seed: int | None = None, data_root: Path | None = None
+    path: Path, task: str | None = None, seed: int | None = None, draws: Draws | None = None
 ) -> EvaluatedNetwork:
     """The metrics of a file of logits. The task and seed may stand in a safetensors file's metadata.
+
+    `draws` keeps the data for the next file.
 
     Raises UsageError for a file that does not fit, and where no task is known.
     """
@@ -204,7 +206,7 @@ def evaluate_predictions(
     if not re.fullmatch(r"\d{1,18}", facts.get("seed", "0")):
         raise UsageError(f"{path}: its header says seed {facts['seed']!r:.40}: want a whole number")
     draw = _checked_seed(int(facts.get("seed", seed or 0)), path)
-    data = Draws(data_root).draw(name, draw)
+    data = (draws or Draws(None)).draw(name, draw)
     given_logits = _csv_logits(path) if path.suffix == ".csv" else _tensor_logits(path)
     logits = {
         split: checked_logits(path, split, values, data).float() for split, values in given_logits.items()

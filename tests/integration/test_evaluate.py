@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from prunebench.cli.main import app
 from prunebench.errors import DataError, PruneBenchError, UsageError
 from prunebench.models import build_model
+from prunebench.runner import stored
 from prunebench.runner.evaluate import TaskData, measure_outputs
 from prunebench.runner.stored import Draws
 from prunebench.submission.evaluation import evaluate_predictions, evaluate_weights, list_weights
@@ -288,6 +289,22 @@ def test_a_header_that_says_otherwise_and_files_that_are_none(
         evaluate_predictions(path, TASK)
     with pytest.raises(PruneBenchError, match=r"mine\.csv: cannot be read"):
         evaluate_predictions(tmp_path / "mine.csv", TASK)
+
+
+def test_files_of_predictions_share_their_draw(
+    tmp_path: Path, logits: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def counted(*values: Any) -> TaskData:
+        made.append(values[0].name)
+        return TaskData(*values)
+
+    monkeypatch.setattr(stored, "TaskData", counted)
+    paths = [str(save_csv(tmp_path / f"{name}.csv", logits["test"])) for name in ("a", "b")]
+    done = run("--predictions", paths[0], "--predictions", paths[1], "--task", TASK)
+    assert done.exit_code == 0, done.output
+    assert made == [TASK]
 
 
 def test_attributes_need_validation_logits_for_their_thresholds(tmp_path: Path) -> None:
