@@ -99,7 +99,7 @@ def common(
     """What a pruned vision model costs its minorities, and what it really gains in speed."""
 
 
-@app.command()
+@app.command(epilog="Example: prunebench run quick --method magnitude --method dcwp --sparsity 0.9")
 def run(  # noqa: PLR0913
     suite: Annotated[
         str,
@@ -174,7 +174,7 @@ def run(  # noqa: PLR0913
 
 
 @app.command("time", hidden=True)
-@app.command()
+@app.command(epilog="Example: prunebench retime --results results/quick --disturbed --wait 60")
 def retime(
     results: Annotated[Path, typer.Option(help="The results folder, with the models that a run stored.")],
     data_root: DataOption = None,
@@ -182,15 +182,21 @@ def retime(
     disturbed: Annotated[
         bool, typer.Option("--disturbed", help="Only those that a busy machine disturbed.")
     ] = False,
+    wait: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            min=0, help="Wait until the machine is quiet, at most so many minutes; then exit with 75."
+        ),
+    ] = None,
 ) -> None:
     """Measure the latency of stored models again: one by one, on a quiet machine or on another one."""
     from prunebench.cli.timing import time_with_progress
 
-    raise typer.Exit(time_with_progress(results, data_root, device, disturbed=disturbed))
+    raise typer.Exit(time_with_progress(results, data_root, device, disturbed=disturbed, wait=wait))
 
 
 @app.command("score", hidden=True)
-@app.command()
+@app.command(epilog="Example: prunebench rescore results/quick --dry-run")
 def rescore(
     results: Annotated[Path, typer.Argument(help="The results folder, with the logits that runs stored.")],
     data_root: DataOption = None,
@@ -208,7 +214,7 @@ def rescore(
     raise typer.Exit(score_with_progress(results, data_root, dry_run=dry_run))
 
 
-@app.command()
+@app.command(epilog="Example: prunebench compare dcwp magnitude --task colored-digits@2pct --sparsity 0.9")
 def compare(  # noqa: PLR0913
     first: Annotated[
         str,
@@ -245,7 +251,7 @@ def compare(  # noqa: PLR0913
     print_comparison(asked, every_table=tables)
 
 
-@app.command()
+@app.command(epilog="Example: prunebench analyze results/quick")
 def analyze(
     results: Annotated[Path, typer.Argument(help="The results folder, with the logits that runs stored.")],
     data_root: DataOption = None,
@@ -261,7 +267,7 @@ def analyze(
     raise typer.Exit(analyze_with_progress(results, data_root, out, task))
 
 
-@app.command("ls")
+@app.command("ls", epilog="Example: prunebench ls runs dcwp 0.9 --results results/quick")
 def list_things(
     what: Annotated[
         Optional[str],  # noqa: UP045
@@ -284,7 +290,7 @@ def list_things(
     list_kind(what, words or [], results, data_root, as_json=as_json, groups=groups)
 
 
-@app.command()
+@app.command(epilog="Example: prunebench show 3f2a --results results/quick")
 def show(
     run_id: Annotated[str, typer.Argument(help="A run's id, or the beginning of it.")],
     results: ResultsOption = None,
@@ -296,7 +302,7 @@ def show(
     show_run(run_id, results, as_json=as_json)
 
 
-@app.command()
+@app.command(epilog="Example: prunebench leaderboard --results results/quick --out results/quick/leaderboard")
 def leaderboard(
     results: Annotated[
         list[Path],
@@ -320,7 +326,7 @@ def leaderboard(
     raise typer.Exit(write_leaderboard(results, out, readme, diff))
 
 
-@app.command()
+@app.command(epilog="Example: prunebench board --results results/quick")
 def board(
     out: Annotated[Path, typer.Option(help="The board's folder, as `leaderboard --out` wrote it.")] = Path(
         "leaderboard"
@@ -335,7 +341,7 @@ def board(
     serve_board(out, results, port, browser=browser)
 
 
-@app.command()
+@app.command(epilog="Example: prunebench reproduce colored-digits@2pct/dcwp/0.9/0 --run")
 def reproduce(
     row: Annotated[str, typer.Argument(metavar="ROW", help="TASK/METHOD/SPARSITY[/SEED], or a run's id.")],
     results: ResultsOption = None,
@@ -349,7 +355,7 @@ def reproduce(
     raise typer.Exit(reproduce(row, results, out, data_root, run=run))
 
 
-@app.command()
+@app.command(epilog="Example: prunebench check my_method.py")
 def check(
     path: Annotated[
         Path, typer.Argument(help="A method file (my_method.py) or name, or a folder of results.")
@@ -365,7 +371,7 @@ def check(
     raise typer.Exit(status)
 
 
-@app.command()
+@app.command(epilog="Example: prunebench profile --model resnet18 --sparsity 0.9 --pattern block")
 def profile(  # noqa: PLR0913
     model: Annotated[
         Optional[str],  # noqa: UP045
@@ -379,9 +385,15 @@ def profile(  # noqa: PLR0913
         typer.Option(help="Rows and columns of an image (default: 32)."),
     ] = None,
     batch: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Images of a batch (default: 64 on a CPU, 128 on a GPU)."),
-    ] = None,
+        list[int],
+        typer.Option(
+            help="Images of a batch (default: 64 on a CPU, 128 on a GPU); several: whole networks at each."
+        ),
+    ] = [],  # noqa: B006
+    threads: Annotated[
+        list[int],
+        typer.Option(help="Threads of torch on the CPU (default: its own choice); several: at each."),
+    ] = [],  # noqa: B006
     sparsity: Annotated[list[float], typer.Option(help="These sparsities (share of zeros).")] = [],  # noqa: B006
     pattern: Annotated[
         list[str],
@@ -424,15 +436,15 @@ def profile(  # noqa: PLR0913
     from prunebench.profile.run import ProfileSettings, profile_machine
 
     settings = ProfileSettings(
-        model=model, image=image, batch=batch, sparsities=tuple(sparsity), patterns=tuple(pattern),
-        layers=tuple(layer), minutes=minutes, device=device, precision=precision, backend=backend,
-        compiled=compile, repeats=repeats, seed=seed, run=run, results=results, out=out,
-        command=" ".join(["prunebench", *sys.argv[1:]]),
+        model=model, image=image, batches=tuple(batch), threads=tuple(threads),
+        sparsities=tuple(sparsity), patterns=tuple(pattern), layers=tuple(layer), minutes=minutes, device=device,
+        precision=precision, backend=backend, compiled=compile, repeats=repeats, seed=seed, run=run,
+        results=results, out=out, command=" ".join(["prunebench", *sys.argv[1:]]),
     )  # fmt: skip
     raise typer.Exit(profile_machine(settings, console))
 
 
-@app.command()
+@app.command(epilog="Example: prunebench evaluate --weights my_networks --task colored-digits@2pct")
 def evaluate(  # noqa: PLR0913
     weights: Annotated[
         Optional[Path],  # noqa: UP045
@@ -476,7 +488,7 @@ def evaluate(  # noqa: PLR0913
     )
 
 
-@app.command()
+@app.command(epilog="Example: prunebench export --results results/quick --method dcwp --engine all")
 def export(  # noqa: PLR0913
     runs: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -520,7 +532,7 @@ def export(  # noqa: PLR0913
     )
 
 
-@app.command()
+@app.command(epilog="Example: prunebench doctor --kernels")
 def doctor(
     data_root: DataOption = None,
     kernels: Annotated[

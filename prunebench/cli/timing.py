@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from prunebench.cli.console import console, errors
-from prunebench.inference.busy import machine_load
+from prunebench.cli.console import console, duration, errors
+from prunebench.inference.busy import MachineLoad, machine_load, wait_until_quiet
 from prunebench.results.record import RunRecord
 from prunebench.results.speed import disturbance, noise_floor, speed_up
+
+NEVER_QUIET = 75
+"""Exit status after `--wait` was in vain: sysexits.h's EX_TEMPFAIL, "try again later"."""
+REMINDER = 300.0
+"""Seconds after which it is said again what is waited for."""
 
 
 def warn_if_busy() -> bool:
@@ -19,12 +26,53 @@ def warn_if_busy() -> bool:
     return problem is not None
 
 
-def time_with_progress(results: Path, data_root: Path | None, device: str, *, disturbed: bool = False) -> int:
-    """Time stored models again and say what was left; 1 if a record could not be timed."""
+def wait_for_quiet(seconds: float) -> bool:
+    """Wait until the machine is quiet, and say what for; gives whether it became so in that time."""
+    begun, said = time.monotonic(), -math.inf
+
+    def tell(load: MachineLoad) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= REMINDER:
+            said = now
+            errors.print(
+                f"waiting until the load average is at most {load.quiet_below():g}: it is {load.words}. "
+                f"Giving up in {duration(begun + seconds - now)}; Ctrl-C stops",
+                style="yellow",
+                soft_wrap=True,
+            )
+
+    load = wait_until_quiet(seconds, tell)
+    waited = duration(time.monotonic() - begun)
+    if load.problem() is not None:
+        errors.print(
+            f"still busy after {waited}: load average {load.words}, where {load.quiet_below():g} is quiet. Nothing was "
+            "timed. Stop other work, or wait longer (--wait MINUTES)",
+            style="red",
+            soft_wrap=True,
+        )
+        return False
+    if said > -math.inf:
+        errors.print(f"quiet after {waited}: load average {load.words}", soft_wrap=True)
+    return True
+
+
+def time_with_progress(
+    results: Path, data_root: Path | None, device: str, *, disturbed: bool = False, wait: float | None = None
+) -> int:
+    """Time stored models again and say what was left; 1 if a record could not be timed.
+
+    wait: minutes to wait at most until the machine is quiet; NEVER_QUIET, and nothing timed, where it stays busy.
+    """
     from prunebench.api import choose_device
+    from prunebench.results.store import open_results
     from prunebench.runner.retime import retime
 
     device = choose_device(device)
+    if wait is not None:
+        open_results(results)  # a folder without results is told before the waiting
+        if not wait_for_quiet(60 * wait):
+            return NEVER_QUIET
     if device == "cpu" and warn_if_busy():
         errors.print("speeds taken now are marked and left out of headlines; Ctrl-C keeps what is written")
     left, timed = 0, []
@@ -61,7 +109,7 @@ def print_disturbed(records: Iterable[RunRecord], results: Path) -> None:
         errors.print(
             f"{len(bad)} of {len(timed)} speeds were disturbed by other work (say: {bad[0]}). They are marked in the "
             "records and in no headline. When nothing else runs:\n"
-            f"  prunebench retime --results {results} --disturbed",
+            f"  prunebench retime --results {results} --disturbed --wait 60",
             style="yellow",
             soft_wrap=True,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,11 +17,14 @@ from prunebench.profile.results import (
     Profile,
     break_even,
     network_points,
+    operating_points,
+    pareto_front,
     speed_up_points,
 )
 from prunebench.pruning.structure import BLOCK
 from prunebench.report import format as fmt
 from prunebench.report.plot import (
+    DASHES,
     GREY,
     INK,
     PALETTE,
@@ -52,6 +56,7 @@ BREAK_EVEN, TAKEN = "break-even, hot cache", "taken by auto"
 BLOCK_CEILING = f"ceiling: zero {BLOCK[0]} x {BLOCK[1]} blocks skipped"
 INTERVALS = "Vertical lines: p20 to p80, hot cache"
 FREE_CEILING = "ceiling: every zero free"
+FRONT = "front: no point beats these in both"
 WIDTH, HEADROOM, NEAR = 300.0, 3.0, 5e-4
 """Pixels of a panel; how far above the speed-ups ceilings are shown; sparsities that are written as the same."""
 FOOT_WIDTH = 52
@@ -158,6 +163,56 @@ def network_plot(profile: Profile) -> Plot | None:
             textwrap.wrap("break-even: " + " \u00b7 ".join(words), FOOT_WIDTH, break_on_hyphens=False)
         ),
         key="speed-up-network",
+    )
+
+
+def sweep_plot(profile: Profile) -> Plot | None:
+    """Throughput over latency, a line a network and number of threads, a point a batch; None without a sweep.
+
+    Drawn beneath them, with the batches beside its points: the front, which no other point beats in both.
+    """
+    points = operating_points(profile.sweep)
+    if not points:
+        return None
+    networks = list(dict.fromkeys(point.network for point in points))
+    threads = sorted({point.threads for point in points})
+    best = pareto_front(points)
+    series = []
+    for name, count in itertools.product(networks, threads):
+        own = [point for point in points if (point.network, point.threads) == (name, count)]
+        own.sort(key=lambda point: point.batch)
+        marks = (
+            Mark(
+                point.latency_ms,
+                point.images_per_second,
+                hint=f"batch {point.batch}, {fmt.plural(count, 'thread')}: "
+                f"{fmt.significant(point.latency_ms)} ms, {fmt.significant(point.images_per_second)} images/s",
+                label=str(point.batch) if point in best else "",
+            )
+            for point in own
+        )
+        place, turn = networks.index(name), threads.index(count)
+        look = Style(PALETTE[place % len(PALETTE)], DASHES[turn % len(DASHES)], SYMBOLS[place % len(SYMBOLS)])
+        words = f"{name}, {fmt.plural(count, 'thread')}" if len(threads) > 1 else name
+        series.append(Series(words, tuple(marks), look, len(own) > 1, size=3.6, hollow=turn > 0))
+    front = Series(
+        FRONT,
+        tuple(Mark(point.latency_ms, point.images_per_second) for point in best),
+        Style(GREY, symbol=""),
+        width=6,
+        opacity=0.35,
+    )
+    x = log_limits([point.latency_ms for point in points], 4)
+    y = log_limits([point.images_per_second for point in points], 4)
+    return Plot(
+        "Batches and threads: throughput over latency",
+        Axis("latency of a batch, ms (left is better)", log=True, low=x[0], high=x[1]),
+        Axis("images a second (up is better)", log=True, low=y[0], high=y[1]),
+        (front, *series),
+        subtitle="medians; numbers: images of a batch on the front",
+        width=384,
+        height=300,
+        key="sweep",
     )
 
 

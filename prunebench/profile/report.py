@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prunebench.inference.busy import MachineLoad
-from prunebench.profile.plots import INTERVALS, network_plot, roofline_plot, speed_up_plots
+from prunebench.profile.plots import INTERVALS, network_plot, roofline_plot, speed_up_plots, sweep_plot
 from prunebench.profile.results import (
     AUTO,
     COMPILED,
@@ -30,8 +30,11 @@ from prunebench.profile.results import (
     LayerRoof,
     NetworkResult,
     Profile,
+    SweepPoint,
     break_even,
     network_points,
+    operating_points,
+    pareto_front,
     speed_up_points,
 )
 from prunebench.report import format as fmt
@@ -43,6 +46,7 @@ from prunebench.results.store import write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
 NETWORK, ROOFLINE, PAGE = "speed-up-network.svg", "roofline.svg", "index.html"
+SWEEP, SWEEP_ROWS = "sweep.svg", "sweep.csv"
 MOST_NAMED = 4
 
 
@@ -52,9 +56,9 @@ def plot_file(pattern: str) -> str:
 
 
 def write_profile(profile: Profile, out: Path) -> list[Path]:
-    """Write index.html, profile.json, layers.csv, networks.csv and the plots; gives the paths.
+    """Write index.html, profile.json, layers.csv, networks.csv and the plots, sweep.csv of a sweep; gives the paths.
 
-    Without jinja2 there is no page. Plots of an earlier profile, which may have had other patterns, go.
+    Without jinja2 there is no page. Plots and sweep of an earlier profile, which may have had others, go.
     """
     out.mkdir(parents=True, exist_ok=True)
     files = {}
@@ -65,13 +69,16 @@ def write_profile(profile: Profile, out: Path) -> list[Path]:
         "layers.csv": layers_csv(profile),
         "networks.csv": networks_csv(profile),
     }
+    if profile.sweep:
+        files[SWEEP_ROWS] = sweep_csv(profile)
     plots: dict[str, Plot | PlotGrid | None] = {
+        SWEEP: sweep_plot(profile),
         NETWORK: network_plot(profile),
         ROOFLINE: roofline_plot(profile),
     }
     plots |= {plot_file(pattern): speed_up_plots(profile, pattern) for pattern in profile.patterns}
     files |= {name: svg(plot, hints=True) for name, plot in plots.items() if plot is not None}
-    for name in (NETWORK, ROOFLINE, *map(plot_file, PATTERNS), PAGE):
+    for name in (SWEEP, SWEEP_ROWS, NETWORK, ROOFLINE, *map(plot_file, PATTERNS), PAGE):
         if name not in files:
             (out / name).unlink(missing_ok=True)
     for name, text in files.items():
@@ -177,6 +184,36 @@ def layout_counts(network: NetworkResult) -> str | None:
     return ", ".join(f"{layout} {taken.count(layout)}" for layout in dict.fromkeys(taken)) or None
 
 
+def sweep_table(profile: Profile) -> Table[SweepPoint]:
+    """One row a pattern, number of threads and batch: dense and sparse network, in milliseconds and images a second."""
+    columns = (
+        text_column("pattern", "Pattern", value=attrgetter("sparse.pattern"), lead=True),
+        Column[Any]("sparsity", "Sparsity", "sparsity asked for", attrgetter("sparse"),
+                    lambda network: fmt.sparsity(network.sparsity), attrgetter("sparsity")),
+        Column[Any]("threads", "Threads"),
+        Column[Any]("batch", "Batch", "images"),
+        latency("dense", "Dense ms", HOT_MS, attrgetter("dense.latency_ms")),
+        latency("sparse", "Sparse ms", HOT_MS, attrgetter("sparse.latency_ms")),
+        figure("dense_rate", "Dense images/s", "batch over median", lambda row: row.images_per_second(row.dense)),
+        figure("sparse_rate", "Sparse images/s", "batch over median", lambda row: row.images_per_second(row.sparse)),
+        speed("speed_up", "Speed-up", "dense over sparse median"),
+        text_column("not_measured", "Not measured because", value=attrgetter("sparse.not_measured"), short="Reason"),
+    )  # fmt: skip
+    return simple_table(
+        columns, profile.sweep, "Batches and threads: the fastest dense network and the sparse one"
+    )
+
+
+def front_line(profile: Profile) -> str | None:
+    """The front of a sweep in words, from the least latency to the most images a second; None without a sweep."""
+    front = [
+        f"{point.network} at batch {point.batch}, {fmt.plural(point.threads, 'thread')} "
+        f"({fmt.significant(point.latency_ms)} ms, {fmt.significant(point.images_per_second)} images/s)"
+        for point in pareto_front(operating_points(profile.sweep))
+    ]
+    return f"front of latency and throughput: {'; '.join(front)}" if front else None
+
+
 def break_even_rows(profile: Profile) -> Iterator[dict[str, Any]]:
     """Break-even of the whole network, then hot and cold of every family of layouts on every layer."""
     for pattern in dict.fromkeys(network.pattern or "" for network in profile.networks):
@@ -225,6 +262,7 @@ def tables(profile: Profile) -> list[Table[Any]]:
             "layouts",
         ),
         break_even_table(profile),
+        sweep_table(profile),
     )
     shown = (
         table.where(lambda row: not getattr(row, "not_measured", None)).without_empty() for table in every
@@ -268,6 +306,8 @@ def summary(profile: Profile) -> list[str]:
             f"cold: {machine.flushed_mb:,.0f} MB written before each call, "
             f"twice the last-level cache of {machine.cache_mb:,.0f} MB"
         )
+    if (front := front_line(profile)) is not None:
+        lines.append(front)
     faster = dict.fromkeys(result.layer for result in profile.layers if _beats_the_roof(result))
     if faster:
         lines.append(
@@ -302,6 +342,11 @@ NOTES: dict[Callable[[Profile], Table[Any]], tuple[str, str]] = {
         "Dense and sparse timed in turns, on a GPU with the host's launches. Zeros are those of all convolutions; "
         "activations at their peak, with workspaces.",
     ),
+    sweep_table: (
+        "Batches and threads",
+        "The fastest dense network and the one that is sparse in its fastest layouts, timed in turns; images a second "
+        "are the batch over the median.",
+    ),
     layers_table: (
         "Layers",
         "Convolution, bias (a folded BatchNorm) and ReLU; the input in the memory format that each layout prefers. On "
@@ -318,7 +363,11 @@ def page(profile: Profile) -> str:
     from prunebench.report.html import render
 
     values = profile.settings
-    roofline, network = roofline_plot(profile), network_plot(profile)
+    plots = {
+        "Whole network": network_plot(profile),
+        "Latency against throughput": sweep_plot(profile),
+        "Roofline": roofline_plot(profile),
+    }
     where, *notes = summary(profile)
     facts = profile.environment | profile.code | {
         "started": profile.started_utc, "seconds": profile.seconds, "command": profile.command,
@@ -331,8 +380,7 @@ def page(profile: Profile) -> str:
         title=f"{values['model']}, batch {values['batch']}, {values['image']} x {values['image']}",
         where=where,
         notes=notes,
-        network=svg(network, hints=True) if network else None,
-        roofline=svg(roofline, hints=True) if roofline else None,
+        plots=[(heading, svg(plot, hints=True) if plot else None) for heading, plot in plots.items()],
         patterns=[(pattern, *_panels(speed_up_plots(profile, pattern))) for pattern in profile.patterns],
         tables=[(heading, words, make(profile).without_empty()) for make, (heading, words) in NOTES.items()],
         facts=[(key, fmt.MISSING if value is None else value) for key, value in facts.items()],
@@ -363,6 +411,21 @@ def networks_csv(profile: Profile) -> str:
     """One row a network; the environment in every row."""
     rows = [_network_row(network) for network in profile.networks]
     return _csv(rows, _network_row(NetworkResult("")), profile)
+
+
+def sweep_csv(profile: Profile) -> str:
+    """One row a network of the sweep, batch and number of threads; the environment in every row."""
+    rows = [
+        {
+            "batch": point.batch,
+            "threads": point.threads,
+            "images_per_second": point.images_per_second(network),
+        }
+        | _network_row(network)
+        for point in profile.sweep
+        for network in (point.dense, point.sparse)
+    ]
+    return _csv(rows, rows[0], profile)
 
 
 def _network_row(network: NetworkResult) -> dict[str, Any]:
@@ -404,6 +467,7 @@ def _csv(rows: list[dict[str, Any]], blank: dict[str, Any], profile: Profile) ->
     machine = dataclasses.asdict(profile.machine) if profile.machine else {}
     constant |= {field.name: machine.get(field.name) for field in dataclasses.fields(Ceilings)}
     constant |= {"started_utc": profile.started_utc, "note": profile.note}
+    constant = {key: value for key, value in constant.items() if key not in blank}
     stream = io.StringIO()
     writer = csv.DictWriter(stream, [*blank, *constant], lineterminator="\n")
     writer.writeheader()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -180,6 +180,65 @@ class NetworkResult:
         return point_name(self.pattern or "", self.sparsity)
 
 
+def fastest_dense(networks: Iterable[NetworkResult]) -> NetworkResult | None:
+    """The dense network with the least median, of equals the first; None if none was timed."""
+    timed = [network for network in networks if network.name in DENSE_NETWORKS and network.latency_ms]
+    return min(timed, key=lambda network: network.latency_ms.p50 if network.latency_ms else 0.0, default=None)
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """The fastest dense network and the sparse one, timed in turns, at a batch size and a number of threads."""
+
+    batch: int
+    threads: int
+    dense: NetworkResult
+    sparse: NetworkResult
+
+    @property
+    def speed_up(self) -> float | None:
+        """Median time of the dense network over that of the sparse one."""
+        dense, sparse = self.dense.latency_ms, self.sparse.latency_ms
+        return dense.p50 / sparse.p50 if dense and sparse else None
+
+    def images_per_second(self, network: NetworkResult) -> float | None:
+        """The batch over the median time of one of the two."""
+        return 1e3 * self.batch / network.latency_ms.p50 if network.latency_ms else None
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What a network takes for a batch, and how many images it serves in a second."""
+
+    network: str
+    batch: int
+    threads: int
+    latency_ms: float
+    images_per_second: float
+
+
+def operating_points(sweep: Iterable[SweepPoint]) -> list[OperatingPoint]:
+    """All networks of a sweep; the dense one, timed beside each pattern, where it was fastest."""
+    found: dict[tuple[str, int, int], OperatingPoint] = {}
+    for point in sweep:
+        for name, network in (("dense", point.dense), (point.sparse.point, point.sparse)):
+            speed, place = point.images_per_second(network), (name, point.threads, point.batch)
+            if speed is None or network.latency_ms is None:
+                continue
+            if place not in found or speed > found[place].images_per_second:
+                found[place] = OperatingPoint(name, point.batch, point.threads, network.latency_ms.p50, speed)
+    return list(found.values())
+
+
+def pareto_front(points: Iterable[OperatingPoint]) -> list[OperatingPoint]:
+    """The points that no other beats in both latency and throughput, by latency."""
+    front: list[OperatingPoint] = []
+    for point in sorted(points, key=lambda point: (point.latency_ms, -point.images_per_second)):
+        if not front or point.images_per_second > front[-1].images_per_second:
+            front.append(point)
+    return front
+
+
 @dataclass(frozen=True)
 class Ceilings:
     """Measured bounds of a machine, and what is flushed for cold times.
@@ -216,6 +275,7 @@ class Profile:
     left_out: tuple[str, ...]
     interrupted: bool
     note: str | None
+    sweep: tuple[SweepPoint, ...] = ()
 
     @property
     def layer_names(self) -> list[str]:
@@ -229,14 +289,11 @@ class Profile:
 
     def dense_baseline(self, network: NetworkResult) -> NetworkResult | None:
         """The fastest dense network that was timed in the same turns; None if none was."""
-        dense = {
-            other.latency_ms.p50: other
-            for other in reversed(self.networks)
+        return fastest_dense(
+            other
+            for other in self.networks
             if (other.pattern, other.sparsity) == (network.pattern, network.sparsity)
-            and other.name in DENSE_NETWORKS
-            and other.latency_ms
-        }
-        return dense[min(dense)] if dense else None
+        )
 
     def network_speed_up(self, network: NetworkResult) -> float | None:
         """Median time of the dense baseline over that of a network."""

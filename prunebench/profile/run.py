@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -33,6 +34,8 @@ from prunebench.profile.layers import (
 from prunebench.profile.network import LayoutChoice, NetworkBenchmark
 from prunebench.profile.report import PAGE, reasons, summary, tables, write_profile
 from prunebench.profile.results import (
+    AUTO,
+    EAGER,
     FIXED_SPARSITY,
     PATTERNS,
     SHRUNK,
@@ -40,11 +43,14 @@ from prunebench.profile.results import (
     LayerResult,
     NetworkResult,
     Profile,
+    SweepPoint,
+    fastest_dense,
     point_name,
 )
 from prunebench.profile.roofline import CeilingMeter, block_density, layer_roof, work_of
 from prunebench.profile.stopwatch import Stopwatch
 from prunebench.pruning.structure import STRUCTURE_NAMES
+from prunebench.report.format import plural
 from prunebench.report.table import terminal_table
 from prunebench.results.store import open_results, read_record, read_tensors
 from prunebench.runner.environment import describe_code, describe_environment
@@ -72,6 +78,7 @@ INTERRUPTED = 130
 class ProfileSettings:
     """What was asked for. None or empty: chosen by the device, see `resolved`.
 
+    Of several `batches` or `threads` the first counts, and whole networks are measured at each of their pairs too.
     `run` is a run's folder, its model.safetensors, or a run id; the record beside it names the model. `layers` are
     parts of layer names; `minutes` is a time box: what no longer fits is listed as left out.
     """
@@ -79,6 +86,8 @@ class ProfileSettings:
     model: str | None = None
     image: int | None = None
     batch: int | None = None
+    batches: tuple[int, ...] = ()
+    threads: tuple[int, ...] = ()
     sparsities: tuple[float, ...] = ()
     patterns: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
@@ -99,12 +108,15 @@ class ProfileSettings:
         gpu = self.device == "cuda"
         _check(self)
         recorded = recorded_model(self.run, self.results) if self.run else None
+        batches = tuple(dict.fromkeys(self.batches)) or (self.batch or (128 if gpu else 64),)
         patterns = self.patterns or ((STORED,) if self.run else STRUCTURE_NAMES)
         return replace(
             self,
             model=self.model or recorded or ("resnet18" if gpu else "convnet"),
             image=self.image or 32,
-            batch=self.batch or (128 if gpu else 64),
+            batch=batches[0],
+            batches=batches,
+            threads=tuple(dict.fromkeys(self.threads)) or (torch.get_num_threads(),),
             sparsities=tuple(sorted(set(self.sparsities))) or (GPU_SPARSITIES if gpu else CPU_SPARSITIES),
             patterns=tuple(dict.fromkeys(patterns)),
             minutes=self.minutes or (9.0 if gpu else 3.0),
@@ -112,6 +124,12 @@ class ProfileSettings:
             compiled=gpu if self.compiled is None else self.compiled,
             repeats=self.repeats or (50 if gpu else 9),
         )
+
+    @property
+    def swept(self) -> list[tuple[int, int]]:
+        """The pairs of threads and batch to sweep over; none where only one was asked for."""
+        pairs = [(threads, batch) for threads in self.threads for batch in self.batches]
+        return pairs if len(pairs) > 1 else []
 
     def points(self) -> list[tuple[str, float | None]]:
         """Pattern and sparsity of every measurement; None: the zeros as they are stored.
@@ -145,8 +163,10 @@ def _check(settings: ProfileSettings) -> None:
             raise UsageError(
                 f"--sparsity must be in [0, 1), got {sparsity:g} (0.9: nine weights of ten are zero)"
             )
-    for name in ("image", "batch", "minutes", "repeats"):
-        value = getattr(settings, name)
+    counts = [(name, getattr(settings, name)) for name in ("image", "minutes", "repeats")]
+    counts += [("batch", value) for value in (settings.batch, *settings.batches)]
+    counts += [("threads", value) for value in settings.threads]
+    for name, value in counts:
         if value is not None and not value > 0:
             raise UsageError(f"--{name} must be positive, got {value:g}")
     if STORED in settings.patterns and not settings.run:
@@ -213,6 +233,7 @@ class Profiler:
         self.device, self.dtype = torch.device(self.settings.device), DTYPES[self.settings.precision]
         self.layers: list[LayerResult] = []
         self.networks: list[NetworkResult] = []
+        self.sweep: list[SweepPoint] = []
         self.left_out: list[str] = []
         self.interrupted = False
         self._seconds: dict[str, float] = {}
@@ -227,11 +248,12 @@ class Profiler:
 
     def run(self) -> Profile:
         """Measure everything that fits. Ctrl-C ends it and keeps what there is."""
-        try:
-            self._measure()
-        except KeyboardInterrupt:
-            self.interrupted = True
-        return self.profile()
+        with torch_threads(self.settings.threads[0]):
+            try:
+                self._measure()
+            except KeyboardInterrupt:
+                self.interrupted = True
+            return self.profile()
 
     def _measure(self) -> None:
         settings = self.settings
@@ -241,11 +263,9 @@ class Profiler:
         model = model.to(self.device, self.dtype)
         self.tell("measuring the ceilings: copy and matmul")
         self._meter = CeilingMeter(self.device, self.dtype)
-        networks = NetworkBenchmark(
-            model, self._example(), self._stopwatch,
-            backend=settings.backend, compiled=bool(settings.compiled),
-        )  # fmt: skip
         points = settings.points()
+        self._sweep(model, points[: len(settings.patterns)])
+        networks = self._networks(model, settings.batch or 1)
         early = self._early_networks(networks, points)
         for point in points:
             if self._fits(0.0):
@@ -254,6 +274,40 @@ class Profiler:
                 self._take(layer.name, point, partial(self._measure_layer, layer, *point))
             if point not in early:
                 self._take(WHOLE, point, partial(self._measure_networks, networks, *point))
+
+    def _networks(self, model: nn.Module, batch: int) -> NetworkBenchmark:
+        settings = self.settings
+        return NetworkBenchmark(
+            model, self._example(batch), self._stopwatch,
+            backend=settings.backend, compiled=bool(settings.compiled),
+        )  # fmt: skip
+
+    def _sweep(self, model: nn.Module, points: list[tuple[str, float | None]]) -> None:
+        """Whole networks at each number of threads and batch size; first of all, for it was asked for."""
+        benchmark = functools.cache(partial(self._networks, model))
+        for point in points:
+            for threads, batch in self.settings.swept:
+                measure = partial(self._measure_swept, benchmark, threads, batch, *point)
+                self._take(f"batch {batch}, {plural(threads, 'thread')}", point, measure)
+        self._seconds.clear()  # they say nothing of layers, nor of networks at another batch
+
+    def _measure_swept(
+        self,
+        benchmark: Callable[[int], NetworkBenchmark],
+        threads: int,
+        batch: int,
+        pattern: str,
+        sparsity: float | None,
+    ) -> float:
+        """Dense and sparse networks; gives the seconds of compiling, which is done once a batch."""
+        with torch_threads(threads):
+            networks = benchmark(batch)
+            before = networks.compile_seconds
+            measured, _ = networks.measure(pattern, sparsity, self.settings.repeats or 1, self._end)
+        by_name = {network.name: network for network in measured}
+        dense = fastest_dense(measured) or by_name[EAGER]
+        self.sweep.append(SweepPoint(batch, threads, dense, by_name[AUTO]))
+        return networks.compile_seconds - before
 
     def _early_networks(
         self, networks: NetworkBenchmark, points: list[tuple[str, float | None]]
@@ -339,10 +393,10 @@ class Profiler:
         """Order of the tables: pattern, sparsity; layers stay in the order of the network."""
         return self.settings.patterns.index(result.pattern or ""), result.sparsity or 0.0
 
-    def _example(self) -> Tensor:
+    def _example(self, batch: int) -> Tensor:
         size = self.settings.image or 1
         generator = torch.Generator().manual_seed(self.settings.seed)
-        x = torch.randn(self.settings.batch or 1, 3, size, size, generator=generator)
+        x = torch.randn(batch, 3, size, size, generator=generator)
         return x.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
 
     def _fits(self, seconds: float) -> bool:
@@ -370,6 +424,7 @@ class Profiler:
             left_out=tuple(self.left_out),
             interrupted=self.interrupted,
             note=results.CPU_LINE if self.device.type != "cuda" else None,
+            sweep=tuple(self.sweep),
         )
 
     def _environment(self) -> dict[str, Any]:
@@ -389,7 +444,8 @@ def profile_machine(settings: ProfileSettings, console: Console) -> int:
         )
     profiler = Profiler(settings)
     check_folder(settings.out)
-    problem = machine_load().problem(torch.get_num_threads()) if settings.device == "cpu" else None
+    threads = max(settings.threads, default=torch.get_num_threads())
+    problem = machine_load().problem(threads) if settings.device == "cpu" else None
     if problem is not None:
         console.print(
             f"{problem}. Ctrl-C stops; what was measured is kept and marked", style="yellow", soft_wrap=True
@@ -404,7 +460,7 @@ def profile_machine(settings: ProfileSettings, console: Console) -> int:
 
         profiler.tell = tell
         profile = profiler.run()
-    if profile.interrupted and not (profile.layers or profile.networks):
+    if profile.interrupted and not (profile.layers or profile.networks or profile.sweep):
         console.print(
             f"stopped before anything was measured; {settings.out} is left as it was", soft_wrap=True
         )
@@ -421,6 +477,17 @@ def profile_machine(settings: ProfileSettings, console: Console) -> int:
     )
     console.print(f"page     {page}\nfiles    {settings.out}", soft_wrap=True)
     return INTERRUPTED if profile.interrupted else 0
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads for torch's operations on the CPU, and afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_folder(out: Path) -> None:

@@ -78,8 +78,13 @@ def commands() -> list[tuple[str, list[str]]]:
 
 def test_commands_exist_with_their_options() -> None:
     group: Any = typer.main.get_command(app)
+    examples = [
+        ("--help", shlex.split(command.epilog.removeprefix("Example: prunebench ")))
+        for command in group.commands.values()
+        if not command.hidden and not hasattr(command, "commands")
+    ]
     assert len(commands()) > 20
-    for page, (verb, *words) in commands():
+    for page, (verb, *words) in [*commands(), *examples]:
         assert verb in group.commands, f"{page}: no verb {verb}"
         command = group.commands[verb]
         if hasattr(command, "commands"):

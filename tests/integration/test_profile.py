@@ -643,6 +643,8 @@ def test_stored_zeros_of_a_run_are_profiled(tmp_path: Path, monkeypatch: pytest.
         (("--pattern", "blok"), "unknown pattern 'blok': did you mean block"),
         (("--sparsity", "1"), "--sparsity must be in"),
         (("--batch", "0"), "--batch must be positive"),
+        (("--batch", "1", "--batch", "-2"), "--batch must be positive, got -2"),
+        (("--threads", "0"), "--threads must be positive"),
         (("--precision", "int8"), "unknown precision 'int8'"),
         (("--pattern", "stored"), "give --run"),
         (("--device", "tpu"), "unknown device 'tpu'"),

@@ -29,7 +29,7 @@ from prunebench.models import build_model
 from prunebench.profile import layers as layer_bench
 from prunebench.profile import network, report, run, stopwatch
 from prunebench.profile.layers import ConvLayer, ConvShape
-from prunebench.profile.plots import BREAK_EVEN, network_plot, roofline_plot, speed_up_plots
+from prunebench.profile.plots import BREAK_EVEN, network_plot, roofline_plot, speed_up_plots, sweep_plot
 from prunebench.profile.results import (
     AUTO,
     COMPILED,
@@ -41,7 +41,10 @@ from prunebench.profile.results import (
     ImplementationTiming,
     NetworkResult,
     Profile,
+    SweepPoint,
     network_points,
+    operating_points,
+    pareto_front,
     speed_up_points,
 )
 from prunebench.profile.roofline import SLOW, CeilingMeter
@@ -220,6 +223,68 @@ def test_the_whole_network_is_drawn_over_sparsity_with_its_break_even() -> None:
     first = next(report.break_even_rows(profile))
     assert (first["layer"], first["pattern"], first["hot"].words) == ("whole network", "filter", "0.75")
     assert network_plot(replace(profile, networks=())) is None
+
+
+def swept(batch: int, threads: int, dense: float, sparse: float) -> SweepPoint:
+    return SweepPoint(batch, threads, timed_network(FOLDED, 0.9, dense), timed_network(AUTO, 0.9, sparse))
+
+
+def test_no_point_of_the_front_is_beaten_in_both() -> None:
+    """Dense serves 1,000 images a second at batch 1 and 2,000 at 8; sparse loses at batch 1 and wins at 8."""
+    profile = replace(made_up_profile(), sweep=(swept(1, 1, 1.0, 2.0), swept(8, 1, 4.0, 2.0)))
+    points = operating_points(profile.sweep)
+    assert [(p.network, p.batch, p.images_per_second) for p in points] == [
+        ("dense", 1, 1000.0), ("filter at sparsity 0.9", 1, 500.0),
+        ("dense", 8, 2000.0), ("filter at sparsity 0.9", 8, 4000.0),
+    ]  # fmt: skip
+    assert [(p.network, p.batch) for p in pareto_front(points)] == [
+        ("dense", 1),
+        ("filter at sparsity 0.9", 8),
+    ]
+    plot = sweep_plot(profile)
+    assert plot is not None
+    front, dense, sparse = plot.series
+    assert [(mark.x, mark.y) for mark in front.marks] == [(1.0, 1000.0), (2.0, 4000.0)]
+    assert [mark.label for series in (dense, sparse) for mark in series.marks] == ["1", "", "", "8"]
+    assert report.sweep_table(profile).choose("batch", "speed_up").texts() == [
+        ["1", "0.50\u00d7"],
+        ["8", "2.00\u00d7"],
+    ]
+    line = "front of latency and throughput: dense at batch 1, 1 thread (1 ms, 1,000 images/s); filter"
+    assert line in "\n".join(report.summary(profile))
+    assert sweep_plot(made_up_profile()) is None
+
+
+def test_dense_counts_once_where_it_was_timed_beside_several_patterns() -> None:
+    twice = (swept(1, 1, 4.0, 2.0), swept(1, 1, 2.0, 2.0))
+    assert [p.latency_ms for p in operating_points(twice) if p.network == "dense"] == [2.0]
+
+
+def test_several_batches_and_threads_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path / "cache"))
+    before = torch.get_num_threads()
+    words = ("--batch", "4", "--threads", "2", "--threads", "1", "--pattern", "filter", "--sparsity", "0.5")
+    done = call(*TINY, *words, "--layer", "body.0", "--out", str(tmp_path))
+    assert done.exit_code == 0, done.output
+    assert torch.get_num_threads() == before
+    found = json.loads((tmp_path / "profile.json").read_text(encoding="utf-8"))
+    places = [(2, 2), (2, 4), (1, 2), (1, 4)]
+    assert [(point["threads"], point["batch"]) for point in found["sweep"]] == places
+    assert all(point[name]["latency_ms"] for point in found["sweep"] for name in ("dense", "sparse"))
+    assert (found["settings"]["batch"], found["environment"]["threads"]) == (2, 2), "the first counts"
+    rows = list(csv.DictReader((tmp_path / "sweep.csv").read_text(encoding="utf-8").splitlines()))
+    assert [(int(row["threads"]), int(row["batch"])) for row in rows[::2]] == places
+    for row in rows:
+        rate = 1e3 * int(row["batch"]) / float(row["p50_ms"])
+        assert float(row["images_per_second"]) == pytest.approx(rate)
+    assert "Batches and threads" in done.output
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert page.index("Latency against throughput") < page.index("Roofline")
+    again = call(*TINY, "--minutes", "0.0001", "--threads", "1", "--threads", "2", "--out", str(tmp_path))
+    assert again.exit_code == 0, again.output
+    left = json.loads((tmp_path / "profile.json").read_text(encoding="utf-8"))["left_out"]
+    assert "unstructured at sparsity 0.9: batch 2, 2 threads" in left
+    assert not (tmp_path / "sweep.csv").exists()
 
 
 def test_the_page_shows_the_whole_network_first_and_has_a_dark_mode(tmp_path: Path) -> None:

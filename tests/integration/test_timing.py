@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from helpers import run_inline, tiny_suite
 from typer.testing import CliRunner
 
 from prunebench.cli.main import app
-from prunebench.cli.timing import print_disturbed
+from prunebench.cli.timing import print_disturbed, wait_for_quiet
 from prunebench.errors import StoreError
 from prunebench.inference import busy
 from prunebench.inference.busy import MachineLoad
@@ -127,6 +128,57 @@ def test_disturbed_speeds_come_with_the_command_that_mends_them(
     said = capsys.readouterr().err
     assert "1 of 2 speeds were disturbed" in said
     assert "prunebench retime --results results/here --disturbed" in said
+
+
+def loads(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
+    """A machine of two cores with these load averages, one a look, the last for good; sleeping takes no time."""
+    now, given = [0.0], [*values]
+    monkeypatch.setattr(
+        busy, "machine_load", lambda: MachineLoad(given.pop(0) if len(given) > 1 else given[0], 2)
+    )
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+
+
+def test_waiting_says_what_for_and_ends_when_it_is_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loads(monkeypatch, 3.2, 2.0, 1.5)
+    assert wait_for_quiet(600)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith(
+        "waiting until the load average is at most 1.5: it is 3.2 on 2 cores. Giving up in 10"
+    )
+    assert last == "quiet after 10 s: load average 1.5 on 2 cores"
+    loads(monkeypatch, 1.5)
+    assert wait_for_quiet(0)
+    assert capsys.readouterr().err == "", "nothing to wait for is nothing to say"
+
+
+def test_waiting_reminds_and_gives_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loads(monkeypatch, 9.0)
+    assert not wait_for_quiet(601)
+    said = capsys.readouterr().err
+    assert said.count("waiting until") == 3, "at once, after five minutes and after ten"
+    assert "still busy after 10 min 1 s: load average 9 on 2 cores, where 1.5 is quiet" in said
+
+
+def test_on_a_machine_that_stays_busy_nothing_is_timed_and_the_status_says_so(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Store(results).records()[0]
+    loads(monkeypatch, 9.0)
+    done = CliRunner().invoke(app, ["retime", "--results", str(results), "--wait", "0.5"])
+    assert (done.exit_code, "Nothing was timed" in done.output) == (75, True)
+    assert Store(results).records()[0] == before
+    wrong = CliRunner().invoke(app, ["retime", "--results", str(tmp_path / "none"), "--wait", "0.5"])
+    assert isinstance(wrong.exception, StoreError)
+    assert "waiting" not in wrong.output, "a wrong folder is told at once"
+    loads(monkeypatch, 9.0, 1.0)
+    done = CliRunner().invoke(app, ["retime", "--results", str(results), "--device", "cpu", "--wait", "1"])
+    assert (done.exit_code, done.output.count("dense / pruned")) == (0, 2)
 
 
 def test_metrics_scored_meanwhile_are_kept(results: Path) -> None:
