@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import itertools
 import math
 import statistics
 from collections import Counter
@@ -64,12 +65,17 @@ FLOOR, MANY_GROUPS = 0.01, 20
 
 @contextlib.contextmanager
 def without_collection() -> Iterator[None]:
-    """Python's search for cycles waits: a board makes none, and passes over all records cost a fifth of its time."""
+    """Python's search for cycles waits: a board makes none, and passes over all records cost a fifth of its time.
+
+    What was made meanwhile counts as old afterwards, or the first pass would go through all of it.
+    """
     was = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
+        gc.unfreeze()
         if was:
             gc.enable()
 
@@ -99,7 +105,7 @@ def build_board(
         tuning=len(listed_now) - len(given),
         seeds=tuple(sorted({record.spec["seed"] for record in kept})),
         methods=tuple(sorted({_method_facts(record) for record in kept})),
-        environments=_counted(_describe_environment(record) for record in finished),
+        environments=_environments(finished),
         commits=_counted(_describe_code(record) for record in finished),
         history=tuple(line.words for line in standing.retired.values()),
     )
@@ -229,13 +235,14 @@ def _means(
     if ranking.failed[place] or not by_seed:
         return {}
     done = list(by_seed.values())
-    names = sorted({name for run in done for name in run.metrics})
+    names = sorted(set().union(*(run.metrics for run in done)))
     mining = [run.mining for run in done if run.mining is not None]
     cell = {metric: verdicts[place[0], metric] for metric in RANKED}
     unweighed = predictions_only(done)
     return {
         "achieved": UNDEFINED if unweighed else _achieved(done),
         "metrics": {name: mean_interval([run.metrics.get(name) for run in done]) for name in names},
+        "in_distribution": mean_interval([run.validation.get("plain") for run in done]),
         "ranks": {metric: found.ranks.get(place[1]) for metric, found in cell.items()},
         "changes": _changes(place, ranking, cell),
         "cost": None if unweighed else _row_cost(done, reference_steps),
@@ -318,8 +325,8 @@ def _mixed(runs: Sequence[RunRecord]) -> tuple[str, ...]:
 def _row_cost(runs: Sequence[RunRecord], reference_steps: float) -> RowCost:
     costs = [run.cost for run in runs if run.cost is not None]
     by_machine: dict[TimingSetup, list[CostReport]] = {}
-    for run, cost in zip(runs, costs, strict=True):
-        by_machine.setdefault(machine_of(run), []).append(cost)
+    for machine, timed in itertools.groupby(zip(runs, costs, strict=True), lambda pair: machine_of(pair[0])):
+        by_machine.setdefault(machine, []).extend(cost for _, cost in timed)
 
     def mean(values: Sequence[float]) -> float:
         return math.fsum(values) / len(costs)
@@ -354,34 +361,34 @@ def machine_of(record: RunRecord) -> TimingSetup:
     facts = (cost.timed_on if cost is not None else {}) or record.environment
     batch, path = (0, None) if cost is None else (cost.latency_batch, cost.latency_path)
     get = facts.get
-    device, threads = str(get("device") or "None"), str(get("threads") or "")
-    return _setup(device, str(get("gpu") or ""), str(get("cpu") or ""), threads, batch, path)
+    return _setup(get("device"), get("gpu"), get("cpu"), get("threads"), batch, path)
 
 
-@functools.lru_cache(maxsize=1024)
-def _setup(device: str, gpu: str, cpu: str, threads: str, batch: int, path: str | None) -> TimingSetup:
-    host = cpu or "unknown processor"
+@functools.lru_cache(maxsize=1024, typed=True)
+def _setup(device: Any, gpu: Any, cpu: Any, threads: Any, batch: int, path: str | None) -> TimingSetup:
+    host = str(cpu or "unknown processor")
     how = PLAIN_PATH if (path or PLAIN_PATH).startswith(PLAIN_PATH) else "sparse inference"
-    return TimingSetup(device, f"{gpu} with {host}" if gpu else host, int(float(threads or 0)), batch, how)
+    processor = f"{gpu} with {host}" if gpu else host
+    return TimingSetup(str(device or "None"), processor, int(float(threads or 0)), batch, how)
 
 
 def _group_means(runs: Sequence[RunRecord]) -> tuple[tuple[float | None, ...], ...]:
     """Accuracy by (label, bias), mean over seeds; None where a seed has no test image of the group."""
-    accuracy: dict[tuple[int, int], list[float]] = {}
-    for run in runs:
-        for group in run.groups:
-            if group.count:
-                accuracy.setdefault((group.label, group.bias), []).append(group.correct / group.count)
-    if not accuracy:
+    accuracies = [
+        {(group.label, group.bias): group.correct / group.count for group in run.groups if group.count}
+        for run in runs
+    ]
+    known = set().union(*accuracies)
+    if not known:
         return ()
-    labels, biases = (1 + max(key[axis] for key in accuracy) for axis in (0, 1))
+    labels, biases = (1 + max(key[axis] for key in known) for axis in (0, 1))
 
-    def mean(values: Sequence[float]) -> float | None:
-        return math.fsum(values) / len(values) if len(values) == len(runs) else None
+    def mean(key: tuple[int, int]) -> float | None:
+        if not all(key in accuracy for accuracy in accuracies):
+            return None
+        return math.fsum([accuracy[key] for accuracy in accuracies]) / len(accuracies)
 
-    return tuple(
-        tuple(mean(accuracy.get((label, bias), [])) for bias in range(biases)) for label in range(labels)
-    )
+    return tuple(tuple(mean((label, bias)) for bias in range(biases)) for label in range(labels))
 
 
 # What a reader must know
@@ -403,9 +410,11 @@ def _problems(rows: Sequence[MethodRow]) -> list[str]:
         lines += [f"{where}, {listed('seed', seeds)}: {cause}" for cause, seeds in causes.items()]
     pruned = [row for row in rows if not row.dense and row.sparsity]
     asked = sorted({row.sparsity for row in pruned if row.sparsity is not None})
-    for method in sorted({row.method for row in pruned}):
-        present = {row.sparsity for row in pruned if row.method == method}
-        missing = [sparsity(value) for value in asked if value not in present]
+    present: dict[str, set[float | None]] = {}
+    for row in pruned:
+        present.setdefault(row.method, set()).add(row.sparsity)
+    for method in sorted(present):
+        missing = [sparsity(value) for value in asked if value not in present[method]]
         if missing:
             lines.append(f"{method}: no record at sparsity {', '.join(missing)}")
     return lines
@@ -530,17 +539,19 @@ def _method_facts(record: RunRecord) -> tuple[str, str, str]:
     return facts.get("name", record.spec["method"]), facts.get("supervision", ""), facts.get("cite", "")
 
 
-def _describe_environment(record: RunRecord) -> str:
-    facts = record.environment
-    versions = [
-        f", {name} {facts[name]}" for name in ("python", "torch", "cuda", "driver") if facts.get(name)
-    ]
-    return f"{_processor_name(machine_of(record))}{''.join(versions)}, precision {facts.get('precision')}"
+VERSIONS = ("python", "torch", "cuda", "driver")
 
 
-@functools.lru_cache(maxsize=1024)
-def _processor_name(machine: TimingSetup) -> str:
-    return machine.name
+def _environments(records: Iterable[RunRecord]) -> tuple[tuple[str, int], ...]:
+    """Machines and versions in words, each with its number of records."""
+    alike = Counter(
+        (machine_of(record), *map(record.environment.get, (*VERSIONS, "precision"))) for record in records
+    )
+    found: Counter[str] = Counter()
+    for (machine, *versions, precision), count in alike.items():
+        named = (f", {name} {version}" for name, version in zip(VERSIONS, versions) if version)
+        found[f"{machine.name}{''.join(named)}, precision {precision}"] += count
+    return tuple(sorted(found.items()))
 
 
 def _describe_code(record: RunRecord) -> str:

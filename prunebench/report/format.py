@@ -38,6 +38,8 @@ def number(value: float | None, decimals: int, scale: float = 1) -> str:
     if not known(value):
         return MISSING
     text = f"{scale * value:.{decimals}f}"
+    if text[0] != "-":
+        return text
     return (text.lstrip("-") if float(text) == 0 else text).replace("-", MINUS)
 
 
@@ -48,10 +50,12 @@ def percent(value: float | None, decimals: int = 1) -> str:
 
 def with_half_width(interval: Spread, decimals: int = 1, scale: float = 100) -> str:
     """`37.9 ± 1.2`, by default in percent; an en dash for an unknown half-width, an em dash where there is no mean."""
-    if not known(interval.mean):
-        return MISSING
-    width = number(interval.half_width, decimals, scale) if known(interval.half_width) else UNKNOWN
-    return f"{number(interval.mean, decimals, scale)} ± {width}"
+    mean, width = interval.mean, number(interval.half_width, decimals, scale)
+    return (
+        f"{number(mean, decimals, scale)} ± {UNKNOWN if width == MISSING else width}"
+        if known(mean)
+        else MISSING
+    )
 
 
 def with_ends(

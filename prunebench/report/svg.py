@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import math
 import re
@@ -458,6 +459,7 @@ def _heat_map(heat: HeatMap, hints: bool) -> str:
 # The canvas
 
 
+@functools.lru_cache(maxsize=4096)
 def text_width(text: str, size: float) -> float:
     """Pixels to allow for a text."""
     return size * sum(WIDE if unicodedata.east_asian_width(letter) in "WF" else LETTER for letter in text)

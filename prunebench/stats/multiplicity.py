@@ -104,7 +104,7 @@ def paired_verdicts(
         name: {seed: value for seed, value in by_seed.items() if math.isfinite(value)}
         for name, by_seed in values.items()
     }
-    competing = [name for name in finite if name != reference] if ranked is None else [*ranked]
+    competing = finite.keys() - {reference} if ranked is None else {*ranked}
     ranks = [name for name in finite if name in competing and len(finite[name]) >= fewest]
     pairs = [*itertools.combinations(ranks, 2)]
     if reference in finite:

@@ -51,7 +51,7 @@ def _draws(n: int) -> tuple[np.ndarray, np.ndarray]:
 @functools.lru_cache(maxsize=4096)
 def _interval(ratios: tuple[float, ...], confidence: float) -> RatioInterval:
     n, logs = len(ratios), np.log(np.asarray(ratios))
-    mean = float(logs.mean())
+    mean = float(np.add.reduce(logs)) / n
     if n == 1:
         return RatioInterval(math.exp(mean), math.nan, math.nan, 1)
     weights, counts = _draws(n)
