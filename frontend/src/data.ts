@@ -48,7 +48,7 @@ export interface Board {
 export interface Rows {
   method: number[]; sparsity: Num[]; dense: number[]; achieved: Num[]; seeds: string[]; verified: string[];
   mixed: string[]; collapsed: string[]; unranked: string[]; rank: [Num, string][]; metrics: Record<string, Intervals>;
-  change: Intervals; decided: number[]; folded: Record<string, string[]>; masks: Record<string, [string, string][]>;
+  in_distribution: Intervals; change: Intervals; decided: number[]; folded: Record<string, string[]>; masks: Record<string, [string, string][]>;
   speeds: [number, ...Speed][][];
   nonzero_parameters: Num[]; nonzero_macs_share: Num[]; theoretical_speed_up: Num[]; training: Num[];
 }

@@ -1,11 +1,14 @@
 // The landing page: the answer for each task, and the matrix of methods x tasks at one sparsity.
 import { Component } from "preact";
 import { useMemo } from "preact/hooks";
-import type { Board, Num, Width } from "./data";
+import type { Board, Num, Task, Width } from "./data";
 import { number, speedText, spread, times } from "./format";
+import { Figure, heightOf, Strips, type Strip } from "./plots";
 import { matches } from "./rows";
 import { csv, saveText } from "./save";
 import { hashOf, type State } from "./state";
+
+const MOST_STRIPS = 12;
 
 interface Cell { mean: Num; width: Width; rank: string; collapsed: boolean }
 
@@ -14,6 +17,8 @@ export function Home(props: { board: Board; state: State; set: (change: Partial<
   const sparsities = useMemo(() => [...new Set(board.tasks.flatMap((task) => task.sparsities))].sort((a, b) => a - b).map(String), [board]);
   const usual = sparsities.includes("0.9") ? "0.9" : sparsities[Math.floor(sparsities.length / 2)] ?? "";
   const tag = state.sparsity || usual;
+  const found = board.tasks.filter((task) => matches(task.title, state.query));
+  const tasks = found.length ? found : board.tasks;
   if (!board.tasks.length) return <p class="answer">{board.facts}</p>;
   return (<>
     <p class="lead">{board.introduction}</p>
@@ -23,23 +28,26 @@ export function Home(props: { board: Board; state: State; set: (change: Partial<
       </select></label>
       <label class="search">Find tasks or methods <input type="search" value={state.query} onInput={(event) => set({ query: event.currentTarget.value })} /></label>
     </div>
-    <h2 id="answers">Best method, its bias and its speed</h2>
-    <Answers board={board} tag={tag} query={state.query} />
+    <div class="opening">
+      <section>
+        <h2 id="answers">Best method, its bias and its speed</h2>
+        <Answers board={board} tasks={tasks} tag={tag} />
+      </section>
+      <Glance board={board} tasks={tasks.slice(0, MOST_STRIPS)} tag={tag} />
+    </div>
     <Matrix board={board} tag={tag} query={state.query} />
     <p class="note">{board.facts}</p>
   </>);
 }
 
-function Answers(props: { board: Board; tag: string; query: string }) {
-  const { board, tag, query } = props;
-  const found = board.tasks.filter((task) => matches(task.title, query));
-  const chosen = found.length ? found : board.tasks;
+function Answers(props: { board: Board; tasks: Task[]; tag: string }) {
+  const { board, tasks, tag } = props;
   return (
     <div class="scroll tall" tabIndex={0} role="region" aria-labelledby="answers">
       <table class="answers">
         <thead><tr><th scope="col" class="name">Task</th><th scope="col" class="words">Best method</th><th scope="col">Minorities ±, %</th>
           <th scope="col" class="more">Unpruned, %</th><th scope="col">Gap</th><th scope="col">Speed ±</th><th scope="col" class="more">Training</th></tr></thead>
-        <tbody>{chosen.map((task) => {
+        <tbody>{tasks.map((task) => {
           const answer = task.answers.find((one) => String(one.sparsity) === tag);
           const name = <th scope="row" class="name"><a href={hashOf({ view: "task", slug: task.slug, sparsity: answer ? tag : "" })}><bdi>{task.title}</bdi></a></th>;
           if (!answer) return <tr key={task.slug}>{name}<td class="words faint" colSpan={6}>no ranked method with all its seeds at {tag}</td></tr>;
@@ -55,6 +63,30 @@ function Answers(props: { board: Board; tag: string; query: string }) {
       </table>
     </div>
   );
+}
+
+// How far the methods of a task are apart, and where its unpruned reference stands.
+function Glance(props: { board: Board; tasks: Task[]; tag: string }) {
+  const { board, tasks, tag } = props;
+  const strips = useMemo(() => tasks.map((task): Strip => {
+    const [place, cells] = [task.sparsities.map(String).indexOf(tag), task.cells];
+    const answer = task.answers.find((one) => String(one.sparsity) === tag);
+    const base = cells.method.findIndex((method, row) => method === task.reference && cells.place[row] === -1);
+    return {
+      title: task.title, reference: base < 0 ? null : cells.mean[base],
+      best: answer && answer.mean !== null ? { label: board.methods[answer.method].label, x: answer.mean } : null,
+      spots: cells.method.flatMap((method, row) => {
+        const x = cells.mean[row];
+        if (place < 0 || cells.place[row] !== place || x === null) return [];
+        const { label } = board.methods[method];
+        return [{ label, x, hollow: cells.collapsed[row] === 1, hint: `${label} ${spread(x, cells.width[row], 1)} %` }];
+      }),
+    };
+  }).filter((strip) => strip.spots.length > 0), [board, tasks.map((task) => task.slug).join(), tag]);
+  if (!strips.length) return null;
+  return <Figure title={`All methods at sparsity ${tag}`} name={`methods-${tag}`} height={heightOf(strips)}
+    caption={`A dot a method, hollow: collapsed; square: the unpruned reference; named: the best.${board.tasks.length > MOST_STRIPS && tasks.length === MOST_STRIPS ? ` ${MOST_STRIPS} tasks; type to see others.` : ""}`}
+    draw={(frame) => <Strips {...frame} strips={strips} x="Accuracy of the minorities, %" label="Accuracy of the minorities by task and method; the tables have the same numbers." />} />;
 }
 
 function Matrix(props: { board: Board; tag: string; query: string }) {

@@ -16,7 +16,7 @@ const cut = (text: string): string => (text.length > 22 ? `${text.slice(0, 21)}â
 
 // A box that measures its width and draws its plot once it has been seen; with a button that saves the picture.
 export function Figure(props: {
-  title: string; caption: ComponentChildren; name: string; ratio?: number; draw: (frame: Frame) => ComponentChildren;
+  title: string; caption: ComponentChildren; name: string; ratio?: number; height?: number; draw: (frame: Frame) => ComponentChildren;
 }) {
   const box = useRef<HTMLDivElement>(null);
   const [width, setWidth] = useState(0);
@@ -32,7 +32,7 @@ export function Figure(props: {
     seen.observe(element);
     return () => { seen.disconnect(); sized.disconnect(); };
   }, []);
-  const height = Math.round(Math.max(250, Math.min(320, width * (props.ratio ?? 0.6))));
+  const height = props.height ?? Math.round(Math.max(250, Math.min(320, width * (props.ratio ?? 0.6))));
   return (
     <figure>
       <figcaption>
@@ -290,3 +290,44 @@ export function Legend(props: { most: number }) {
   );
 }
 
+
+export interface Strip { title: string; best: { label: string; x: number } | null; spots: { label: string; x: number; hollow: boolean; hint: string }[]; reference: number | null }
+
+const [STRIP, BELOW] = [40, 34];  // the height of a line of strips, and of the axis under them
+
+export const heightOf = (strips: Strip[]): number => STRIP * strips.length + BELOW;
+
+// A line a task: a dot a method, the best one named above its dot, the unpruned reference as a square.
+export function Strips(props: Frame & { strips: Strip[]; x: string; label: string }) {
+  const { strips, width, height } = props;
+  const found = limits(strips.flatMap((strip) => [...strip.spots.map((spot) => spot.x), ...(strip.reference === null ? [] : [strip.reference])]), 0.04, 10);
+  const x = scaleLinear().domain([Math.max(0, found[0]), Math.min(100, found[1])]).range([10, width - 10]);
+  return (
+    <svg role="img" aria-label={props.label} width={width} height={height} viewBox={`0 0 ${width} ${height}`}>
+      {x.ticks(Math.max(2, width / 90)).map((value) => (
+        <g key={value}>
+          <line class="grid" x1={x(value)} x2={x(value)} y1={0} y2={height - BELOW} />
+          <text class="tick" x={x(value)} y={height - BELOW + 14} text-anchor="middle">{value}</text>
+        </g>
+      ))}
+      <text class="axis" x={width / 2} y={height - 4} text-anchor="middle">{props.x}</text>
+      {strips.map((strip, place) => {
+        const [top, title] = [STRIP * place, cut(strip.title)];
+        const room = strip.best === null ? 0 : LETTER * cut(strip.best.label).length;
+        const from = strip.best === null ? 0 : Math.min(Math.max(x(strip.best.x) - room / 2, LETTER * title.length + 12), width - room - 2);
+        return (
+          <g key={strip.title}>
+            <text class="name faint" x={2} y={top + 13}>{title}</text>
+            <line class="strip" x1={10} x2={width - 10} y1={top + 26} y2={top + 26} />
+            {strip.spots.map((spot) => (
+              <circle key={spot.label} class={`dot${spot.hollow ? " hollow" : ""}${spot.label === strip.best?.label ? " best" : ""}`} cx={x(spot.x)} cy={top + 26}
+                r={spot.label === strip.best?.label ? 6 : 4}><title>{spot.hint}</title></circle>
+            ))}
+            {strip.reference !== null && <rect class="base" x={x(strip.reference) - 4.5} y={top + 21.5} width={9} height={9} />}
+            {strip.best !== null && <text class="name best" x={from} y={top + 13}>{cut(strip.best.label)}</text>}
+          </g>
+        );
+      })}
+    </svg>
+  );
+}

@@ -6,7 +6,7 @@ export interface Row {
   place: number; label: string; tag: string; sparsity: Num; dense: boolean; collapsed: string;
   verified: string; mixed: string; rank: string; rankOrder: Num; ranked: boolean; seeds: string; achieved: Num;
   mean: (metric: string) => Num; width: (metric: string) => Width;
-  change: Num; changeWidth: Width; decided: boolean; unranked: string; masks: [string, string][];
+  inside: Num; insideWidth: Width; change: Num; changeWidth: Width; decided: boolean; unranked: string; masks: [string, string][];
   speed: { device: number; mean: Num; width: Num; remark: string; dense: Num; pruned: Num; runs: number; noise: Num } | undefined;
   speeds: Rows["speeds"][number];
   parameters: Num; macs: Num; ideal: Num; training: Num;
@@ -24,6 +24,7 @@ export function rowsOf(board: Board, rows: Rows, device: number): Row[] {
       achieved: rows.achieved[place],
       mean: (metric: string) => rows.metrics[metric]?.mean[place] ?? null,
       width: (metric: string) => rows.metrics[metric]?.width[place] ?? null,
+      inside: rows.in_distribution.mean[place], insideWidth: rows.in_distribution.width[place],
       change: rows.change.mean[place], changeWidth: rows.change.width[place], decided: rows.decided[place] === 1,
       unranked: rows.unranked[place], masks: rows.masks[place] ?? [],
       speed: timed && { device: timed[0], mean: timed[1], width: timed[2], remark: timed[3], dense: timed[4], pruned: timed[5], runs: timed[6], noise: timed[7] },
@@ -65,7 +66,8 @@ export function columnsOf(board: Board, task: Task, folded: string[]): ColumnSpe
     ...(task.lead === "unbiased" ? [] : metric("unbiased", "Unbiased ±", "higher")),
     ...metric("bias_gap", "Gap ±", "lower"),
     ...metric("worst_tenth", "Worst tenth (CVaR) ±", "higher"),
-    ...metric("in_distribution", "In-distribution ±", "higher"),
+    { key: "in_distribution", title: "In-distri\u00adbution ±", help: "Average accuracy, %, on validation images, which are biased like training's: what a network that has not collapsed reaches",
+      better: "higher" as const, numeric: true, text: (row: Row) => spread(row.inside, row.insideWidth, 1), order: (row: Row) => row.inside },
     { key: "speed", title: "Speed ±", help: "Measured: latency dense / pruned within a run. n.s.: the interval holds 1, no measurable difference; busy: the machine was, it says little",
       better: "higher" as const, numeric: true, faint: (row: Row) => !row.speed || row.speed.remark !== "",
       text: (row: Row) => !row.speed ? "not measured" : speedText(row.speed.mean, row.speed.width, row.speed.remark), order: (row: Row) => row.speed?.mean ?? null },

@@ -88,7 +88,7 @@ function Answer(props: View) {
     {place < 0 ? <bdi>{found.words}</bdi> : <>{found.words.slice(0, place)}<a href={hashOf({ view: "method", slug: label })}><strong><bdi>{label}</bdi></strong></a>{found.words.slice(place + label.length)}</>}
     {found.faster.length > 0
       ? <> Measurably faster than dense: {found.faster.slice(0, 4).map((one) => board.methods[one].label).join(", ")}{found.faster.length > 4 && ` and ${found.faster.length - 4} more`}.</>
-      : task.devices.length > 0 && <> No method is measurably faster than dense here.</>}
+      : task.devices.length > 0 && <> No method was measured to be faster than dense on a quiet machine.</>}
   </>);
 }
 
@@ -150,10 +150,10 @@ function spotsOf(props: View, metric: Metric): Spot[] {
 function tableRows(props: View): [string[], (string | number | null)[][]] {
   const metrics = props.board.metrics.filter((metric) => props.rows.some((row) => row.mean(metric.name) !== null));
   const heads = ["task", "method", "sparsity", "achieved", "rank", "collapsed", ...metrics.flatMap((metric) => [metric.name, `${metric.name}_half_width`]),
-    "unranked", "change", "change_half_width", "speed_up", "speed_up_half_width", "speed_remark", "dense_ms", "pruned_ms", "nonzero_macs_share", "nonzero_parameters", "training", "seeds"];
+    "in_distribution", "in_distribution_half_width", "unranked", "change", "change_half_width", "speed_up", "speed_up_half_width", "speed_remark", "dense_ms", "pruned_ms", "nonzero_macs_share", "nonzero_parameters", "training", "seeds"];
   return [heads, props.rows.map((row) => [
     props.task.title, row.label, row.tag, row.achieved, row.rank, row.collapsed, ...metrics.flatMap((metric) => [row.mean(metric.name), half(row.mean(metric.name), row.width(metric.name))]),
-    row.unranked, row.change, half(row.change, row.changeWidth), row.speed?.mean ?? null, row.speed?.width ?? null, row.speed?.remark ?? "", row.speed?.dense ?? null, row.speed?.pruned ?? null,
+    row.inside, half(row.inside, row.insideWidth), row.unranked, row.change, half(row.change, row.changeWidth), row.speed?.mean ?? null, row.speed?.width ?? null, row.speed?.remark ?? "", row.speed?.dense ?? null, row.speed?.pruned ?? null,
     row.macs, row.parameters, row.training, row.seeds,
   ])];
 }

@@ -31,7 +31,7 @@ NO_OUTPUTS = "no stored outputs were analysed"
 CLAIMS = {
     "a": "(a) Pruning can do no harm",
     "b": "(b) Bias goes with uncertainty",
-    "c": "(c) Uncertainty foretells what pruning changes",
+    "c": "(c) Uncertainty predicts what pruning changes",
     "tasks": "The tasks agree about the order of methods",
 }
 

@@ -379,6 +379,4 @@ def methods_markdown(board: Leaderboard) -> str:
     ]
     if board.history:
         parts += ["## History", HISTORY_WORDS, bullets(map(escape, board.history))]
-    return page(
-        [*parts, "## Where the numbers were made", *map(markdown_table, columns.origin_tables(board))]
-    )
+    return page([*parts, "## Provenance", *map(markdown_table, columns.origin_tables(board))])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunebench.leaderboard.aggregate import RANKED
 from prunebench.leaderboard.values import Difference, Leaderboard, MeasuredSpeed, MethodRow, RowCost, Track
-from prunebench.metrics.registry import Metric, metrics
+from prunebench.metrics.registry import Metric, metric_named, metrics
 from prunebench.report import format as fmt
 from prunebench.report.table import (
     Column,
@@ -36,6 +36,8 @@ VERIFIED_HELP = (
     "Of submitted rows: consistent, re-evaluated (zeros counted and logits computed here from the stored weights), "
     "re-trained (some runs, drawn by a public seed, trained here), or unverified weights (predictions alone)"
 )
+IN_DISTRIBUTION_METRIC = "plain"
+"""The metric of the validation split that says how good a network is on data like those of training."""
 SEEN, UNSEEN = "conflicting_seen", "conflicting_unseen"
 MASK_WORDS = {True: "beats its shuffled mask", False: "not shown to beat its shuffled mask"}
 NATIVE = "Native sparsity: chosen by the method"
@@ -105,7 +107,10 @@ def interval_text(interval: Interval, metric: Metric) -> str:
 
 def cut_bounds(interval: Interval, metric: Metric) -> tuple[float, float] | None:
     """The ends of an interval that is cut at what a metric can be; None where it is not, or is not known."""
-    low, high = share_bounds(interval, *metric.range)
+    lowest, highest = metric.range
+    if lowest <= interval.mean - interval.half_width and interval.mean + interval.half_width <= highest:
+        return None
+    low, high = share_bounds(interval, lowest, highest)
     if high - low >= 2 * interval.half_width - CUT or not math.isfinite(high - low):
         return None
     return low, high
@@ -234,6 +239,11 @@ SEEDS = Column(
     "seeds", "Seeds", "Finished / planned", value=attrgetter("row"),
     format=lambda row: f"{len(row.seeds)}/{len(row.planned)}", order=lambda row: float(len(row.seeds)),
 )  # fmt: skip
+IN_DISTRIBUTION: Column[BoardLine] = Column(
+    "in_distribution", "In-distribution", "Average accuracy, %, on validation images, which are biased like training's",
+    value=lambda line: line.row.in_distribution if math.isfinite(line.row.in_distribution.mean) else None,
+    format=lambda interval: interval_text(interval, metric_named(IN_DISTRIBUTION_METRIC)),
+)  # fmt: skip
 VERIFIED = text_column("verified", "Verified", VERIFIED_HELP, value=lambda line: line.row.verified or None)
 
 
@@ -251,7 +261,7 @@ def board_table(track: Track, *, by_setup: bool = False) -> Table[BoardLine]:
         return [BoardLine(row, own[i : i + 1]) for row, own in speeds for i in range(max(len(own), 1))]
 
     groups = ((None, lines(track.dense)), (None, lines(track.pruned)), (NATIVE, lines(track.native)))
-    columns = (*LEADING, *found, *COSTS, *MINING, *MASKS, VERIFIED, UNRANKED, SEEDS)
+    columns = (*LEADING, *found, IN_DISTRIBUTION, *COSTS, *MINING, *MASKS, VERIFIED, UNRANKED, SEEDS)
     return Table(columns, grouped_rows(groups), track.title, tag=lambda line: line.row.tag)
 
 
@@ -288,8 +298,9 @@ def with_ranks(keys: Sequence[str], *, head_alone: bool = False) -> list[str]:
 
 def accuracy_table(track: Track) -> Table[BoardLine]:
     """Accuracies, ranks, changes and training costs of a track; how far rows were verified, where any was."""
-    keys = [*with_ranks(shown_metrics(track, attributes=False)), "training"]
-    keys += [*(["verified"] if track.verified else []), "unranked"]
+    keys = with_ranks(shown_metrics(track, attributes=False))
+    keys += ["in_distribution"] if any(math.isfinite(row.in_distribution.mean) for row in track.rows) else []
+    keys += ["training", *(["verified"] if track.verified else []), "unranked"]
     return board_table(track).choose(*(column.key for column in LEADING), *keys, "seeds")
 
 
@@ -364,20 +375,23 @@ def speed_summary(track: Track) -> str | None:
     quiet = [speed.ratio for speed in speeds if not speed.disturbed]
     if not speeds or not all(map(math.isfinite, [*(speed.ratio.mean for speed in speeds), *ideal])):
         return None
-    text = (
-        f"Over {fmt.plural(len(costs), 'pruned row')}, skipping every zero would make the network {_span(ideal, 1)} as "
-        "fast; measured, "
-    )
+    rows = fmt.plural(len(costs), "pruned row")
+    text = f"Over {rows}, skipping every zero would make the network {_span(ideal, 1)} as fast."
+    if not quiet:
+        return f"{text} Every speed was measured on a busy machine, which says little."
     faster = [ratio.mean for ratio in quiet if ratio.differs and ratio.mean > 1]
     slower = sum(ratio.differs and ratio.mean < 1 for ratio in quiet)
-    parts = [f"{len(faster) or 'none'} of them {'are' if len(faster) > 1 else 'is'} faster than dense"]
-    parts[0] += f" ({_span(faster, 2)})" if faster else ""
-    parts += [f"{slower} slower"] if slower else []
-    same = len(quiet) - len(faster) - slower
-    parts += [f"{same} without a measurable difference"] if same else []
-    busy = len(speeds) - len(quiet)
-    parts += [f"{busy} measured on a busy machine, which says little"] if busy else []
-    return f"{text}{listed_words(parts)}."
+    same, busy = len(quiet) - len(faster) - slower, len(speeds) - len(quiet)
+    span = f" ({_span(faster, 2)})" if faster else ""
+    parts = [f"{len(faster) or 'none'} {'are' if len(faster) > 1 else 'is'} faster than dense{span}"]
+    parts += [f"{slower} {'are' if slower > 1 else 'is'} slower"] if slower else []
+    parts += [f"{same} {'show' if same > 1 else 'shows'} no measurable difference"] if same else []
+    text += f" Measured, {listed_words(parts)}"
+    return (
+        f"{text}; {busy} more on a busy machine {'say' if busy > 1 else 'says'} little."
+        if busy
+        else f"{text}."
+    )
 
 
 def listed_words(parts: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ from prunebench.leaderboard.answers import (
 )
 from prunebench.leaderboard.papers import paper_of
 from prunebench.leaderboard.values import Leaderboard, MeasuredSpeed, MethodRow, Track
-from prunebench.metrics.registry import Metric
+from prunebench.metrics.registry import Metric, metric_named
 from prunebench.report import format as fmt
 from prunebench.report.html import render, script_json
 from prunebench.results.record import RunRecord
@@ -217,6 +217,7 @@ def rows_data(track: Track, labels: dict[str, int]) -> Json:
     costs = {column.key: column for column in columns.COSTS if column.key in COSTS}
     masks = {column.key: column for column in columns.MASKS}
     metrics = [metric for metric in columns.board_metrics() if metric.name in track.metrics]
+    inside = metric_named(columns.IN_DISTRIBUTION_METRIC)
     changes = [row.changes.get(lead.name) for row in rows]
     differences = [UNDEFINED if found is None else found.interval for found in changes]
     return {
@@ -231,6 +232,7 @@ def rows_data(track: Track, labels: dict[str, int]) -> Json:
         "unranked": [row.unranked for row in rows],
         "rank": [_rank(row, lead) for row in rows],
         "metrics": {m.name: _interval_columns([row.metric(m.name) for row in rows], m) for m in metrics},
+        "in_distribution": _interval_columns([row.in_distribution for row in rows], inside),
         "change": _interval_columns(differences, lead, cut=False),
         "decided": [int(found is not None and found.decided) for found in changes],
         "folded": {row.tag: sorted(row.folded) for row in rows if row.folded},

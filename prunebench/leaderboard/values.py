@@ -132,6 +132,8 @@ class MethodRow:
     planned: tuple[int, ...]
     achieved: Interval = UNDEFINED
     metrics: Mapping[str, Interval] = field(default_factory=dict)
+    in_distribution: Interval = UNDEFINED
+    """Average accuracy on the validation split, which is biased like that of training."""
     ranks: Mapping[str, RankInterval | None] = field(default_factory=dict)
     changes: Mapping[str, Difference] = field(default_factory=dict)
     """By metric, from the reference at the same seeds; empty without a reference."""

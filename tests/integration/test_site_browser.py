@@ -124,6 +124,21 @@ def test_the_first_screen_says_which_method_is_best_its_bias_and_its_speed(
     visit.context.close()
 
 
+def test_all_methods_of_a_task_are_seen_at_a_glance(browser: sync_api.Browser, site: Path) -> None:
+    visit = Visit(browser, site, viewport=DESKTOP)
+    figure, table = visit.page.locator(".opening figure"), visit.page.locator("table.answers")
+    figure.locator("svg").wait_for()
+    boxes = [one.bounding_box() for one in (table, figure)]
+    assert boxes[1]["x"] > boxes[0]["x"] + boxes[0]["width"], "beside the answers"  # type: ignore[index]
+    assert boxes[1]["x"] + boxes[1]["width"] > 1350, "to the right edge"  # type: ignore[index]
+    assert figure.locator(".dot").count() == 8, "seven methods of one task, one of the other"
+    assert figure.locator("text.best").all_text_contents() == ["method-0", "method-0"]
+    assert figure.locator(".base").count() == 1, "the other task has no reference"
+    visit.page.get_by_label("Find tasks or methods").fill("other")
+    assert figure.locator(".dot").count() == 1
+    visit.context.close()
+
+
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE])
 def test_no_title_of_an_axis_stands_on_its_numbers(
     browser: sync_api.Browser, site: Path, viewport: dict[str, int]

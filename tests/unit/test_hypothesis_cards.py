@@ -115,7 +115,7 @@ def test_cards_are_shown_as_a_table() -> None:
     lines = markdown_table(cards_table(tracks_cards(board(), numbers()))).splitlines()
     assert len(lines) == 5
     assert (
-        "(c) Uncertainty foretells what pruning changes | supported | area under the curve | 0.030 \\["
+        "(c) Uncertainty predicts what pruning changes | supported | area under the curve | 0.030 \\["
         in lines[4]
     )
     assert "| 5 seeds | 0.880 (dense-finetuned) |" in lines[4]

@@ -32,6 +32,7 @@ from prunebench.leaderboard.columns import (
 )
 from prunebench.leaderboard.plots import curve_plot, method_styles, track_grid
 from prunebench.leaderboard.readme import board_excerpt, shown_rows, update_readme
+from prunebench.leaderboard.site import rows_data
 from prunebench.leaderboard.values import Leaderboard, MethodRow, Track
 from prunebench.metrics.registry import metric_named
 from prunebench.metrics.registry import metrics as metrics_of_registry
@@ -440,6 +441,18 @@ def test_columns_that_say_the_same_are_folded_and_told() -> None:
     assert texts(both, accuracy_table, "alpha", "0.5")["worst_group"] == FOLDED
 
 
+def test_accuracy_on_data_like_those_of_training_stands_beside() -> None:
+    """Of validation, and only where any run has it: predictions that were handed in have none."""
+    known = [run("alpha", 0.5, seed, validation={"plain": 0.96 + 0.02 * seed}) for seed in range(2)]
+    bare = run("beta", 0.5, 0, validation={})
+    track = only_track([*known, bare])
+    assert texts(track, accuracy_table, "alpha", "0.5")["in_distribution"] == "97.0 [84.3, 100.0]"
+    assert texts(track, accuracy_table, "beta", "0.5")["in_distribution"] == MISSING
+    assert "in_distribution" not in accuracy_table(only_track([bare])).keys
+    data = rows_data(track, {"alpha": 0, "beta": 1})["in_distribution"]
+    assert data == {"mean": [97, None], "width": [[84.3, 100], None]}
+
+
 def test_conflicting_groups_that_training_never_saw_stand_apart() -> None:
     """Only where there are any: else `seen` is the conflicting accuracy itself."""
     seen, unseen = metrics(0.4) | {"conflicting_seen": 0.5}, {"conflicting_unseen": 0.3}
@@ -525,7 +538,7 @@ def test_latency_is_a_median_and_speed_up_a_geometric_mean_of_ratios() -> None:
     summary = speed_summary(track)
     assert summary is not None
     assert summary.endswith(
-        "10.0\u00d7 as fast; measured, none of them is faster than dense and 1 without a measurable difference."
+        "10.0\u00d7 as fast. Measured, none is faster than dense and 1 shows no measurable difference."
     )
 
 
@@ -540,7 +553,15 @@ def test_a_disturbed_run_is_marked_and_in_no_headline() -> None:
     assert cells == {"alpha": "3.00 ± 0.00\u00d7", "beta": "3.00 ± 0.00\u00d7 busy"}
     said = speed_summary(track)
     assert said is not None
-    assert "1 of them is faster than dense (3.00\u00d7) and 1 measured on a busy machine" in said
+    assert "Measured, 1 is faster than dense (3.00\u00d7); 1 more on a busy machine says little." in said
+
+
+def test_a_headline_of_disturbed_runs_alone_says_that_and_no_count() -> None:
+    noisy = replace(cost(0.9, 3.0, 1.0), latency_wall_spread=2.5)
+    track = only_track([run("alpha", 0.9, seed, cost=noisy) for seed in range(3)])
+    assert str(speed_summary(track)).endswith(
+        "as fast. Every speed was measured on a busy machine, which says little."
+    )
 
 
 def test_the_headline_counts_what_differs_measurably() -> None:
@@ -549,7 +570,7 @@ def test_the_headline_counts_what_differs_measurably() -> None:
         [run(name, 0.9, seed, cost=cost(0.9, *pair)) for name, pair in pairs.items() for seed in range(3)]
     )
     assert str(speed_summary(track)).endswith(
-        "measured, 1 of them is faster than dense (2.00\u00d7), 1 slower and 1 without a measurable difference."
+        "Measured, 1 is faster than dense (2.00\u00d7), 1 is slower and 1 shows no measurable difference."
     )
 
 
