@@ -9,10 +9,10 @@ import { savePicture } from "./save";
 export interface Frame { width: number; height: number }
 
 const MARGIN = { top: 12, right: 14, bottom: 42, left: 46 };
-const [LABEL, LETTER] = [12, 6.6];  // the height of a label and the width of a letter, in pixels
+const [LABEL, LETTER] = [12, 7.2];  // the height of a label and the width of a letter, in pixels
 const TITLE = 26;  // the width of the upright title of an axis, with the room on both sides of the numbers
 
-const cut = (text: string): string => (text.length > 22 ? `${text.slice(0, 21)}…` : text);
+const cut = (text: string, most = 22): string => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 
 // A box that measures its width and draws its plot once it has been seen; with a button that saves the picture.
 export function Figure(props: {
@@ -73,7 +73,7 @@ function Axes(props: Frame & { x: AxisSpec; y: AxisSpec; right?: number; label: 
   const up = ticks(y, sy, height / 55);
   const left = Math.max(MARGIN.left, TITLE + LETTER * Math.max(...up.map(([, text]) => text.length)));
   const sx = along(x, left, right);
-  const across = spaced(ticks(x, sx, Math.max(2, width / 90)), (value) => sx(value), 30);
+  const across = spaced(ticks(x, sx, Math.max(2, width / 90)), (value) => sx(value), 38);
   return (
     <svg role="img" aria-label={props.label} width={width} height={height} viewBox={`0 0 ${width} ${height}`}>
       {up.map(([value, text]) => (
@@ -312,7 +312,7 @@ export function Strips(props: Frame & { strips: Strip[]; x: string; label: strin
       ))}
       <text class="axis" x={width / 2} y={height - 4} text-anchor="middle">{props.x}</text>
       {strips.map((strip, place) => {
-        const [top, title] = [STRIP * place, cut(strip.title)];
+        const [top, title] = [STRIP * place, cut(strip.title, Math.floor((0.6 * width) / LETTER))];
         const room = strip.best === null ? 0 : LETTER * cut(strip.best.label).length;
         const from = strip.best === null ? 0 : Math.min(Math.max(x(strip.best.x) - room / 2, LETTER * title.length + 12), width - room - 2);
         return (

@@ -99,11 +99,11 @@ export function detailsOf(board: Board, row: Row, shown: Set<string>): [string, 
   ];
 }
 
-// Dense rows first, then by the column; rows without a value last in both directions.
-export function sorted(rows: Row[], column: ColumnSpec | undefined, down: boolean): Row[] {
+// Pinned rows first, then by the column; rows without a value last in both directions.
+export function sorted(rows: Row[], column: ColumnSpec | undefined, down: boolean, pinned: (row: Row) => boolean): Row[] {
   const key = column?.order;
   return [...rows].sort((a, b) => {
-    if (a.dense !== b.dense) return Number(b.dense) - Number(a.dense);
+    if (pinned(a) !== pinned(b)) return Number(pinned(b)) - Number(pinned(a));
     if (!key) return 0;
     const [x, y] = [key(a), key(b)];
     if (x === null || y === null) return Number(x === null) - Number(y === null);

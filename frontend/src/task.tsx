@@ -25,7 +25,9 @@ export function TaskPage(props: { board: Board; task: Task; state: State; set: S
   const sortKey = state.sort || `-${task.lead}`;
   const rows = useMemo(() => {
     const column = columns.find((one) => one.key === sortKey.replace(/^-/, ""));
-    return sorted(here.filter((row) => row.dense || matches(row.label, state.query)), column, sortKey.startsWith("-"));
+    const base = task.reference === null ? "dense" : board.methods[task.reference].label;
+    const pinned = (row: Row) => row.dense && (row.label === "dense" || row.label === base);
+    return sorted(here.filter((row) => pinned(row) || matches(row.label, state.query)), column, sortKey.startsWith("-"), pinned);
   }, [here, columns, sortKey, state.query]);
   const leaders = useMemo(() => {
     const ranked = here.filter((row) => !row.dense && !row.collapsed && row.ranked && row.sparsity !== null && row.mean(task.lead) !== null);
