@@ -378,7 +378,7 @@ def _group_means(runs: Sequence[RunRecord]) -> tuple[tuple[float | None, ...], .
         {(group.label, group.bias): group.correct / group.count for group in run.groups if group.count}
         for run in runs
     ]
-    known = set().union(*accuracies)
+    known = {key for accuracy in accuracies for key in accuracy}
     if not known:
         return ()
     labels, biases = (1 + max(key[axis] for key in known) for axis in (0, 1))
@@ -545,10 +545,11 @@ VERSIONS = ("python", "torch", "cuda", "driver")
 def _environments(records: Iterable[RunRecord]) -> tuple[tuple[str, int], ...]:
     """Machines and versions in words, each with its number of records."""
     alike = Counter(
-        (machine_of(record), *map(record.environment.get, (*VERSIONS, "precision"))) for record in records
+        (machine_of(record), tuple(map(record.environment.get, (*VERSIONS, "precision"))))
+        for record in records
     )
     found: Counter[str] = Counter()
-    for (machine, *versions, precision), count in alike.items():
+    for (machine, (*versions, precision)), count in alike.items():
         named = (f", {name} {version}" for name, version in zip(VERSIONS, versions) if version)
         found[f"{machine.name}{''.join(named)}, precision {precision}"] += count
     return tuple(sorted(found.items()))
