@@ -9,6 +9,7 @@ removed.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +26,7 @@ from prunebench.results.record import removal_problem
 
 
 @dataclass(frozen=True)
-class RemoveChannels:
+class RemoveChannels(ABC):
     """`distribution`: as large a share of every group's units (`uniform`), or the least worth of all (`global`)."""
 
     distribution: Literal["uniform", "global"] = "uniform"
@@ -34,9 +35,9 @@ class RemoveChannels:
     recalibrate: int = 0
     """Training batches from which BatchNorm's statistics are taken anew at the end."""
 
+    @abstractmethod
     def worth(self, experiment: Experiment, model: Classifier, coupling: Coupling) -> Tensor:
         """What each unit is worth, `[units]`; the least worth go first."""
-        raise NotImplementedError
 
     def start(self, experiment: Experiment) -> Classifier:
         """The trained network that channels are removed from."""

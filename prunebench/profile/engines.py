@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,15 @@ from prunebench.data.images import Images
 from prunebench.errors import UsageError, unknown
 from prunebench.inference.busy import machine_load
 from prunebench.inference.export import INPUT, check_packages, onnx_session
-from prunebench.inference.latency import AGAIN, PARITY, Latencies, distance_of, quietest, time_calls
+from prunebench.inference.latency import (
+    AGAIN,
+    PARITY,
+    Latencies,
+    distance_of,
+    quietest,
+    time_calls,
+    torch_threads,
+)
 from prunebench.profile.layers import compiled_call, one_line
 from prunebench.profile.results import AUTO, COMPILED_NETWORK, EAGER, FOLDED
 from prunebench.report import format as fmt
@@ -214,7 +221,7 @@ def time_engines(
     load, entries, floors, remarks, clock = machine_load(), [], {}, [], ""
     problem = load.problem(threads)
     remarks += [problem] if problem else []
-    with _threads(threads):
+    with torch_threads(threads):
         for batch in batches:
             x = images.batch(slice(0, batch))
             calls, found = _prepared(networks, engines, x, threads)
@@ -270,17 +277,6 @@ def _outputs(call: Callable[[], Tensor]) -> Tensor:
 
 def _with_times(entry: EngineLatency, times: Latencies) -> EngineLatency:
     return replace(entry, latency_ms=times.times.get(_key(entry)))
-
-
-@contextlib.contextmanager
-def _threads(threads: int) -> Iterator[None]:
-    """So many of torch's threads, and afterwards as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # --- the table ------------------------------------------------------------------------------------------------

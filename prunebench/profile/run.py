@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from prunebench.errors import DataError, MaskError, StoreError, UsageError, unknown
 from prunebench.inference.busy import machine_load
+from prunebench.inference.latency import torch_threads
 from prunebench.models import build_model, narrowed
 from prunebench.profile import results
 from prunebench.profile.layers import (
@@ -477,17 +478,6 @@ def profile_machine(settings: ProfileSettings, console: Console) -> int:
     )
     console.print(f"page     {page}\nfiles    {settings.out}", soft_wrap=True)
     return INTERRUPTED if profile.interrupted else 0
-
-
-@contextlib.contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """So many threads for torch's operations on the CPU, and afterwards as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def check_folder(out: Path) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from prunebench.errors import MaskError, PruneBenchError, UsageError
 from prunebench.inference.cascade import TEST_NOTE, Cascade, Deferral
-from prunebench.inference.latency import reset_peak_memory
+from prunebench.inference.latency import reset_peak_memory, torch_threads
 from prunebench.methods.api import Method
 from prunebench.methods.experiment import Experiment, ExperimentContext, Pruned, VisibleSplit
 from prunebench.methods.fitting import check_returned, ending_raises, warm_up
@@ -286,13 +286,8 @@ def _dense_state(store: Store, run: PlannedRun) -> dict[str, torch.Tensor]:
 @contextlib.contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
     """One torch thread on a CPU: with more, the same spec sometimes gave other bits (seen with bf16 and two)."""
-    threads = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
+    with torch_threads(1) if device.type == "cpu" else contextlib.nullcontext():
         yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager

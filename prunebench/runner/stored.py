@@ -45,15 +45,23 @@ def stored_network(record: RunRecord, store: Store, outputs: int, data_root: Pat
     those of the model.
     """
     check_stored(record, store)
-    spec, state = record.run_spec, store.read_tensors(record.run_id, "model")
-    net = build_model(spec.model, outputs, seed=spec.seed, data_root=data_root)
+    net = build_model(record.run_spec.model, outputs, seed=record.run_spec.seed, data_root=data_root)
+    load_stored(net, record, store)
+    return net.eval()  # type: ignore[return-value]
+
+
+def load_stored(net: Classifier, record: RunRecord, store: Store) -> None:
+    """Put a run's stored weights into a network of its model, which loses the channels that the run removed.
+
+    Raises StoreError for weights that are not those of the model.
+    """
+    state = store.read_tensors(record.run_id, "model")
     try:
         if REMOVED_NOTE in record.notes:
             narrowed(net, state)
         net.load_state_dict(state)
     except (MaskError, RuntimeError) as error:
-        raise StoreError(f"its weights are not those of {spec.model}: {error}") from error
-    return net.eval()  # type: ignore[return-value]
+        raise StoreError(f"its weights are not those of {record.run_spec.model}: {error}") from error
 
 
 def check_stored(record: RunRecord, store: Store) -> None:

@@ -19,9 +19,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from prunebench.errors import MaskError, PruneBenchError, StoreError
+from prunebench.errors import PruneBenchError, StoreError
 from prunebench.results.artifacts import open_remote, pull, push, read_manifest
-from prunebench.results.record import REMOVED_NOTE, RunRecord
+from prunebench.results.record import RunRecord
 from prunebench.results.store import open_results
 from prunebench.results.tracks import is_dense
 from prunebench.runner.environment import describe_environment
@@ -347,23 +347,16 @@ def evaluate_again(
     from prunebench.models import build_model
     from prunebench.pruning.masks import prunable
     from prunebench.runner.evaluate import measure_cost, measure_outputs
+    from prunebench.runner.stored import load_stored
 
     sizes: dict[str, int] = {}
 
     def network(of: RunRecord) -> torch.nn.Module:
-        from prunebench.models import narrowed
-
         net = build_model(
             of.run_spec.model, data.task.num_outputs, seed=of.run_spec.seed, data_root=data_root
         )
         sizes.update({name: weight.numel() for name, weight in prunable(net).items()})
-        state = store.read_tensors(of.run_id, "model")
-        try:
-            if REMOVED_NOTE in of.notes:
-                narrowed(net, state)
-            net.load_state_dict(state)
-        except (MaskError, RuntimeError) as error:
-            raise StoreError(f"its weights are not those of {of.run_spec.model}: {error}") from error
+        load_stored(net, of, store)
         return net
 
     model = measured = network(record)

@@ -197,6 +197,8 @@ def test_an_address_that_changes_before_the_first_paint_is_followed(
     page = context.new_page()
     page.goto(site.as_uri())
     page.locator("h2", has_text="method-1").wait_for()
+    assert page.url.endswith("#/method/method-1")
+    assert page.locator("h2").first.inner_text() == "method-1"
     context.close()
 
 
