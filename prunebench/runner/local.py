@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prunebench.errors import StoreError
+from prunebench.inference.busy import count_cores
 from prunebench.results.store import Store
 from prunebench.runner.apart import fork_server
 from prunebench.runner.exchange import parse_message
@@ -56,6 +57,11 @@ class LocalLauncher:
         self.workers = workers
         self.gpus = gpus
 
+    @property
+    def _threads(self) -> int:
+        """Of one worker on the CPU: one, or beside a GPU its share of the cores."""
+        return max(count_cores() // self.workers, 1) if self.gpus else 1
+
     def map(self, runs: Sequence[PlannedRun], context: RunContext) -> Iterator[Event]:
         """Run all runs, dense models before what needs them; yields events as they come."""
         if 0 < self.gpus < self.workers:
@@ -70,7 +76,9 @@ class LocalLauncher:
                     if number in running or (run := waiting.take()) is None:
                         continue
                     if number not in workers:
-                        workers[number] = _Worker(number, self.gpus, context, inbox, apart=apart)
+                        workers[number] = _Worker(
+                            number, self.gpus, context, inbox, apart=apart, threads=self._threads
+                        )
                     workers[number].send(run)
                     running[number] = run
                     yield Event("started", run, number)
@@ -165,13 +173,13 @@ class _Worker:
         inbox: queue.Queue[tuple[int, dict[str, Any] | None]],
         *,
         apart: bool = False,
+        threads: int = 1,
     ) -> None:
         environment = dict(os.environ)
         if gpus:
             visible = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
             environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number % gpus]
-        else:
-            environment.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+        environment.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
         command = [sys.executable, "-m", "prunebench.runner.worker", json.dumps(context.to_dict())]
         link = fork_server().link() if apart else None
         if link is not None:

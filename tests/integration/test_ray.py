@@ -22,6 +22,7 @@ from prunebench.api import make_plan
 from prunebench.errors import DataError, UsageError
 from prunebench.results.record import RunRecord
 from prunebench.results.store import Store
+from prunebench.runner import local
 from prunebench.runner import ray as launcher
 from prunebench.runner.local import SHARED_GPU, Event, LocalLauncher
 from prunebench.runner.plan import PlannedRun, RunContext
@@ -298,24 +299,25 @@ def test_runs_share_a_gpu_when_asked_and_say_so(
 def test_on_one_machine_too_latencies_are_left_out_where_runs_share_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With two stand-in GPUs: who runs where, and what its worker is told."""
-    started: list[tuple[str, str | None]] = []
+    """With two stand-in GPUs: who runs where, what its worker is told, and its share of the cores."""
+    started: list[tuple[str, str | None, str]] = []
 
     class NoProcess(Exception):
         pass
 
     def popen(command: list[str], *, env: dict[str, str], **_: Any) -> Any:
         told = json.loads(command[3])
-        started.append((env["CUDA_VISIBLE_DEVICES"], told["latency_skipped"]))
+        started.append((env["CUDA_VISIBLE_DEVICES"], told["latency_skipped"], env["OMP_NUM_THREADS"]))
         raise NoProcess
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr(local, "count_cores", lambda: 6)
     plan = make_plan(tiny_suite("dense"), out=tmp_path / "out")
-    for workers, reason in ((2, None), (4, SHARED_GPU)):
+    for workers, reason, threads in ((2, None, "3"), (4, SHARED_GPU, "1"), (8, SHARED_GPU, "1")):
         with pytest.raises(NoProcess):
             list(LocalLauncher(workers, gpus=2).map(plan.todo, plan.context))
-        assert started[-1] == ("0", reason)
+        assert started[-1] == ("0", reason, threads)
 
 
 def test_without_a_gpu_or_a_cluster_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
