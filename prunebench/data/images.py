@@ -103,6 +103,8 @@ class StreamedImages(Images):
     def feed(
         self, batches: Tensor | Sequence[Rows], crops: Tensor | None = None
     ) -> Generator[Tensor, None, None]:
+        if isinstance(batches, Tensor):
+            batches = batches.cpu()  # once: threads that asked a GPU for rows would wait for its steps
         crops = None if crops is None else crops.to(self.device)
         coming: deque[Future[Tensor]] = deque()
         pool = ThreadPoolExecutor(self.ahead, thread_name_prefix="gather")

@@ -24,6 +24,8 @@ from prunebench.pruning.masks import Masks, apply_masks, make_masks, prunable
 
 AT_ONCE = 64
 """Blocks that are worked on together: so many of 50 weights stay in a core's cache."""
+AT_ONCE_ON_GPU = 1 << 13
+"""There every operation is a launch, some 15 for each weight of a block: 160 MB of blocks share one."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ class FisherBlocks:
         Returns:
             When each weight goes (padding: never, infinity) and what that costs, `[blocks, size]`.
         """
-        parts = zip(*[tensor.split(AT_ONCE) for tensor in (self.weights, self.inverse, self.real)])
+        size = AT_ONCE if self.weights.device.type == "cpu" else AT_ONCE_ON_GPU
+        parts = zip(*[tensor.split(size) for tensor in (self.weights, self.inverse, self.real)])
         when, costs = zip(
             *[_traces(weights.clone(), inverse.clone(), real) for weights, inverse, real in parts]
         )
