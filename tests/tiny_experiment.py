@@ -15,6 +15,7 @@ from prunebench.pruning.masks import keep_count, prunable, verify
 from prunebench.results.spec import Recipe, RunSpec
 
 MODEL = "convnet-small@0.2"
+DEVICE = torch.device("cpu")
 
 
 class InMemory:
@@ -30,7 +31,7 @@ def split(count: int = 48, seed: int = 0, *, groups: bool = False) -> VisibleSpl
     y = torch.arange(count) % 3
     x = torch.randint(0, 100, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
     x[torch.arange(count), y] += 100
-    images = Images(x, mean=(0.4,) * 3, std=(0.25,) * 3, device=torch.device("cpu"))
+    images = Images(x, mean=(0.4,) * 3, std=(0.25,) * 3, device=DEVICE)
     bias = torch.arange(count) // 3 % 2 if groups else None
     return VisibleSplit(images, y, bias, name="train", needs="train-groups")
 
