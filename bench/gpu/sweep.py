@@ -1,0 +1,177 @@
+"""Runs of suites on a GPU within so many minutes, several at a time, and all that came of them in parts to carry.
+
+    python3 bench/gpu/sweep.py SUITE.toml ... --minutes 5 --out DIR --data-root DATA [--carried FOLDER]
+
+The runs of the first suite come first, within a suite the dense models and then seed by seed, so that what is cut off
+is whole seeds. Latencies are left out: runs share the GPU. At the end every process is ended; the store is packed into
+`sweep.tar.xz.NNN`, records first. `--carried` holds the parts of an earlier command, which this one goes on from:
+
+    cat sweep.tar.xz.* | tar -xJ -C FOLDER      # a results folder like any other
+
+Needs no network, and of the packages that PruneBench names neither polars nor plotly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import io
+import os
+import signal
+import statistics
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+for folder in (ROOT, ROOT / "kernels"):  # an installed package is not needed
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+PART_BYTES = 15 * 2**20
+STORE, PACKED = "store", "sweep.tar.xz"
+PACKING_SECONDS = 25.0
+
+
+class TimeUp(BaseException):
+    """The time given is over: not an error of any run."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 1 if a run failed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("suites", nargs="+", metavar="SUITE")
+    parser.add_argument("--minutes", type=float, required=True, help="wall-clock time to use, packing included")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the parts")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/prunebench-sweep"), help="folder for the store")
+    parser.add_argument("--carried", type=Path, help="folder with the parts of an earlier command")
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--workers", type=int, default=14)
+    parser.add_argument("--parts", type=int, default=4, help=f"of at most {PART_BYTES >> 20} MiB (default 4)")
+    options = parser.parse_args(arguments)
+    end = time.monotonic() + 60 * options.minutes
+    _prepare_environment()
+    store = options.work / STORE
+    if options.carried is not None:
+        unpack(options.carried, options.work)
+    failed = run_suites(options.suites, store, options, end - PACKING_SECONDS)
+    print(summary(store), flush=True)
+    pack(store, options.out, options.parts)
+    return int(failed > 0)
+
+
+def _prepare_environment() -> None:
+    """Paths and one thread a worker: many share the cores."""
+    paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+
+
+def run_suites(suites: Sequence[str], store: Path, options: argparse.Namespace, end: float) -> int:
+    """Run what is open of all suites, in order, until the clock says so; gives how many failed."""
+    from prunebench.api import make_plan
+    from prunebench.results.store import Store
+    from prunebench.runner.local import LocalLauncher
+
+    plans = [
+        make_plan(suite, out=store, data_root=options.data_root, device=options.device) for suite in suites
+    ]
+    Store(store).prepare()
+    runs = {
+        run.spec.run_id: run
+        for number, plan in enumerate(plans)
+        for run in sorted(plan.todo, key=lambda run: (not run.is_dense, run.spec.seed))
+    }
+    gpus = 1 if options.device == "cuda" else 0
+    print(f"{len(runs)} runs are open, {options.workers} at a time", flush=True)
+    begun, failed, done = time.monotonic(), 0, 0
+    with ended_at(end):
+        for event in LocalLauncher(options.workers, gpus=gpus).map([*runs.values()], plans[0].context):
+            if event.kind == "fatal":
+                raise SystemExit(event.values["reason"])
+            if event.kind == "done":
+                done += 1
+                bad = event.values["status"] != "ok"
+                failed += bad
+                spec, reason = event.run.spec, event.values.get("reason") or ""
+                what = f"{spec.task} {spec.method} {spec.sparsity} {spec.seed}"
+                if bad or done % 10 == 0:
+                    print(f"{time.monotonic() - begun:6.1f} s, {done} done: {what} {reason[:300]}", flush=True)
+    return failed
+
+
+@contextlib.contextmanager
+def ended_at(end: float) -> Iterator[None]:
+    """Leave the block at a time of the monotonic clock."""
+
+    def ring(*_: object) -> None:
+        raise TimeUp
+
+    signal.signal(signal.SIGUSR1, ring)
+    timer = threading.Timer(max(end - time.monotonic(), 0.1), os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except TimeUp:
+        print("the time is over", flush=True)
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def summary(store: Path) -> str:
+    """A line a task, method and sparsity: finished runs, seconds of a fit, the worst reason."""
+    from prunebench.results.store import Store
+
+    groups = collections.defaultdict(list)
+    for record in Store(store).records()[0]:
+        groups[record.spec["task"], record.spec["sparsity"], record.spec["method"]].append(record)
+    lines = []
+    for (task, sparsity, method), records in sorted(groups.items(), key=str):
+        fits = [record.phase_seconds["fit"] for record in records if record.status == "ok"]
+        others = [record.phase_seconds for record in records if record.status == "ok"]
+        rest = [sum(seconds.values()) - seconds["fit"] - seconds["data"] for seconds in others]
+        said = f"{statistics.median(fits):6.1f} s + {statistics.median(rest):4.1f}" if fits else ""
+        wrong = {record.reason or "" for record in records if record.status != "ok"}
+        lines.append(
+            f"{task} {sparsity} {method}: {len(fits)} ok {said} {' | '.join(sorted(wrong))[:300]}".rstrip()
+        )
+    return "\n".join(lines)
+
+
+def pack(store: Path, out: Path, parts: int) -> None:
+    """The store as `sweep.tar.xz` in parts, records first; models of the last runs are left out if it grows too long."""
+    out.mkdir(parents=True, exist_ok=True)
+    files = sorted(path for path in store.rglob("*") if path.is_file() and "locks" not in path.parts)
+    rank = {"record.json": 0, "model.safetensors": 1, "outputs.safetensors": 2}
+    files.sort(key=lambda path: rank.get(path.name, 3))
+    buffer = io.BytesIO()
+    left_out = 0
+    with tarfile.open(fileobj=buffer, mode="w:xz", preset=1) as archive:
+        for path in files:
+            if buffer.tell() > PART_BYTES * parts - 2**20:
+                left_out += 1
+                continue
+            archive.add(path, arcname=str(path.relative_to(store.parent)))
+    data = buffer.getvalue()
+    for number, start in enumerate(range(0, len(data), PART_BYTES)):
+        (out / f"{PACKED}.{number:03d}").write_bytes(data[start : start + PART_BYTES])
+    print(f"packed {len(files) - left_out} files into {len(data)} bytes; {left_out} left out", flush=True)
+
+
+def unpack(parts: Path, folder: Path) -> None:
+    """The store of an earlier command."""
+    data = b"".join(path.read_bytes() for path in sorted(parts.glob(f"{PACKED}.*")))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:xz") as archive:
+        archive.extractall(folder, filter="data")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
