@@ -12,13 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import track
 
+from prunebench.api import choose_device
 from prunebench.cli.console import console, errors, sparsity_text
 from prunebench.cli.showing import find_run
 from prunebench.errors import UsageError
 from prunebench.inference.export import check_form
-from prunebench.profile.engines import EngineTimes, TimedNetwork, choose_engines, engine_table, time_engines
+from prunebench.profile.engines import (
+    ENGINES,
+    GRAPHS,
+    EngineTimes,
+    TimedNetwork,
+    choose_engines,
+    engine_table,
+    time_engines,
+)
 from prunebench.report import format as fmt
 from prunebench.report.markdown import bullets, escape, markdown_table, page
 from prunebench.report.table import Column, Table, simple_table, terminal_table, text_column
@@ -77,6 +87,7 @@ class TimingSettings:
     batches: tuple[int, ...] = (1, 64)
     threads: int = 1
     repeats: int = 31
+    device: str = "cpu"
 
 
 def export_with_progress(
@@ -91,9 +102,11 @@ def export_with_progress(
 ) -> int:
     """Export networks, print and write what came of it, then the engines' times; 1 if a network could not be."""
     check_form(form)
-    engines, missing = choose_engines(timing.engines)
-    if engines and form != "onnx":
-        raise UsageError(f"--engine runs ONNX files: leave out --to {form}")
+    device = choose_device(timing.device)
+    engines, missing = choose_engines(timing.engines, device)
+    if form != "onnx" and any(ENGINES[name].runs_onnx for name in engines):
+        readers = ", ".join(name for name in engines if ENGINES[name].runs_onnx)
+        raise UsageError(f"--engine {readers} runs ONNX files: leave out --to {form}")
     if images < 2:
         raise UsageError(f"--images must be 2 or more, got {images}")
     store, records = asked.choose(results)
@@ -106,7 +119,7 @@ def export_with_progress(
             transient=True,
         )
     )  # fmt: skip
-    facts = _facts()
+    facts = _facts(device)
     write_atomically(
         out / f"{NETWORKS}.json", _json({**facts, "networks": list(map(dataclasses.asdict, found))})
     )
@@ -141,14 +154,15 @@ def _time(  # noqa: PLR0913
     facts: dict[str, Any],
 ) -> None:
     """The networks of each task, model and seed in all engines: printed, and written as Markdown and JSON."""
-    files, draws = {entry.run_id: entry for entry in exported}, Draws(data_root)
+    device = torch.device(facts["environment"]["device"])
+    files, draws = {entry.run_id: entry for entry in exported}, Draws(data_root, device)
     pages, values = [], []
     there = [record for record in records if record.run_id in files]
     for place, group in itertools.groupby(there, key=_place):
         runs = list(group)
         data = draws.of(runs[0])
         networks = [
-            _timed(record, files[record.run_id], store, data.task.num_outputs, data_root, out)
+            _timed(record, files[record.run_id], store, data.task.num_outputs, data_root, out, device)
             for record in runs
         ]
         title = f"{place[0]}, {place[1]}, seed {place[2]}"
@@ -185,12 +199,13 @@ def _timed(
     outputs: int,
     data_root: Path | None,
     out: Path,
+    device: torch.device,
 ) -> TimedNetwork:
     return TimedNetwork(
         name=_name(entry),
         run_id=record.run_id,
-        net=stored_network(record, store, outputs, data_root),
-        onnx=out / entry.file,
+        net=stored_network(record, store, outputs, data_root).to(device),
+        onnx=out / entry.file if entry.form == "onnx" else None,
         zeros=1 - entry.nonzero_weights / entry.weights,
         removed_macs=entry.removed_macs,
         is_dense=record.run_spec.method == "dense",
@@ -211,13 +226,22 @@ def _label(entry: ExportedNetwork) -> str:
 
 def _conditions(times: EngineTimes, facts: dict[str, Any]) -> Iterator[str]:
     """Machine, versions and how it was measured; what other work disturbed."""
-    versions = ", ".join(f"{name} {version}" for name, version in facts["runtimes"].items() if version)
+    environment, form, clock = facts["environment"], "float32", times.clock
+    on_gpu = environment["device"] == "cuda"
+    runtimes = {"torch": environment["torch"], **facts["runtimes"]}
+    if on_gpu:
+        runtimes = {name: environment[name] for name in ("torch", "cuda", "triton")}
+        form += " (convolutions in TF32)" if torch.backends.cudnn.allow_tf32 else ""
+        clock += " as called: each launch until torch.cuda.synchronize()"
+    versions = ", ".join(f"{name} {version}" for name, version in runtimes.items() if version)
     floors = ", ".join(f"{floor:.2f} at batch {batch}" for batch, floor in times.noise_floor.items())
     yield (
-        f"{facts['environment']['cpu']}, {fmt.plural(times.threads, 'thread')}, float32, {times.clock}; "
-        f"{times.repeats} calls of each in turns: median [20th, 80th percentile]; torch "
-        f"{facts['environment']['torch']}, {versions}"
+        f"{environment['gpu' if on_gpu else 'cpu']}, {fmt.plural(times.threads, 'thread')}, {form}, {clock}; "
+        f"{times.repeats} calls of each in turns: median [20th, 80th percentile]; {versions}"
     )
+    graphs = dict.fromkeys(each.engine for each in times.entries if each.engine in GRAPHS)
+    if on_gpu and graphs:
+        yield f"launched as CUDA graphs: {', '.join(graphs)}"
     yield f"load average before {times.load_average}; the dense network over itself: {floors}"
     yield from times.remarks
 
@@ -264,7 +288,7 @@ def export_table(entries: Sequence[ExportedNetwork]) -> Table[ExportedNetwork]:
     return simple_table(columns, entries).without_empty()
 
 
-def _facts() -> dict[str, Any]:
+def _facts(device: str) -> dict[str, Any]:
     versions: dict[str, str | None] = {}
     for name in RUNTIMES:
         try:
@@ -273,7 +297,7 @@ def _facts() -> dict[str, Any]:
             versions[name] = None
     return {
         "command": " ".join(["prunebench", *sys.argv[1:]]),
-        "environment": describe_environment("cpu", "fp32"),
+        "environment": describe_environment(device, "fp32"),
         "code": describe_code(),
         "runtimes": versions,
     }

@@ -512,12 +512,16 @@ def export(  # noqa: PLR0913
     engine: Annotated[
         list[str],
         typer.Option(
-            help="Time them in turns in torch, folded, compile, sparse, onnxruntime, openvino, or all (of them here)."
+            help="Time them in turns in torch, folded, compile, graph (on a GPU), sparse, onnxruntime, openvino "
+            "(these two on a CPU), or all (of them here)."
         ),
     ] = [],  # noqa: B006
     batch: Annotated[list[int], typer.Option(min=1, help="Images of a batch (default: 1, then 64).")] = [],  # noqa: B006
     threads: Annotated[int, typer.Option(min=1, help="Threads of every engine.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each.")] = 31,
+    device: Annotated[
+        str, typer.Option(help="Where engines run: cpu, cuda, or auto (files are written on the CPU).")
+    ] = "cpu",
 ) -> None:
     """Write networks of runs as ONNX and compare outputs; with --engine, their latencies in every engine."""
     from prunebench.cli.listing import default_results
@@ -526,7 +530,7 @@ def export(  # noqa: PLR0913
     from prunebench.cli.exporting import RunFilter, TimingSettings, export_with_progress
 
     asked = RunFilter(tuple(runs or ()), tuple(task), tuple(method), tuple(sparsity), tuple(seed))
-    timing = TimingSettings(tuple(engine), tuple(batch) or (1, 64), threads, repeats)
+    timing = TimingSettings(tuple(engine), tuple(batch) or (1, 64), threads, repeats, device)
     raise typer.Exit(
         export_with_progress(asked, found, out, data_root, form=to, images=images, timing=timing)
     )

@@ -1,4 +1,7 @@
-"""Engines side by side: the same networks in torch, ONNX Runtime and OpenVINO, timed in turns in one process."""
+"""Engines side by side: the same networks in torch, ONNX Runtime and OpenVINO, timed in turns in one process.
+
+On a GPU those of torch, launched from Python and as CUDA graphs.
+"""
 
 from __future__ import annotations
 
@@ -56,12 +59,21 @@ Prepare = Callable[[TimedNetwork, Tensor, int], Callable[[], Tensor]]
 
 @dataclass(frozen=True)
 class Engine:
-    """A way to run a network on a CPU: `prepare` gives a call of it on a batch, with so many threads."""
+    """A way to run a network: `prepare` gives a call of it on a batch, with so many threads of the CPU.
+
+    One that runs ONNX files names the packages that this takes, and their extra.
+    """
 
     title: str
     prepare: Prepare
     extra: str = ""
     modules: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+    @property
+    def runs_onnx(self) -> bool:
+        """Whether it takes an exported file, not the network."""
+        return bool(self.modules)
 
     def check(self) -> None:
         """Raise UsageError with the command that installs what it lacks here."""
@@ -89,12 +101,19 @@ def _compiled(network: TimedNetwork, x: Tensor, _: int) -> Callable[[], Tensor]:
     return partial(compiled, x)
 
 
+def _graph(network: TimedNetwork, x: Tensor, _: int) -> Callable[[], Tensor]:
+    from prunebench_kernels.sparsify import fold_dense
+
+    return partial(fold_dense(network.net, x).graphed(x), x)
+
+
 def _sparse(network: TimedNetwork, x: Tensor, _: int) -> Callable[[], Tensor]:
-    """In the layouts that are fastest for this batch, measured now."""
+    """In the layouts that are fastest for this batch, measured now; on a GPU as a CUDA graph, as they were measured."""
     from prunebench_kernels.measured import QUICK, Choices, Measuring
     from prunebench_kernels.sparsify import sparsify
 
-    return partial(sparsify(network.net, example=x, measuring=Measuring(QUICK, Choices.in_memory())), x)
+    sparse = sparsify(network.net, example=x, measuring=Measuring(QUICK, Choices.in_memory()))
+    return partial(sparse.graphed(x), x)
 
 
 def _onnx_runtime(network: TimedNetwork, x: Tensor, threads: int) -> Callable[[], Tensor]:
@@ -126,23 +145,36 @@ ENGINES: Mapping[str, Engine] = {
     "torch": Engine(EAGER, _eager),
     "folded": Engine(FOLDED, _folded),
     "compile": Engine(COMPILED_NETWORK, _compiled),
+    "graph": Engine(f"{FOLDED}, as a CUDA graph", _graph, devices=("cuda",)),
     "sparse": Engine(AUTO, _sparse),
-    "onnxruntime": Engine("ONNX Runtime", _onnx_runtime, "onnx", ("onnx", "onnxscript", "onnxruntime")),
-    "openvino": Engine("OpenVINO", _openvino, "openvino", ("onnx", "onnxscript", "onnxruntime", "openvino")),
+    "onnxruntime": Engine(
+        "ONNX Runtime", _onnx_runtime, "onnx", ("onnx", "onnxscript", "onnxruntime"), ("cpu",)
+    ),
+    "openvino": Engine(
+        "OpenVINO", _openvino, "openvino", ("onnx", "onnxscript", "onnxruntime", "openvino"), ("cpu",)
+    ),
 }
+GRAPHS = ("graph", "sparse")
+"""Those that are CUDA graphs on a GPU."""
 
 
-def choose_engines(names: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
-    """The engines of these names, in the order of the table, and why any of `all` is left out.
+def choose_engines(names: Sequence[str], device: str = "cpu") -> tuple[tuple[str, ...], list[str]]:
+    """The engines of these names, in the order of the table, and which of `all` are not installed.
 
-    Raises UsageError for an unknown one, and for one asked for by name that is not installed.
+    `all` are those of the device. Raises UsageError for an unknown one, and for one asked for by name that is of
+    another device or not installed.
     """
     for name in names:
         if name not in (*ENGINES, ALL):
             raise unknown("engine", name, (*ENGINES, ALL))
     chosen, missing = [], []
     for name, engine in ENGINES.items():
-        if name in names or ALL in names:
+        if name in names and device not in engine.devices:
+            fitting = ", ".join(other for other in ENGINES if device in ENGINES[other].devices)
+            raise UsageError(
+                f"--engine {name} runs with --device {engine.devices[0]} only; with --device {device}: {fitting}"
+            )
+        if name in names or (ALL in names and device in engine.devices):
             try:
                 engine.check()
                 chosen.append(name)
@@ -203,10 +235,11 @@ def time_engines(
     threads: int = 1,
     repeats: int = REPEATS,
 ) -> EngineTimes:
-    """Time every network in every engine on the first images of a split.
+    """Time every network in every engine on the first images of a split, on the device where networks and images are.
 
     Outputs are compared with eager torch's first; an engine that differs by more than rounding (`latency.PARITY`) or
-    fails is not timed, and the entry says why. See `latency.time_calls` for engines in turns.
+    fails is not timed, and the entry says why. See `latency.time_calls` for engines in turns; on a GPU each call is
+    timed from its launch until `torch.cuda.synchronize()` has seen its result.
 
     Raises UsageError without a dense network, and for a batch that there are not images enough for.
     """
@@ -226,6 +259,8 @@ def time_engines(
             x = images.batch(slice(0, batch))
             calls, found = _prepared(networks, engines, x, threads)
             calls |= {"dense": partial(dense.net, x), AGAIN: partial(dense.net, x)}
+            if images.device.type == "cuda":
+                calls = {name: partial(_finished, call) for name, call in calls.items()}
             times = quietest(partial(time_calls, calls, repeats=repeats, engines=True))
             floors[batch], clock = times.times["dense"].p50 / times.times[AGAIN].p50, times.clock
             entries += [_with_times(each, times) for each in found]
@@ -251,7 +286,7 @@ def _prepared(
 ) -> tuple[dict[str, Callable[[], object]], list[EngineLatency]]:
     """The calls to be timed, and an entry of each engine and network with its difference or what went wrong."""
     calls: dict[str, Callable[[], object]] = {}
-    entries = []
+    entries, limit = [], PARITY[x.device.type]
     for network in networks:
         wanted = _outputs(partial(network.net.eval(), x))
         for name in engines:
@@ -259,7 +294,7 @@ def _prepared(
             try:
                 call = ENGINES[name].prepare(network, x, threads)
                 facts["difference"] = apart = distance_of(_outputs(call), wanted)
-                if not apart <= PARITY["cpu"]:
+                if not apart <= limit:
                     facts["not_measured"] = f"outputs differ by {apart:.1e} of the largest"
             except Exception as error:  # one engine's trouble must not hide the others
                 facts["not_measured"] = str(error) if isinstance(error, UsageError) else one_line(error)
@@ -268,6 +303,13 @@ def _prepared(
             if entry.not_measured is None:
                 calls[_key(entry)] = call
     return calls, entries
+
+
+def _finished(call: Callable[[], object]) -> object:
+    """The call's result, when the GPU has it: a launch alone would be timed otherwise."""
+    result = call()
+    torch.cuda.synchronize()
+    return result
 
 
 @torch.inference_mode()

@@ -11,14 +11,17 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import run_inline, tiny_suite
 from torch import nn
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
+from prunebench.cli import exporting
 from prunebench.cli.main import app
+from prunebench.data.images import Images
 from prunebench.errors import UsageError
 from prunebench.inference import export
 from prunebench.inference.cascade import THRESHOLD_NOTE
@@ -246,8 +249,9 @@ def test_names_that_there_are_not(results: Path, tmp_path: Path) -> None:
         (["--method", "magnitud"], "did you mean magnitude"),
         (["--seed", "7"], "no finished run of"),
         (["--sparsity", "0.8"], "no finished run of"),
-        (["--to", "torch", "--engine", "torch"], "leave out --to torch"),
         (["--to", "torch", "--images", "1"], "--images must be 2 or more"),
+        (["--to", "torch", "--engine", "graph"], "--engine graph runs with --device cuda only"),
+        (["--to", "torch", "--engine", "torch", "--device", "tpu"], "unknown device 'tpu'"),
     ):
         done = ran(["export", "--results", str(results), "--out", str(tmp_path), *words])
         assert isinstance(done.exception, UsageError), words
@@ -288,6 +292,149 @@ def test_one_command_times_dense_and_pruned_networks_in_every_engine(results: Pa
     assert re.search(r"\d \\\[[\d.]+, [\d.]+\\\]", page), "percentiles"
     assert "milliseconds, medians" in done.output
     assert len(json.loads((out / "networks.json").read_text())["networks"]) == 2
+
+
+@needs_onnx
+def test_an_engine_of_onnx_files_wants_them(results: Path, tmp_path: Path) -> None:
+    words = ["export", "--results", str(results), "--out", str(tmp_path), "--to", "torch", "--engine", "all"]
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, UsageError)
+    assert re.match("--engine onnxruntime.* runs ONNX files: leave out --to torch", str(done.exception))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_engines_of_torch_need_no_onnx_files(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, name, None)
+    done = timed(results, tmp_path, "--engine", "all", "--batch", "2", "--repeats", "3")
+    assert done.exit_code == 0, done.output
+    (times,) = json.loads((tmp_path / "engines.json").read_text())["engines"]
+    assert {"torch", "folded", "sparse"} <= {each["engine"] for each in times["entries"]}
+    assert {"graph", "onnxruntime", "openvino"}.isdisjoint(each["engine"] for each in times["entries"])
+
+
+def timed(results: Path, out: Path, *words: str) -> Result:
+    """What the command says of l1-filter's run and the dense one, whose files are their weights."""
+    asked = ["--results", str(results), "--method", "l1-filter", "--out", str(out), "--to", "safetensors"]
+    return CliRunner().invoke(app, ["export", *asked, *words])
+
+
+# --- engines on a GPU -----------------------------------------------------------------------------------------
+
+
+def test_a_gpu_has_engines_of_its_own() -> None:
+    assert engines.choose_engines(["all"], "cuda") == (("torch", "folded", "compile", "graph", "sparse"), [])
+    assert "graph" not in engines.choose_engines(["all"])[0]
+    for name in ("onnxruntime", "openvino"):
+        with pytest.raises(
+            UsageError, match=f"--engine {name} runs with --device cpu only; .*: torch, folded"
+        ):
+            engines.choose_engines([name, "all"], "cuda")
+    with pytest.raises(UsageError, match="--engine graph runs with --device cuda only"):
+        engines.choose_engines(["graph"])
+
+
+def test_without_a_gpu_the_device_is_refused(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    done = timed(results, tmp_path, "--engine", "all", "--device", "cuda")
+    assert isinstance(done.exception, UsageError)
+    assert "no CUDA device here; use --device cpu" in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+class OnGPU:
+    """Images that say they are on a GPU, and are not."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, index: slice) -> torch.Tensor:
+        return self.images.batch(index)
+
+
+def test_on_a_gpu_each_timed_call_waits_for_its_result(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks, draws = timed_networks(results)
+    images, log = draws.of(Store(results).records()[0][0]).images["val"], []
+
+    def logged(network: engines.TimedNetwork, x: torch.Tensor, _: int) -> object:
+        return lambda: (log.append("call"), network.net(x))[1]
+
+    monkeypatch.setitem(engines.ENGINES, "graph", engines.Engine("a graph", logged))  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("done"))
+    times = engines.time_engines(networks, OnGPU(images), ("graph",), batches=(2,), repeats=3)  # type: ignore[arg-type]
+    assert all(entry.latency_ms is not None for entry in times.entries)
+    after = [
+        log[at + 1] for at, word in enumerate(log) if word == "call" and at > 1
+    ]  # two are compared first
+    assert len(after) >= 2 * 3 * 2
+    assert set(after) == {"done"}
+
+
+def test_on_a_gpu_the_conditions_name_it_and_what_was_a_graph(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = []
+
+    def to(net: nn.Module, device: object) -> nn.Module:
+        moved.append(device)
+        return net
+
+    class Data:
+        def __init__(self, root: Path | None, device: torch.device) -> None:
+            moved.append(device)
+            self.draws = Draws(root)
+
+        def of(self, record: RunRecord) -> object:
+            data = self.draws.of(record)
+            return SimpleNamespace(task=data.task, images={"val": OnGPU(data.images["val"])})
+
+    def net_of(*rest: object) -> nn.Module:
+        net = stored.stored_network(*rest)  # type: ignore[arg-type]
+        net.to = partial(to, net)  # type: ignore[assignment]
+        return net
+
+    def eager(network: engines.TimedNetwork, x: torch.Tensor, _: int) -> object:
+        return partial(network.net, x)
+
+    for name in ("compile", "folded", "graph", "sparse"):
+        fake = replace(engines.ENGINES[name], prepare=eager)
+        monkeypatch.setitem(engines.ENGINES, name, fake)  # type: ignore[arg-type]
+    monkeypatch.setattr(exporting, "Draws", Data)
+    monkeypatch.setattr(exporting, "stored_network", net_of)
+    monkeypatch.setattr(exporting, "choose_device", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "A GPU")
+    done = timed(results, tmp_path, "--engine", "all", "--device", "cuda", "--batch", "2", "--repeats", "3")
+    assert done.exit_code == 0, done.output
+    assert {str(device) for device in moved} == {"cuda"}
+    assert re.search(
+        r"A GPU, 1 thread, float32.*, wall clock as called: each launch until torch", done.output
+    )
+    assert "launched as CUDA graphs: graph, sparse" in done.output
+    assert json.loads((tmp_path / "engines.json").read_text())["environment"]["gpu"] == "A GPU"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_times_all_its_engines(results: Path, tmp_path: Path) -> None:
+    done = timed(results, tmp_path, "--engine", "all", "--device", "cuda", "--batch", "2", "--repeats", "3")
+    assert done.exit_code == 0, done.output
+    (times,) = json.loads((tmp_path / "engines.json").read_text())["engines"]
+    assert len(times["entries"]) == 2 * 5
+    assert [entry["not_measured"] for entry in times["entries"]] == [None] * 10
+
+
+# --- engines that go wrong ------------------------------------------------------------------------------------
 
 
 def timed_networks(results: Path) -> tuple[list[engines.TimedNetwork], Draws]:
