@@ -45,9 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 1 if a run failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("suites", nargs="+", metavar="SUITE")
-    parser.add_argument("--minutes", type=float, required=True, help="wall-clock time to use, packing included")
+    parser.add_argument(
+        "--minutes", type=float, required=True, help="wall-clock time to use, packing included"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the parts")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/prunebench-sweep"), help="folder for the store")
+    parser.add_argument(
+        "--work", type=Path, default=Path("/tmp/prunebench-sweep"), help="folder for the store"
+    )
     parser.add_argument("--carried", type=Path, help="folder with the parts of an earlier command")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--device", default="cuda")
@@ -101,7 +105,9 @@ def run_suites(suites: Sequence[str], store: Path, options: argparse.Namespace, 
                 spec, reason = event.run.spec, event.values.get("reason") or ""
                 what = f"{spec.task} {spec.method} {spec.sparsity} {spec.seed}"
                 if bad or done % 10 == 0:
-                    print(f"{time.monotonic() - begun:6.1f} s, {done} done: {what} {reason[:300]}", flush=True)
+                    print(
+                        f"{time.monotonic() - begun:6.1f} s, {done} done: {what} {reason[:300]}", flush=True
+                    )
     return failed
 
 
@@ -146,7 +152,7 @@ def summary(store: Path) -> str:
 
 
 def pack(store: Path, out: Path, parts: int) -> None:
-    """The store as `sweep.tar.xz` in parts, records first; models of the last runs are left out if it grows too long."""
+    """The store as `sweep.tar.xz` in at most so many parts: records first, then models; what is too much is left out."""
     out.mkdir(parents=True, exist_ok=True)
     files = sorted(path for path in store.rglob("*") if path.is_file() and "locks" not in path.parts)
     rank = {"record.json": 0, "model.safetensors": 1, "outputs.safetensors": 2}
