@@ -152,7 +152,7 @@ def summary(store: Path) -> str:
 
 
 def pack(store: Path, out: Path, parts: int) -> None:
-    """The store as `sweep.tar.xz` in at most so many parts: records first, then models; what is too much is left out."""
+    """The store as `sweep.tar.xz` in at most so many parts: records, then models; what is too much is left out."""
     out.mkdir(parents=True, exist_ok=True)
     files = sorted(path for path in store.rglob("*") if path.is_file() and "locks" not in path.parts)
     rank = {"record.json": 0, "model.safetensors": 1, "outputs.safetensors": 2}
