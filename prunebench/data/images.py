@@ -52,6 +52,14 @@ class Images:
         """Normalised float32 images `[B, C, H, W]`, channels_last; cut in the middle unless `crops` are given."""
         return self._show(self._gather(index).to(self.device), index, crops)
 
+    def pixels(self, x: Tensor) -> Tensor:
+        """The pixels, from 0 to 1, of normalised images `[B, C, H, W]`."""
+        return (x - self._shift.view(-1, 1, 1)) / (255 * self._scale).view(-1, 1, 1)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Pixels from 0 to 1, `[B, C, H, W]`, as a batch has them."""
+        return pixels * (255 * self._scale).view(-1, 1, 1) + self._shift.view(-1, 1, 1)
+
     def feed(
         self, batches: Tensor | Sequence[Rows], crops: Tensor | None = None
     ) -> Generator[Tensor, None, None]:

@@ -2,9 +2,9 @@
 
 The pruner runs as it is, but for two things: its dense model is the debiased one, and where it trains with the plain
 loss, samples weigh as the debiaser found (`lff`, `disent`, `pw-loss`, `groupdro` and `modad`: in the loss, `jtt`,
-`dcwp`, `groupdro` and `modad`: in how often they are drawn). A loss or weights of the pruner's own stay. Scores that
-need gradients take those of the plain loss. The debiaser's stage is that of its own method, and computed once for all
-pruners. `dfr` alone comes after: it learns the head of the pruned network anew.
+`dcwp`, `groupdro`, `modad` and `larreg`: in how often they are drawn). A loss or weights of the pruner's own stay.
+Scores that need gradients take those of the plain loss. The debiaser's stage is that of its own method, and computed
+once for all pruners. `dfr` alone comes after: it learns the head of the pruned network anew.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from prunebench.methods.disent import Disentangled, disent
 from prunebench.methods.experiment import Experiment, ExperimentView, Pruned
 from prunebench.methods.groupdro import GroupDRO, groupdro
 from prunebench.methods.jtt import JustTrainTwice, find_errors, jtt, retrain, sample_weight
+from prunebench.methods.larreg import LowRankDebiasing, larreg
 from prunebench.methods.lff import LearningFromFailure, lff
 from prunebench.methods.modad import AnomalyDebiasing, drawn_alike, modad
 from prunebench.methods.pw_loss import PerformanceWeighted, pw_loss
@@ -123,6 +124,12 @@ def _disent(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
     return Weighting(state, in_loss=state.pop("sample_weights"))
 
 
+def _larreg(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
+    chosen = LowRankDebiasing(**settings)
+    state, mined = chosen.debiased(StageExperiment(experiment, larreg, settings))
+    return Weighting(state, in_drawing=chosen.drawing(mined), mined=mined)
+
+
 def _mining_alone() -> Method:
     """DCWP's mining with an upweight of its own: the share of conflicting images need not be known."""
     own = {key: value for key, value in dcwp.settings.items() if key.startswith("mining")}
@@ -147,6 +154,7 @@ DEBIASERS: Mapping[str, Debiaser] = {
     "groupdro": Debiaser(groupdro, _groupdro),
     "modad": Debiaser(modad, _modad),
     "disent": Debiaser(disent, _disent),
+    "larreg": Debiaser(larreg, _larreg),
 }
 
 

@@ -34,7 +34,7 @@ REQUIRED = {
     "l1-filter", "l2-filter", "random-channels", "depgraph", "network-slimming", "taylor-filter", "fpgm", "hrank",
     "wanda", "lamp", "taylor", "woodfisher", "cap", "magnitude-2-4", "sr-ste",
     "pw-loss", "pw-loss-dense", "dfr", "dfr-dense", "groupdro", "groupdro-dense", "modad", "modad-dense", "disent",
-    "disent-dense", "fairgrape",
+    "disent-dense", "fairgrape", "larreg", "larreg-dense", "ffw", "ffw-native",
 }  # fmt: skip
 
 THOROUGH = {"magnitude", "gmp-ri", "rigl"}

@@ -31,14 +31,15 @@ from prunebench.training.losses import RelativeDifficulty
 F64 = torch.float64
 
 
-@pytest.mark.parametrize("name", ["pw-loss", "dfr", "groupdro", "modad", "disent"])
+@pytest.mark.parametrize("name", ["pw-loss", "dfr", "groupdro", "modad", "disent", "larreg"])
 @pytest.mark.parametrize("sparsity", [0.5, 0.9])
 def test_sparsity_is_exact_and_masks_hold(name: str, sparsity: float) -> None:
     experiment, _ = fitted(name, sparsity)
-    assert experiment.training_steps == {"modad": 30 + 30 + 3 * 10, "disent": 2 * 30 + 10}.get(name, 30 + 10)
+    steps = {"modad": 30 + 30 + 3 * 10, "disent": 2 * 30 + 10, "larreg": 3 * 30 + 3 * 30 + 10}
+    assert experiment.training_steps == steps.get(name, 30 + 10)
 
 
-@pytest.mark.parametrize("name", ["pw-loss", "dfr", "groupdro", "modad", "disent"])
+@pytest.mark.parametrize("name", ["pw-loss", "dfr", "groupdro", "modad", "disent", "larreg"])
 def test_the_unpruned_form_keeps_every_weight(name: str) -> None:
     entry = builtin_methods()[f"{name}-dense"]
     assert entry.unpruned
@@ -47,7 +48,7 @@ def test_the_unpruned_form_keeps_every_weight(name: str) -> None:
     assert all(bool(mask.all()) for mask in pruned.masks.values())
 
 
-@pytest.mark.parametrize("debiaser", ["pw-loss", "dfr", "groupdro", "modad", "disent"])
+@pytest.mark.parametrize("debiaser", ["pw-loss", "dfr", "groupdro", "modad", "disent", "larreg"])
 def test_pruners_take_the_debiaser(debiaser: str) -> None:
     experiment = tiny_experiment(debiaser, 0.8)
     plain = resolve_method("magnitude").fit(experiment, 0.8)
@@ -55,7 +56,9 @@ def test_pruners_take_the_debiaser(debiaser: str) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(plain.model.parameters(), composed.model.parameters()))
 
 
-@pytest.mark.parametrize("name", ["groupdro", "magnitude+lff", "magnitude+groupdro", "magnitude+modad"])
+@pytest.mark.parametrize(
+    "name", ["groupdro", "magnitude+lff", "magnitude+groupdro", "magnitude+modad", "magnitude+larreg"]
+)
 def test_the_control_of_a_composition_trains_by_the_very_same_calls(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
