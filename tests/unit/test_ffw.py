@@ -7,18 +7,20 @@ import math
 import pytest
 import torch
 from tiny_experiment import fitted, tiny_experiment
+from torch.nn.functional import cross_entropy
 
 from prunebench.methods.discovery import builtin_methods
-from prunebench.methods.ffw import FantasticWeights, GatedNetwork, mutual_information, opening
+from prunebench.methods.ffw import FantasticWeights, GatedWeights, opening
+from prunebench.methods.gates import gate_objective, mutual_information
 from prunebench.pruning.masks import prunable
 from prunebench.training.loop import Batch
 
 F64 = torch.float64
 
 
-def gated() -> tuple[GatedNetwork, Batch, torch.Tensor]:
+def gated() -> tuple[GatedWeights, Batch, torch.Tensor]:
     experiment = tiny_experiment("ffw")
-    seen = GatedNetwork(experiment.dense_model(), 2, torch.Generator().manual_seed(0)).train()
+    seen = GatedWeights(experiment.dense_model(), 2, torch.Generator().manual_seed(0)).train()
     split, index = experiment.train_split, torch.tensor([0, 1, 3, 4, 8])
     return seen, Batch(split.images.batch(index), split.y[index], index, 0), split.bias
 
@@ -46,6 +48,10 @@ def test_mutual_information_by_hand() -> None:
             apart = sum(joint[k]) * sum(row[j] for row in joint)
             expected += joint[k][j] * math.log(joint[k][j] / apart) / math.log(3)
     assert mutual_information(p.log(), torch.tensor(bias)).item() == pytest.approx(expected)
+    more = torch.cat([p.log(), told[:1].repeat(1, 2)[:, :3]])
+    among = torch.tensor([True] * 4 + [False])
+    assert mutual_information(more, torch.tensor([*bias, 1]), among).item() == pytest.approx(expected)
+    assert mutual_information(more, torch.tensor([*bias, 1]), ~among.fill_(True)).item() == pytest.approx(0)
 
 
 def test_open_gates_leave_the_dense_network_and_others_scale_its_weights() -> None:
@@ -64,7 +70,7 @@ def test_open_gates_leave_the_dense_network_and_others_scale_its_weights() -> No
 
 def test_gates_learn_from_task_and_information_and_the_head_from_its_own_loss() -> None:
     seen, batch, bias = gated()
-    FantasticWeights().objective(bias)(seen, batch).backward()
+    gate_objective(bias, lambda logits, batch: cross_entropy(logits, batch.y), 10.0)(seen, batch).backward()
     own = bias[batch.index]
     features, logits = (value.detach().double() for value in seen.features_and_logits(batch.x))
     head = seen.bias_head
@@ -74,7 +80,7 @@ def test_gates_learn_from_task_and_information_and_the_head_from_its_own_loss() 
     found = [s.grad.clone() for s in seen.gates]
     seen.zero_grad(set_to_none=True)
     features, logits = seen.features_and_logits(batch.x)
-    task = torch.nn.functional.cross_entropy(logits, batch.y)
+    task = cross_entropy(logits, batch.y)
     (task + 10 * mutual_information(head(features), own)).backward()
     for ours, expected in zip(found, seen.gates):
         torch.testing.assert_close(ours, expected.grad, rtol=1e-4, atol=1e-8)
