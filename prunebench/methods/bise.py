@@ -6,11 +6,11 @@ bias-conflicting samples: those whose bias is not the most frequent one of their
 1 to 1/512. Weights and BatchNorm stay as they are.
 
 `bise-native` is that narrower network as it is, without fine-tuning, as published. `bise` ranks all channels by their
-gates to remove the asked share of multiply-accumulates and fine-tunes, which is not of the paper. Learning rates and
-weights are those of the released code. There a temperature lasts 10 epochs and is followed by 50 epochs of the head;
-here it lasts a tenth of `mask_steps`, with `head_steps` of the head before it. Of residual networks the released code
-gates the output of each block apart, and not the first layer; here channels that are added to each other have one gate,
-so that they can be removed.
+gates to remove the asked share of multiply-accumulates and fine-tunes with groups weighing alike, which is not of the
+paper. Learning rates and weights are those of the released code. There a temperature lasts 10 epochs and is followed by
+50 epochs of the head; here it lasts a tenth of `mask_steps`, with `head_steps` of the head before it. Of residual
+networks the released code gates the output of each block apart, and not the first layer; here channels that are added
+to each other have one gate, so that they can be removed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from prunebench.methods.gates import GatedNetwork, HeadRule, gate_objective, lea
 from prunebench.methods.structured import RemoveChannels
 from prunebench.models import Classifier
 from prunebench.pruning.coupling import Coupling, coupled_channels, slice_state
-from prunebench.pruning.masks import prunable, whole_masks
+from prunebench.pruning.masks import Masks, prunable, whole_masks
 from prunebench.training.loop import Batch
+from prunebench.training.losses import weighted_cross_entropy
 
 MATOS = "De Moura Matos et al., CVPR 2026 (Bias in, bias out? Finding unbiased subnetworks in vanilla models)"
 TEMPERATURES = tuple(0.5**power for power in range(10))
@@ -55,6 +56,11 @@ class BiasInvariantChannels(RemoveChannels):
     def worth(self, experiment: Experiment, model: Classifier, coupling: Coupling) -> Tensor:
         found = experiment.shared("gates", lambda: {"gates": self._learn(experiment, coupling)}, owner="bise")
         return found["gates"]
+
+    def heal(self, experiment: Experiment, narrow: Classifier, masks: Masks) -> None:
+        experiment.finetune(
+            narrow, masks, objective=weighted_cross_entropy(alike_by_group(experiment.train_split.group))
+        )
 
     def _learn(self, experiment: Experiment, coupling: Coupling) -> Tensor:
         split = experiment.train_split

@@ -21,7 +21,7 @@ from prunebench.errors import MaskError
 from prunebench.methods.experiment import Experiment, Pruned, state_of
 from prunebench.models import Classifier
 from prunebench.pruning.coupling import Coupling, coupled_channels, slice_state
-from prunebench.pruning.masks import whole_masks
+from prunebench.pruning.masks import Masks, whole_masks
 from prunebench.results.record import removal_problem
 
 
@@ -51,10 +51,14 @@ class RemoveChannels(ABC):
         kept = nearest(model, coupling, order, sparsity, x)
         narrow = experiment.model_from(slice_state(state_of(model), coupling, kept))
         masks = whole_masks(narrow)
-        experiment.finetune(narrow, masks)
+        self.heal(experiment, narrow, masks)
         if self.recalibrate:
             experiment.recalibrate(narrow, batches=self.recalibrate)
         return Pruned(narrow, masks, structured=True)
+
+    def heal(self, experiment: Experiment, narrow: Classifier, masks: Masks) -> None:
+        """Fine-tune what is left, in place."""
+        experiment.finetune(narrow, masks)
 
     def _order(self, coupling: Coupling, worth: Tensor) -> Tensor:
         return removal_order(coupling, worth, uniform=self.distribution == "uniform", coupled=self.coupled)
