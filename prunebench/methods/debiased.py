@@ -1,10 +1,10 @@
 """Debiasing with any pruner, `PRUNER+DEBIASER`: the pruner works on a debiased network, with the debiaser's weights.
 
 The pruner runs as it is, but for two things: its dense model is the debiased one, and where it trains with the plain
-loss, samples weigh as the debiaser found (`lff`, `disent`, `pw-loss`, `groupdro` and `modad`: in the loss, `jtt`,
-`dcwp`, `groupdro`, `modad` and `larreg`: in how often they are drawn). A loss or weights of the pruner's own stay.
-Scores that need gradients take those of the plain loss. The debiaser's stage is that of its own method, and computed
-once for all pruners. `dfr` alone comes after: it learns the head of the pruned network anew.
+loss, samples weigh as the debiaser found (`lff`, `disent`, `pw-loss`, `groupdro`, `modad` and `ceag`: in the loss,
+`jtt`, `dcwp`, `groupdro`, `modad` and `larreg`: in how often they are drawn). A loss or weights of the pruner's own
+stay. Scores that need gradients take those of the plain loss. The debiaser's stage is that of its own method, and
+computed once for all pruners. `dfr` alone comes after: it learns the head of the pruned network anew.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from prunebench.errors import UsageError, unknown
 from prunebench.methods.api import SUPERVISION, Method
+from prunebench.methods.ceag import ConstrainedGaps, ceag, lagrangian
 from prunebench.methods.dcwp import DebiasedPruning, dcwp
 from prunebench.methods.dfr import FeatureReweighting, dfr
 from prunebench.methods.disent import Disentangled, disent
@@ -130,6 +131,16 @@ def _larreg(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
     return Weighting(state, in_drawing=chosen.drawing(mined), mined=mined)
 
 
+def _ceag(experiment: Experiment, settings: Mapping[str, Any]) -> Weighting:
+    return Weighting(None, objective=lagrangian(ConstrainedGaps(**settings).constraints(experiment)))
+
+
+def _constraints_alone() -> Method:
+    """CEAG without its own pruning."""
+    own = {key: value for key, value in ceag.settings.items() if key not in ("pruning", "events")}
+    return replace(ceag, settings=own)
+
+
 def _mining_alone() -> Method:
     """DCWP's mining with an upweight of its own: the share of conflicting images need not be known."""
     own = {key: value for key, value in dcwp.settings.items() if key.startswith("mining")}
@@ -155,6 +166,7 @@ DEBIASERS: Mapping[str, Debiaser] = {
     "modad": Debiaser(modad, _modad),
     "disent": Debiaser(disent, _disent),
     "larreg": Debiaser(larreg, _larreg),
+    "ceag": Debiaser(_constraints_alone(), _ceag),
 }
 
 

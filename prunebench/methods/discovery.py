@@ -66,7 +66,7 @@ def _first_text(call: ast.expr) -> str | None:
 
 
 DEBIASED = "+"
-DEBIASER_NAMES = ("lff", "jtt", "dcwp", "pw-loss", "dfr", "groupdro", "modad", "disent", "larreg")
+DEBIASER_NAMES = ("lff", "jtt", "dcwp", "pw-loss", "dfr", "groupdro", "modad", "disent", "larreg", "ceag")
 """What may stand behind a pruner's name, as in `magnitude+lff`: see `methods.debiased`."""
 
 

@@ -376,7 +376,7 @@ class Experiment:
         self,
         model: Classifier,
         sparsity: float,
-        score: Score | None = None,
+        score: Score | Mapping[str, Tensor] | None = None,
         *,
         distribution: str | Distribution = "global",
         structure: str | None = None,
@@ -414,9 +414,11 @@ class Experiment:
             layer.momentum = momentum
         self.cost.own_steps += steps_of(batches / 3)
 
-    def _some_batches(self, purpose: str, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _some_batches(
+        self, purpose: str, count: int, sample_weight: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Training images as they are shown in evaluation, and their labels."""
-        for row in self._draw(purpose, count).to(self.device):
+        for row in self._draw(purpose, count, sample_weight).to(self.device):
             yield self.train_split.images.batch(row), self.train_split.y[row]
 
     @torch.no_grad()
@@ -449,25 +451,33 @@ class Experiment:
         statistics = self.statistics(model, batches=criterion.batches)
         return compute_scores(criterion, model, statistics, self.rng(f"scores/{criterion.name}"))
 
-    def statistics(self, model: Classifier, *, batches: int = BATCHES) -> Statistics:
-        """Gradients, activations and curvature of `model` as it is now, over training batches; see `Statistics`."""
+    def statistics(
+        self, model: Classifier, *, batches: int = BATCHES, sample_weight: Tensor | None = None
+    ) -> Statistics:
+        """Gradients, activations and curvature of `model` as it is now, over training batches; see `Statistics`.
+
+        `sample_weight` `[N]` draws samples in proportion: those of a group alone, where it is 0 for the others.
+        """
 
         def charge(steps: float) -> None:
             self.cost.own_steps += steps_of(steps)
 
         return Statistics(
             model,
-            lambda: self._some_batches("statistics", batches),
+            lambda: self._some_batches("statistics", batches, sample_weight),
             charge,
             self.rng("probes"),
-            lambda: self.gradients(model, batches=batches),
+            lambda: self.gradients(model, batches=batches, sample_weight=sample_weight),
             self._backward,
         )
 
-    def gradients(self, model: Classifier, *, batches: int = 8) -> dict[str, Tensor]:
+    def gradients(
+        self, model: Classifier, *, batches: int = 8, sample_weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Gradients of the mean loss over some batches, in training mode; the model is unchanged."""
         net = copy.deepcopy(model).train()
-        index, before = self._draw("gradients", batches).to(self.device), self._backward.count
+        index = self._draw("gradients", batches, sample_weight).to(self.device)
+        before = self._backward.count
         with channels_last(net):
             for row in index:
                 logits = net(self.train_split.images.batch(row))

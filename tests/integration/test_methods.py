@@ -35,7 +35,7 @@ REQUIRED = {
     "wanda", "lamp", "taylor", "woodfisher", "cap", "magnitude-2-4", "sr-ste",
     "pw-loss", "pw-loss-dense", "dfr", "dfr-dense", "groupdro", "groupdro-dense", "modad", "modad-dense", "disent",
     "disent-dense", "fairgrape", "larreg", "larreg-dense", "ffw", "ffw-native",
-    "bise", "bise-native",
+    "bise", "bise-native", "ceag", "fairprune",
 }  # fmt: skip
 
 THOROUGH = {"magnitude", "gmp-ri", "rigl"}

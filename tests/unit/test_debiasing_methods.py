@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +12,15 @@ import torch
 from tiny_experiment import InMemory, fitted, tiny_experiment
 
 from prunebench.errors import UsageError
+from prunebench.methods import ceag as ceag_module
 from prunebench.methods import shuffled as shuffled_module
+from prunebench.methods.ceag import ConstrainedGaps, ExcessGaps, lagrangian
 from prunebench.methods.debiased import debiased, find_weighting
 from prunebench.methods.dfr import balanced_draw, fit_head, standardising
 from prunebench.methods.discovery import builtin_methods, resolve_method
 from prunebench.methods.disent import Disentangled, TwoEncoders
 from prunebench.methods.fairgrape import fair_choice, round_targets
+from prunebench.methods.fairprune import FairPrune, unprivileged
 from prunebench.methods.groupdro import WEIGHTS, GroupDRO, RobustLoss
 from prunebench.methods.modad import AnomalyDebiasing, changed
 from prunebench.methods.pw_loss import (
@@ -26,7 +30,7 @@ from prunebench.methods.pw_loss import (
     performance_weight,
 )
 from prunebench.training.loop import Batch
-from prunebench.training.losses import RelativeDifficulty
+from prunebench.training.losses import RelativeDifficulty, cross_entropy
 
 F64 = torch.float64
 
@@ -57,7 +61,15 @@ def test_pruners_take_the_debiaser(debiaser: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["groupdro", "magnitude+lff", "magnitude+groupdro", "magnitude+modad", "magnitude+larreg"]
+    "name",
+    [
+        "groupdro",
+        "magnitude+lff",
+        "magnitude+groupdro",
+        "magnitude+modad",
+        "magnitude+larreg",
+        "magnitude+ceag",
+    ],
 )
 def test_the_control_of_a_composition_trains_by_the_very_same_calls(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -290,6 +302,174 @@ def test_group_importance_is_the_formula() -> None:
 def test_fairgrape_spends_the_fine_tuning_over_its_rounds() -> None:
     experiment, _ = fitted("fairgrape", 0.5, batches=1)
     assert experiment.training_steps == 30 + 10 + 7, "a batch is measured in each of seven rounds"
+
+
+# CEAG
+
+
+def small_gaps(*, alike: bool = False) -> ExcessGaps:
+    """Groups 3 and 8 of 3 and 1 samples; the dense network is right in 2/3 and 1 of them, 3/4 of all."""
+    group, right = torch.tensor([3, 3, 3, 8]), torch.tensor([True, True, False, True])
+    return ExcessGaps(group, right, tolerance=0.1, step_size=0.5, memory=2, alike=alike)
+
+
+def test_excess_gaps_by_hand() -> None:
+    gaps = small_gaps()
+    found = gaps(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, False, True]), torch.tensor([0, 1, 2]))
+    assert found.item() == 3, "no group loses more than the whole, which group 8 is no part of yet"
+    assert gaps.full.tolist() == [True, False]
+    losses = torch.tensor([4.0, 1.0], requires_grad=True)
+    loss = gaps(losses, torch.tensor([False, True]), torch.tensor([3, 0]))
+    torch.testing.assert_close(gaps.gaps(), torch.tensor([-1 / 3, 1.0]), msg="the oldest of group 3 is gone")
+    torch.testing.assert_close(gaps.multipliers, torch.tensor([0, 0.5 * (1 - 0.1)]))
+    assert loss.item() == pytest.approx(2.5 + 0.45 * (4 - 2.5))
+    loss.backward()
+    torch.testing.assert_close(losses.grad, torch.tensor([0.5 + 0.45 * 0.5, 0.5 - 0.45 * 0.5]))
+    loss = gaps(torch.tensor([7.0]), torch.tensor([True]), torch.tensor([1]))
+    assert loss.item() == 7, "of a group that the batch lacks, the multiplier moves alone"
+    torch.testing.assert_close(gaps.multipliers, torch.tensor([0, 0.9]))
+
+
+def test_as_released_the_groups_weigh_alike_in_the_overall_accuracy() -> None:
+    """Accuracies 1 and 0 have the mean 1/2, beside the 3/4 of the dense network: the whole has lost 1/4."""
+    gaps = small_gaps(alike=True)
+    gaps(torch.ones(3), torch.tensor([True, True, False]), torch.tensor([0, 1, 3]))
+    torch.testing.assert_close(gaps.gaps(), torch.tensor([-1 / 3 - 1 / 4, 1 - 1 / 4]))
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_constraints_are_the_formula_over_many_batches(alike: bool) -> None:
+    """Against buffers that drop their oldest entry, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    group = torch.randint(5, (60,), generator=generator) * 7
+    group[:2] = 99
+    dense = torch.rand(60, generator=generator) < 0.7
+    gaps = ExcessGaps(group, dense, tolerance=0.05, step_size=0.3, memory=6, alike=alike)
+    names = sorted(set(group.tolist()))
+    sizes = {name: int((group == name).sum()) for name in names}
+    buffers = {name: deque[float](maxlen=min(6, sizes[name])) for name in names}
+    multipliers = dict.fromkeys(names, 0.0)
+    for _ in range(40):
+        index = torch.randint(60, (24,), generator=generator)
+        losses, right = (torch.rand(24, generator=generator) for _ in range(2))
+        found = gaps(losses, right < 0.5, index)
+        for sample, value in zip(index.tolist(), (right < 0.5).tolist()):
+            buffers[int(group[sample])].append(float(value))
+        full = [name for name in names if len(buffers[name]) == buffers[name].maxlen]
+        accuracy = {name: sum(buffers[name]) / len(buffers[name]) for name in full}
+        share = {name: 1 / len(full) if alike else sizes[name] / sum(sizes[n] for n in full) for name in full}
+        own = {name: float(dense[group == name].double().mean()) for name in names}
+        whole = float(dense.double().mean()) if alike else sum(share[name] * own[name] for name in full)
+        whole -= sum(share[name] * accuracy[name] for name in full)
+        for name in full:
+            multipliers[name] += 0.3 * (own[name] - accuracy[name] - whole - 0.05)
+            multipliers[name] = max(multipliers[name], 0.0)
+        expected = float(losses.double().mean())
+        for name in names:
+            of = losses[group[index] == name].double()
+            if len(of):
+                expected += multipliers[name] * float(of.mean() - losses.double().mean())
+        torch.testing.assert_close(gaps.multipliers, torch.tensor(list(multipliers.values())))
+        assert found.item() == pytest.approx(expected, rel=1e-4)
+    assert max(multipliers.values()) > 0.5
+
+
+def test_a_wide_tolerance_leaves_naive_fine_tuning_and_a_narrow_one_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wide, pruned = fitted("ceag", 0.95, tolerance=2.0)
+    assert wide.training_steps == 30 + 10
+    assert wide.notes["largest_multiplier"] == 0
+    layers = {float(mask.float().mean()) for mask in pruned.masks.values()}
+    assert max(layers) - min(layers) < 0.02, "all layers alike"
+    narrow, other = fitted("ceag", 0.95, tolerance=0.0, step_size=1.0)
+    assert narrow.notes["largest_multiplier"] > 0
+    monkeypatch.setattr(ceag_module, "lagrangian", lambda gaps: cross_entropy)
+    _, naive = fitted("ceag", 0.95)
+    states = [one.model.state_dict() for one in (naive, pruned, other)]
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-5)
+    assert any(not torch.allclose(states[2][name], value, atol=1e-4) for name, value in states[0].items())
+
+
+def test_weights_go_by_the_cubic_over_the_first_three_tenths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps 1, 2 and 3 of 10: 0, 7/8 of the sparsity, all of it."""
+    asked: list[float] = []
+    make = ceag_module.make_masks
+    monkeypatch.setattr(
+        ceag_module,
+        "make_masks",
+        lambda scores, sparsity, **settings: (asked.append(sparsity), make(scores, sparsity, **settings))[1],
+    )
+    fitted("ceag", 0.8)
+    assert asked == pytest.approx([0, 0.7, 0.8])
+
+
+def test_each_training_begins_with_multipliers_of_zero() -> None:
+    experiment = tiny_experiment("ceag")
+    gaps = ConstrainedGaps().constraints(experiment)
+    split, net, loss = experiment.train_split, experiment.dense_model().train(), lagrangian(gaps)
+    index = torch.arange(16)
+    batch = Batch(split.images.batch(index), split.y[index], index, 1)
+    gaps.multipliers.fill_(5.0)
+    loss(net, batch)
+    assert float(gaps.multipliers.max()) == 5
+    loss(net, replace(batch, step=0))
+    assert float(gaps.multipliers.max()) < 1
+
+
+def test_ceag_composes_and_has_a_control() -> None:
+    entry = resolve_method("magnitude+ceag")
+    assert entry.supervision == "train-groups"
+    assert "ceag_pruning" not in entry.settings
+    bad = entry.with_params({"ceag_tolerance": -1.0})
+    with pytest.raises(ValueError, match="tolerance"):
+        bad.build(**bad.params)
+    settings = [{"ceag_tolerance": 2.0}, {"ceag_tolerance": 0.0, "ceag_step_size": 1.0}]
+    wide, narrow = (
+        entry.with_params(one).fit(tiny_experiment("ceag", 0.95), 0.95).model.head.weight for one in settings
+    )
+    assert not torch.allclose(wide, narrow, atol=1e-4)
+    resolve_method("shuffled:ceag").fit(tiny_experiment("ceag", 0.8), 0.8)
+
+
+# FairPrune
+
+
+def test_the_unprivileged_by_hand() -> None:
+    """Groups 5, 2 and 7 have mean losses 1, 3 and 2.2; all together 2."""
+    losses = torch.tensor([1.0, 3.0, 2.2, 1.0, 2.8, 2.0])
+    group = torch.tensor([5, 2, 7, 5, 5, 7])
+    losses[4] = 1.0
+    losses[5] = 2.4
+    assert unprivileged(losses, group).tolist() == [False, True, True, False, False, True]
+
+
+def test_fair_saliency_is_the_formula() -> None:
+    """Of the last layer, with the mean squared gradient of a sample, from the softmax's error in float64."""
+    experiment = tiny_experiment("fairprune")
+    model, split = experiment.dense_model(), experiment.train_split
+    found = FairPrune(beta=0.4, batches=2, curvature="fisher").saliency(experiment, model)["head.weight"]
+    losses = torch.nn.functional.cross_entropy(experiment.predict(model), split.y, reduction="none")
+    below = unprivileged(losses, split.group)
+    assert experiment.notes["unprivileged_share"] == pytest.approx(float(below.float().mean()))
+    weight, shift = (value.detach().double() for value in (model.head.weight, model.head.bias))
+    curvature = []
+    for of in (below, ~below):
+        rows = experiment._draw("statistics", 2, of.float()).flatten()
+        assert bool(of[rows].all())
+        features = model.eval().features(split.images.batch(rows)).detach().double()
+        error = (features @ weight.T + shift).softmax(1) - torch.eye(3, dtype=F64)[split.y[rows]]
+        curvature.append((error.square().T @ features.square()) / len(rows))
+    expected = weight.square() / 2 * (curvature[0] - 0.4 * curvature[1])
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-9)
+
+
+def test_fairprune_charges_what_it_measures() -> None:
+    assert fitted("fairprune", curvature="fisher")[0].training_steps == 30 + 10 + 2 * 8
+    assert fitted("fairprune", batches=1)[0].training_steps == 30 + 10 + 2 * (1 + 4)
+    with pytest.raises(ValueError, match="curvature"):
+        FairPrune(curvature="second")  # type: ignore[arg-type]
 
 
 # MoDAD
