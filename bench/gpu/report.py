@@ -22,11 +22,13 @@ WAYS = {"called": "as called", "graph": "CUDA graph", "kernels": "kernels alone,
 
 NOTES = {
     "b4af7a27": (
-        "The four checks of this run that fail compare the mutual information of one model, which is exactly 0, by its "
-        "relative error: a fault of the check, mended since. Two captures of the first training item broke, and what "
-        "followed in that process lost its baselines; mended since, not measured again. The source was not committed "
-        "yet, and smaller changes came after it."
-    )
+        "The source was not committed yet, and smaller changes came after it; the machine code of all kernels stayed "
+        "as it was. What the later run measured anew, checks and training steps, is shown as it was then."
+    ),
+    "5876c0a9": (
+        "The file that differs from the commit lists methods for a sweep; nothing measured here reads it. Only checks "
+        "and training steps were measured in this run."
+    ),
 }
 """What must be known of a run and its raw results do not tell."""
 
@@ -169,7 +171,12 @@ def summary(results: Mapping[str, Any]) -> str:
             f"| {title} | {WAYS[how]} | {1e3 * ours:.0f} | {1e3 * best:.0f} ({other}) | {best / ours:.2f}x |"
         )
     devices = sorted({run["machine"]["device"] for run in results["runs"].values() if "machine" in run})
-    return "\n".join([f"Medians of one run on one {' and one '.join(devices)}:", "", *rows])
+    runs = (
+        "one run"
+        if len(results["runs"]) == 1
+        else f"{len(results['runs'])} runs, each candidate beside its rivals in one,"
+    )
+    return "\n".join([f"Medians of {runs} on one {' and one '.join(devices)}:", "", *rows])
 
 
 def with_summary(text: str, results: Mapping[str, Any]) -> str:
