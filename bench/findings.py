@@ -1,6 +1,6 @@
-"""What the board's records say about claims of papers: orders of methods, and debiasing before pruning.
+"""What records say about claims of papers: orders of methods, and debiasing before pruning.
 
-    uv run python bench/findings.py [--results leaderboard/results] [--page docs/findings.md]
+    uv run python bench/findings.py [--results leaderboard/findings] [--page docs/findings.md]
 
 Reads records alone and trains nothing; the page names the commands whose runs it lacks.
 """
@@ -8,7 +8,7 @@ Reads records alone and trains nothing; the page names the commands whose runs i
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from prunebench.stats.multiplicity import benjamini_hochberg
 from prunebench.stats.tests import paired_p_value
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "findings.md"
+RESULTS, PAGE = ROOT / "leaderboard" / "findings", ROOT / "docs" / "findings.md"
 SIGNIFICANCE = 0.05
 
 ORDERS_TASK, ORDERS_SPARSITY = "cifar10-backgrounds", 0.95
@@ -210,7 +210,27 @@ def _lacking(missing: Sequence[str], task: str, sparsity: float) -> list[str]:
     return [f"Not run yet on {task} at {sparsity:g}: {', '.join(f'`{name}`' for name in missing)}."]
 
 
-PARTS = {"orders": orders_markdown, "composed": composed_markdown}
+# The runs
+
+
+def runs_markdown(records: Sequence[RunRecord]) -> str:
+    """How many runs there are, where they were trained, and of which code."""
+    where = Counter(
+        f"{facts.get('gpu') or facts.get('cpu')}, torch {facts.get('torch')}, {facts.get('precision')}"
+        for facts in (record.environment for record in records)
+    )
+    code = Counter(
+        f"`{str(record.code['commit'])[:7]}`{' with changes' if record.code['dirty'] else ''}"
+        for record in records
+    )
+    counted = [
+        "; ".join(f"{fmt.plural(count, 'run')} {word} {what}" for what, count in found.items())
+        for found, word in ((where, "on"), (code, "of"))
+    ]
+    return "\n".join(f"- {line}" for line in counted)
+
+
+PARTS = {"runs": runs_markdown, "orders": orders_markdown, "composed": composed_markdown}
 
 
 def with_tables(page: str, records: Sequence[RunRecord]) -> str:
@@ -220,16 +240,18 @@ def with_tables(page: str, records: Sequence[RunRecord]) -> str:
     return page
 
 
+def read_records(results: Path) -> list[RunRecord]:
+    """The records that stand, without those withdrawn."""
+    return read_standing(results).listed(open_results(results).records()[0])
+
+
 def main() -> None:
     """Write the parts of the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "--results", type=Path, default=ROOT / "leaderboard" / "results", help="results folder"
-    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="results folder")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page whose marked parts are replaced")
     options = parser.parse_args()
-    records = read_standing(options.results).listed(open_results(options.results).records()[0])
-    text = with_tables(options.page.read_text(encoding="utf-8"), records)
+    text = with_tables(options.page.read_text(encoding="utf-8"), read_records(options.results))
     write_atomically(options.page, text.encode())
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import findings
 import pytest
 
 from prunebench.leaderboard.values import Leaderboard
@@ -110,3 +111,16 @@ def seeds_in(line: str) -> set[int]:
     """The seeds that a line on missing or failed runs names."""
     (named,) = re.findall(r", seeds? ([0-9, ]+):", line)[:1]
     return {int(seed) for seed in named.split(",")}
+
+
+# The study of published claims
+
+
+def test_the_page_of_findings_is_that_of_its_records() -> None:
+    page = findings.PAGE.read_text(encoding="utf-8")
+    assert findings.with_tables(page, findings.read_records(findings.RESULTS)) == page
+
+
+@pytest.mark.slow
+def test_the_records_of_findings_hold_together() -> None:
+    assert [finding for finding in check_records(findings.RESULTS) if not finding.ok] == []
