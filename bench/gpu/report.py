@@ -174,9 +174,9 @@ def summary(results: Mapping[str, Any]) -> str:
     runs = (
         "one run"
         if len(results["runs"]) == 1
-        else f"{len(results['runs'])} runs, each candidate beside its rivals in one,"
+        else f"{len(results['runs'])} runs (the figures of a row are of one)"
     )
-    return "\n".join([f"Medians of {runs} on one {' and one '.join(devices)}:", "", *rows])
+    return "\n".join([f"Medians of {runs} on {' and '.join(devices)}:", "", *rows])
 
 
 def with_summary(text: str, results: Mapping[str, Any]) -> str:

@@ -4,7 +4,8 @@
 
 The runs of the first suite come first, within a suite the dense models and then seed by seed, so that what is cut off
 is whole seeds. Latencies are left out: runs share the GPU. At the end every process is ended; the store is packed into
-`sweep.tar.xz.NNN`, records first. `--carried` holds the parts of an earlier command, which this one goes on from:
+`sweep.tar.xz.NNN`, records first, then models, then outputs. `--carried` holds the parts of an earlier command, which
+this one goes on from:
 
     cat sweep.tar.xz.* | tar -xJ -C FOLDER      # a results folder like any other
 
@@ -18,13 +19,11 @@ import collections
 import contextlib
 import io
 import os
-import signal
 import statistics
 import sys
 import tarfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,10 +34,9 @@ for folder in (ROOT, ROOT / "kernels"):  # an installed package is not needed
 PART_BYTES = 15 * 2**20
 STORE, PACKED = "store", "sweep.tar.xz"
 PACKING_SECONDS = 25.0
-
-
-class TimeUp(BaseException):
-    """The time given is over: not an error of any run."""
+"""Of the time given: to end the workers, read the records and pack the store."""
+MARGIN_BYTES = 2**20
+"""What the compressor may hold back."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", type=int, default=4, help=f"of at most {PART_BYTES >> 20} MiB (default 4)")
     options = parser.parse_args(arguments)
     end = time.monotonic() + 60 * options.minutes
-    _prepare_environment()
+    let_workers_import()
     store = options.work / STORE
     if options.carried is not None:
         unpack(options.carried, options.work)
@@ -69,15 +67,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(failed > 0)
 
 
-def _prepare_environment() -> None:
-    """Paths and one thread a worker: many share the cores."""
+def let_workers_import() -> None:
+    """Name the packages of this tree to the processes that this one starts."""
     paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 
 
 def run_suites(suites: Sequence[str], store: Path, options: argparse.Namespace, end: float) -> int:
-    """Run what is open of all suites, in order, until the clock says so; gives how many failed."""
+    """Run what is open of all suites, in order, until `end` of the monotonic clock; gives how many failed.
+
+    Where results cannot be written it stops, so that what there is can be packed, and counts that as one failed.
+    """
     from prunebench.api import make_plan
     from prunebench.results.store import Store
     from prunebench.runner.local import LocalLauncher
@@ -88,47 +88,30 @@ def run_suites(suites: Sequence[str], store: Path, options: argparse.Namespace, 
     Store(store).prepare()
     runs = {
         run.spec.run_id: run
-        for number, plan in enumerate(plans)
+        for plan in plans
         for run in sorted(plan.todo, key=lambda run: (not run.is_dense, run.spec.seed))
     }
     gpus = 1 if options.device == "cuda" else 0
     print(f"{len(runs)} runs are open, {options.workers} at a time", flush=True)
     begun, failed, done = time.monotonic(), 0, 0
-    with ended_at(end):
-        for event in LocalLauncher(options.workers, gpus=gpus).map([*runs.values()], plans[0].context):
+    launcher = LocalLauncher(options.workers, gpus=gpus, until=end)
+    with contextlib.closing(launcher.map([*runs.values()], plans[0].context)) as events:
+        for event in events:
+            spec, reason = event.run.spec, event.values.get("reason") or ""
             if event.kind == "fatal":
-                raise SystemExit(event.values["reason"])
-            if event.kind == "done":
-                done += 1
-                bad = event.values["status"] != "ok"
-                failed += bad
-                spec, reason = event.run.spec, event.values.get("reason") or ""
+                print(f"stopped: {reason}", flush=True)
+                return failed + 1
+            if event.kind != "done":
+                continue
+            done += 1
+            bad = event.values["status"] != "ok"
+            failed += bad
+            if bad or done % 10 == 0:
                 what = f"{spec.task} {spec.method} {spec.sparsity} {spec.seed}"
-                if bad or done % 10 == 0:
-                    print(
-                        f"{time.monotonic() - begun:6.1f} s, {done} done: {what} {reason[:300]}", flush=True
-                    )
+                print(f"{time.monotonic() - begun:6.1f} s, {done} done: {what} {reason[:300]}", flush=True)
+    if done < len(runs):
+        print(f"the time is over, {len(runs) - done} runs are left", flush=True)
     return failed
-
-
-@contextlib.contextmanager
-def ended_at(end: float) -> Iterator[None]:
-    """Leave the block at a time of the monotonic clock."""
-
-    def ring(*_: object) -> None:
-        raise TimeUp
-
-    signal.signal(signal.SIGUSR1, ring)
-    timer = threading.Timer(max(end - time.monotonic(), 0.1), os.kill, (os.getpid(), signal.SIGUSR1))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    except TimeUp:
-        print("the time is over", flush=True)
-    finally:
-        timer.cancel()
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def summary(store: Path) -> str:
@@ -152,16 +135,20 @@ def summary(store: Path) -> str:
 
 
 def pack(store: Path, out: Path, parts: int) -> None:
-    """The store as `sweep.tar.xz` in at most so many parts: records, then models; what is too much is left out."""
+    """The store as `sweep.tar.xz` in at most so many parts; what is too much is left out, records last of all."""
     out.mkdir(parents=True, exist_ok=True)
-    files = sorted(path for path in store.rglob("*") if path.is_file() and "locks" not in path.parts)
+    for earlier in out.glob(f"{PACKED}.*"):  # more parts than there are now would be read behind these
+        earlier.unlink()
+    files = sorted(
+        path for path in store.rglob("*") if path.is_file() and path.suffix in (".json", ".safetensors")
+    )
     rank = {"record.json": 0, "model.safetensors": 1, "outputs.safetensors": 2}
     files.sort(key=lambda path: rank.get(path.name, 3))
     buffer = io.BytesIO()
     left_out = 0
     with tarfile.open(fileobj=buffer, mode="w:xz", preset=1) as archive:
         for path in files:
-            if buffer.tell() > PART_BYTES * parts - 2**20:
+            if buffer.tell() + path.stat().st_size > PART_BYTES * parts - MARGIN_BYTES:
                 left_out += 1
                 continue
             archive.add(path, arcname=str(path.relative_to(store.parent)))
@@ -172,11 +159,17 @@ def pack(store: Path, out: Path, parts: int) -> None:
 
 
 def unpack(parts: Path, folder: Path) -> None:
-    """The store of an earlier command."""
-    data = b"".join(path.read_bytes() for path in sorted(parts.glob(f"{PACKED}.*")))
+    """The store of an earlier command; files that are there already stay as they are."""
+    found = sorted(parts.glob(f"{PACKED}.*"))
+    if not found:
+        raise SystemExit(f"--carried {parts} holds no {PACKED}.000: name the --out of an earlier command")
     folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:xz") as archive:
-        archive.extractall(folder, filter="data")
+    with tarfile.open(
+        fileobj=io.BytesIO(b"".join(path.read_bytes() for path in found)), mode="r:xz"
+    ) as archive:
+        for member in archive:
+            if not (folder / member.name).exists():
+                archive.extract(member, folder, filter="data")
 
 
 if __name__ == "__main__":

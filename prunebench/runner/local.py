@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,19 +51,21 @@ class Event:
 class LocalLauncher:
     """Executes runs in `workers` processes; on a GPU machine worker i takes GPU i modulo their number.
 
-    With more workers than GPUs latencies are left out.
+    With more workers than GPUs latencies are left out. At `until`, a time of the monotonic clock, what is at work is
+    ended.
     """
 
-    def __init__(self, workers: int, *, gpus: int = 0) -> None:
+    def __init__(self, workers: int, *, gpus: int = 0, until: float = math.inf) -> None:
         self.workers = workers
         self.gpus = gpus
+        self.until = until
 
     @property
     def _threads(self) -> int:
         """Of one worker on the CPU: one, or beside a GPU its share of the cores."""
         return max(count_cores() // self.workers, 1) if self.gpus else 1
 
-    def map(self, runs: Sequence[PlannedRun], context: RunContext) -> Iterator[Event]:
+    def map(self, runs: Sequence[PlannedRun], context: RunContext) -> Generator[Event, None, None]:
         """Run all runs, dense models before what needs them; yields events as they come."""
         if 0 < self.gpus < self.workers:
             context = replace(context, latency_skipped=SHARED_GPU)
@@ -71,7 +74,7 @@ class LocalLauncher:
         inbox: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
         workers: dict[int, _Worker] = {}
         try:
-            while waiting or running:
+            while (waiting or running) and time.monotonic() < self.until:
                 for number in range(self.workers):
                     if number in running or (run := waiting.take()) is None:
                         continue
@@ -102,6 +105,10 @@ class LocalLauncher:
                     message = {"kind": "done", **_record_death(run, context, message["reason"])}
                 yield Event(message.pop("kind"), run, number, message)
         finally:
+            for (
+                worker
+            ) in workers.values():  # together: one after another, many would take seconds to let go of a GPU
+                worker.terminate()
             for worker in workers.values():
                 worker.stop()
 
@@ -226,12 +233,16 @@ class _Worker:
         hint = " (the method ended it? raise an error to fail a run)" if 0 <= code <= 2 else hint
         return f"the worker process ended with {how}{hint}"
 
-    def stop(self) -> None:
-        """End the process: politely if idle, at once if not; within two seconds."""
+    def terminate(self) -> None:
+        """Tell the process to end: politely if idle, at once if not."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         self._process.terminate()
+
+    def stop(self) -> None:
+        """End the process, within two seconds."""
+        self.terminate()
         try:
             self._process.wait(timeout=1.5)
         except subprocess.TimeoutExpired:
