@@ -1,10 +1,11 @@
-"""What the harness costs beside its cells: thousands of runs of a method that hardly trains.
+"""What the harness costs beside its cells: runs of a method that hardly trains.
 
-    uv run python bench/overhead.py [--cells 2000] [--workers 2] [--page docs/scale.md]
+    uv run python bench/overhead.py [--cells 400] [--workers 2] [--page docs/scale.md]
 
-Phases of a run are what its record counts: data, fit, verify, evaluate, cost (mostly latencies, interleaved). All
-else - handing out, locks, files, events, a worker's start - is the harness's own: the workers' time less the phases.
-The same runs in one process, without workers, show what processes add.
+Phases of a run are what its record counts: data, fit, verify, evaluate, cost (mostly latencies, measured in turns). All
+else, from the end of a worker's first run to the end of its last, is the harness's own: handing out, locks, files,
+events. The same runs in one process, without workers, show what processes add. Starts of workers are left out:
+`start` says when the first run ended.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import argparse
 import math
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pages import write_part
@@ -21,13 +24,26 @@ from pages import write_part
 from prunebench.api import execute_plan, make_plan
 from prunebench.inference.busy import machine_load
 from prunebench.report.markdown import pipe_table
+from prunebench.results.record import RunRecord
 from prunebench.results.store import Store
+from prunebench.runner.local import Event
 from prunebench.suites import Suite
 
 PART = "overhead"
 PHASES = ("data", "fit", "verify", "evaluate", "cost")
 SPARSITIES = tuple(round(0.5 + 0.02 * step, 2) for step in range(20))
 RECIPE = {"steps": 1, "finetune_steps": 1, "batch_size": 8}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of runs in `workers` processes (0: in this one): how many were counted, milliseconds of a run."""
+
+    workers: int
+    runs: int
+    start_seconds: float
+    own: float
+    phases: Mapping[str, float]
 
 
 def instant_suite(cells: int) -> Suite:
@@ -38,51 +54,60 @@ def instant_suite(cells: int) -> Suite:
     )
 
 
-def measure(cells: int, workers: int) -> tuple[int, float, float, dict[str, float]]:
-    """Runs, wall seconds from the first event to the end, seconds before it, and mean seconds of each phase."""
+def measure(cells: int, workers: int) -> Costs:
+    """Run an instant suite and count."""
+    ends: dict[int, list[tuple[str, float]]] = defaultdict(list)
+
+    def hear(event: Event) -> None:
+        if event.kind == "done":
+            ends[event.worker].append((event.run.spec.run_id, time.monotonic()))
+
     with tempfile.TemporaryDirectory() as folder:
         begun = time.monotonic()
-        first: list[float] = []
         plan = make_plan(instant_suite(cells), out=Path(folder), device="cpu")
-        outcome = execute_plan(
-            plan,
-            workers=workers,
-            on_event=lambda _: first.append(time.monotonic()) if not first else None,
-        )
-        ended = time.monotonic()
-        records = Store(Path(folder)).records()[0]
+        outcome = execute_plan(plan, workers=workers, on_event=hear)
+        records = {record.run_id: record for record in Store(Path(folder)).records()[0]}
     assert outcome.failed == 0
+    first = min(end for worker in ends.values() for _, end in worker)
     phases: Counter[str] = Counter()
-    for record in records:
-        phases.update({name: seconds for name, seconds in record.phase_seconds.items() if name != "data"})
-    # A draw is loaded once a worker, and each of its runs says how long that took.
-    loads = {(record.run_spec.seed, record.phase_seconds["data"]) for record in records}
-    phases["data"] = math.fsum(seconds for _, seconds in loads)
-    means = {name: seconds / len(records) for name, seconds in phases.items()}
-    return len(records), ended - first[0], first[0] - begun, means
+    for worker in ends.values():
+        phases.update(seconds_of([records[run] for run, _ in worker]))
+    wall = math.fsum(worker[-1][1] - worker[0][1] for worker in ends.values())
+    runs = sum(len(worker) - 1 for worker in ends.values())
+    each = {name: 1000 * phases[name] / runs for name in PHASES}
+    return Costs(workers, runs, first - begun, 1000 * wall / runs - math.fsum(each.values()), each)
+
+
+def seconds_of(records: Sequence[RunRecord]) -> dict[str, float]:
+    """Seconds that a worker's runs spent in each phase, its first run left out."""
+    found: Counter[str] = Counter()
+    loaded = {records[0].run_spec.seed}
+    for record in records[1:]:
+        spent = dict(record.phase_seconds)
+        if record.run_spec.seed in loaded:  # every run of a draw says how long its loading took
+            del spent["data"]
+        loaded.add(record.run_spec.seed)
+        found.update(spent)
+    return dict(found)
 
 
 def overhead_markdown(cells: int, workers: int) -> str:
     """Both ways as a table, with how busy the machine was."""
-    before, rows = machine_load(), []
-    for count in (0, workers):
-        runs, wall, start, phases = measure(cells, count)
-        own = wall * max(count, 1) / runs - math.fsum(phases.values())
-        rows.append(
-            [
-                "one process" if count == 0 else f"{count} workers",
-                f"{runs:,}",
-                f"{start:.1f}",
-                f"{runs / wall:.1f}",
-                *(f"{1000 * phases.get(name, 0.0):.1f}" for name in PHASES),
-                f"{1000 * own:.1f}",
-            ]
-        )
-    head = ["", "Runs", "Start, s", "Runs a second", *(f"{name}, ms" for name in PHASES), "harness, ms"]
-    after = machine_load().load_average
+    before = machine_load()
+    rows = [
+        [
+            f"{costs.workers} workers" if costs.workers else "one process",
+            f"{costs.runs:,}",
+            f"{costs.start_seconds:.1f}",
+            *(f"{costs.phases[name]:.1f}" for name in PHASES),
+            f"{costs.own:.1f}",
+        ]
+        for costs in (measure(cells, 0), measure(cells, workers))
+    ]
+    head = ["", "Runs", "start, s", *(f"{name}, ms" for name in PHASES), "harness, ms"]
     words = (
-        f"{before.cores} cores, load {before.load_average} to {after} while this was measured; milliseconds are a "
-        "run's, of one core."
+        f"{before.cores} cores, load {before.load_average} to {machine_load().load_average} while this was measured; "
+        "milliseconds are a run's, of one core."
     )
     return f"{words}\n\n{pipe_table(head, rows)}"
 
@@ -90,7 +115,7 @@ def overhead_markdown(cells: int, workers: int) -> str:
 def main() -> None:
     """Measure; print, or write into the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--cells", type=int, default=2000)
+    parser.add_argument("--cells", type=int, default=400)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
