@@ -105,8 +105,8 @@ def markdown(size: int, timed: list[TimedNetwork], times: EngineTimes) -> str:
     facts = describe_environment("cpu", "fp32")
     floors = ", ".join(f"{floor:.2f} at batch {batch}" for batch, floor in times.noise_floor.items())
     lines = [
-        f"{size} x {size}: {facts['cpu']}, one thread, float32, torch {facts['torch']}; {times.repeats} calls of each in "
-        f"turns; load average before {times.load_average}; the dense network over itself {floors}.",
+        f"{size} x {size}: {facts['cpu']}, one thread, float32, torch {facts['torch']}; {times.repeats} calls of each "
+        f"in turns; load average before {times.load_average}; the dense network over itself {floors}.",
         *times.remarks,
     ]
     reasons = {f"{each.engine}: {each.not_measured}" for each in times.entries if each.not_measured}
