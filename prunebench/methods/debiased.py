@@ -5,6 +5,9 @@ loss, samples weigh as the debiaser found (`lff`, `disent`, `pw-loss`, `groupdro
 `jtt`, `dcwp`, `groupdro`, `modad` and `larreg`: in how often they are drawn). A loss or weights of the pruner's own
 stay. Scores that need gradients take those of the plain loss. The debiaser's stage is that of its own method, and
 computed once for all pruners. `dfr` alone comes after: it learns the head of the pruned network anew.
+
+A loss that changes as it is used (`groupdro`, `modad`) goes on from training to training of a run; in stages that runs
+share, as `imp` has them, it begins as it was found, and leaves no trace.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from prunebench.methods.modad import AnomalyDebiasing, drawn_alike, modad
 from prunebench.methods.pw_loss import PerformanceWeighted, pw_loss
 from prunebench.models import Classifier
 from prunebench.pruning.masks import Masks
-from prunebench.training.loop import Objective
+from prunebench.training.loop import Objective, remembered
 from prunebench.training.losses import cross_entropy, weighted_cross_entropy
 
 UPWEIGHT = 50.0
@@ -181,6 +184,7 @@ class DebiasedExperiment(ExperimentView):
 
     def __init__(self, experiment: Experiment, weighting: Weighting, key: Mapping[str, Any]) -> None:
         self._weighting, self._key = weighting, key
+        self._as_found = remembered(weighting.objective)
 
     def shared(
         self,
@@ -191,7 +195,16 @@ class DebiasedExperiment(ExperimentView):
         params: Mapping[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         own = dict(self.spec.params if params is None else params)
-        return super().shared(name, compute, owner=owner, params={**own, "debiaser": self._key})
+
+        def as_found() -> dict[str, Tensor]:
+            """Whether a stage runs or was kept, a loss that changes as it is used is the same in and after it."""
+            as_before = remembered(self._weighting.objective)
+            self._as_found()
+            tensors = compute()
+            as_before()
+            return tensors
+
+        return super().shared(name, as_found, owner=owner, params={**own, "debiaser": self._key})
 
     def dense_model(self) -> Classifier:
         state = self._weighting.state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -80,6 +81,39 @@ def test_the_control_of_a_composition_trains_by_the_very_same_calls(
     own = resolve_method(name).fit(tiny_experiment(base), 0.8).model.state_dict()
     control = resolve_method(f"shuffled:{name}").fit(tiny_experiment(base), 0.8).model.state_dict()
     assert all(torch.equal(own[key], value) for key, value in control.items())
+
+
+@pytest.mark.parametrize("debiaser", ["groupdro", "modad", "ceag"])
+def test_a_loss_that_changes_as_it_is_used_does_not_tell_which_stages_were_kept(
+    debiaser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept are the stages of all runs before; of other sparsities, so those of the first rounds alone."""
+    kept: dict[str, dict[str, torch.Tensor]] = {}
+
+    def shared(
+        _: InMemory, key: str, compute: Callable[[], dict[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        if key not in kept:
+            kept[key] = compute()
+        return dict(kept[key])
+
+    def fit(sparsity: float) -> dict[str, torch.Tensor]:
+        entry = resolve_method(f"imp+{debiaser}")
+        return entry.fit(tiny_experiment(debiaser, steps=10), sparsity).model.state_dict()
+
+    monkeypatch.setattr(InMemory, "shared", shared)
+    anew = fit(0.5)
+    rounds = dict(kept)
+    again = fit(0.5)
+    fit(0.3)
+    assert kept.keys() == rounds.keys()
+    kept.clear()
+    fit(0.3)
+    assert 0 < len(kept) < len(rounds)
+    after_fewer = fit(0.5)
+    for name, value in anew.items():
+        assert torch.equal(again[name], value), name
+        assert torch.equal(after_fewer[name], value), name
 
 
 def test_a_base_shares_its_stages_with_itself_under_the_same_debiaser_alone(
