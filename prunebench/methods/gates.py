@@ -128,6 +128,7 @@ def learn_gates(  # noqa: PLR0913
                 weight_decay=rule.weight_decay,
                 schedule="constant",
             )
+        seen.bias_head.zero_grad()  # else the last step's gradient would be in the next one's too
         experiment.train(
             seen,
             steps=steps,

@@ -10,6 +10,7 @@ from tiny_experiment import fitted, tiny_experiment
 from torch.nn.functional import cross_entropy
 
 from prunebench.methods.discovery import builtin_methods
+from prunebench.methods.experiment import Experiment
 from prunebench.methods.ffw import FantasticWeights, GatedWeights, opening
 from prunebench.methods.gates import gate_objective, mutual_information
 from prunebench.pruning.masks import prunable
@@ -97,6 +98,22 @@ def test_the_native_network_is_the_dense_one_with_some_weights_closed() -> None:
         torch.testing.assert_close(value, dense[name] if mask is None else dense[name] * mask)
         closed += 0 if mask is None else int((~mask).sum())
     assert closed > 0, "BatchNorm too is as it was"
+
+
+def test_the_head_begins_each_temperature_without_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own training leaves that of the last step, which no optimizer of the gates' training clears."""
+    left: list[float] = []
+    train = Experiment.train
+
+    def watched(self: Experiment, model: GatedWeights, *, name: str, **settings: object) -> object:
+        if name == "masks":
+            grad = model.bias_head.weight.grad
+            left.append(0.0 if grad is None else float(grad.abs().max()))
+        return train(self, model, name=name, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Experiment, "train", watched)
+    fitted("ffw-native", None, mask_steps=9, head_steps=2)
+    assert left == [0.0] * 9
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.9])
