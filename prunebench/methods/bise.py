@@ -26,6 +26,7 @@ from torch.nn import functional
 from prunebench.methods.api import method
 from prunebench.methods.experiment import Experiment, Pruned, state_of
 from prunebench.methods.gates import GatedNetwork, HeadRule, gate_objective, learn_gates
+from prunebench.methods.modad import drawn_alike
 from prunebench.methods.structured import RemoveChannels
 from prunebench.models import Classifier
 from prunebench.pruning.coupling import Coupling, coupled_channels, slice_state
@@ -138,8 +139,8 @@ def open_units(gates: Tensor, coupling: Coupling) -> Tensor:
 
 def alike_by_group(group: Tensor) -> Tensor:
     """What each sample weighs, `[N]`, mean 1, so that all groups `[N]` that occur weigh alike."""
-    _, index, counts = torch.unique(group, return_inverse=True, return_counts=True)
-    return len(group) / (len(counts) * counts[index].float())
+    weight = drawn_alike(group)
+    return weight / weight.mean()
 
 
 def conflicting(y: Tensor, bias: Tensor) -> Tensor:

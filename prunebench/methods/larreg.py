@@ -45,8 +45,8 @@ class LowRankDebiasing:
     """The share of views without colour."""
 
     def __post_init__(self) -> None:
-        if not self.rank_weights or min(self.rank_weights) < 0:
-            raise ValueError("want rank_weights of at least 0, one or more")
+        if not isinstance(self.rank_weights, Sequence) or not self.rank_weights or min(self.rank_weights) < 0:
+            raise ValueError("want rank_weights of at least 0, one or more, as a list: [0.1]")
         if min(self.upweight, self.temperature, self.projection) <= 0:
             raise ValueError("want upweight, temperature and projection above 0")
         if not (0 <= self.cutoff <= 1 and 0 <= self.grey <= 1):

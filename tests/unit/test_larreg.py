@@ -118,7 +118,9 @@ def test_mined_samples_are_drawn_ten_times_as_often() -> None:
     assert experiment.mined is not None
 
 
-@pytest.mark.parametrize("settings", [{"rank_weights": ()}, {"upweight": 0.0}, {"cutoff": 1.5}])
+@pytest.mark.parametrize(
+    "settings", [{"rank_weights": ()}, {"rank_weights": 0.3}, {"upweight": 0.0}, {"cutoff": 1.5}]
+)
 def test_settings_that_cannot_be(settings: dict[str, object]) -> None:
     entry = resolve_method("magnitude+larreg").with_params(
         {f"larreg_{key}": value for key, value in settings.items()}
