@@ -32,6 +32,8 @@ finetune_steps = 10
 batch_size = 32
 """
 SWEEP_RUNS = 10
+MOST_MOMENTS = 7
+"""At which a sweep is struck."""
 COMPARED = ("status", "metrics", "validation", "groups", "sparsity", "mining", "notes", "outputs_sha256")
 
 
@@ -160,27 +162,33 @@ def processes_with(mark: str) -> dict[int, str]:
 
 
 def killed_sweeps(seed: int, number: int, folder: Path) -> tuple[int, list[str]]:
-    """A real sweep, killed once at a random moment: the driver, a worker or both; then the same command again."""
+    """A real sweep whose driver, workers or both are killed at random moments, again and again; then left to end.
+
+    Each time that the driver is gone, the same command goes on with what is there.
+    """
     whole = undisturbed(folder)
-    place, dice = fresh(folder / "sweep"), random.Random(f"{seed} {number}")
-    mark = f"prunebench-mark-{os.getpid()}-{number}"
+    place, dice = fresh(folder / f"sweep-{seed}"), random.Random(f"{seed} {number}")
+    mark, killed, problems = f"prunebench-mark-{os.getpid()}-{number}", 0, []
     process = start_sweep(place, mark)
-    patience = time.monotonic() + 300
-    after = dice.randrange(SWEEP_RUNS)
-    while count_records(place) < after and process.poll() is None and time.monotonic() < patience:
-        time.sleep(0.05)
-    time.sleep(dice.uniform(0, 3))
-    whom = dice.choice(("driver", "worker", "both"))
-    killed = _kill(process, mark, whom, dice)
-    if whom == "worker":
-        process.wait()
-    problems = [f"left after the kill of {whom}: {word}" for word in gone(mark)]
+    for _ in range(dice.randint(1, MOST_MOMENTS)):
+        if process.poll() is not None:
+            process = start_sweep(place, mark)
+        patience, after = time.monotonic() + 300, count_records(place) + dice.randrange(3)
+        while count_records(place) < after and process.poll() is None and time.monotonic() < patience:
+            time.sleep(0.05)
+        time.sleep(dice.uniform(0, 2))
+        whom = dice.choice(("driver", "worker", "both"))
+        killed += _kill(process, mark, whom, dice)
+        if whom != "worker":
+            process.wait()
+            problems += [f"left after the kill of {whom}: {word}" for word in gone(mark)]
     process.wait()
+    problems += [f"left after its own end: {word}" for word in gone(mark)]
     status = start_sweep(place, mark).wait()
     if status:
         problems.append(f"the same command ended with {status}: {(place / 'said').read_text()[-300:]}")
     problems += [f"left after the end: {word}" for word in gone(mark)]
-    problems += [f"after the kill of {whom}: {word}" for word in differences(numbers(place), whole)]
+    problems += [f"after {killed} kills: {word}" for word in differences(numbers(place), whole)]
     return killed, problems + held_locks(place / "out")
 
 

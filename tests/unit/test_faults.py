@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import pickle
 import struct
 from pathlib import Path
@@ -99,3 +100,11 @@ def test_the_scale_table_states_growth_and_load() -> None:
     text = scale.scale_markdown(rows)
     assert "load 9.5 to 9.5" in text
     assert "| resume scan, no index | 0.10 (2.00, 0.50) | 1.00 (2.00, 0.50) | n^1.00 |" in text
+
+
+def test_tallies_of_several_seeds_are_added(tmp_path: Path) -> None:
+    for seed, wrong in ((0, 0), (12, 1)):
+        tally = {"trials": 2, "faults": 10 + seed, "problems": [], "wrong": wrong}
+        (tmp_path / f"killed-sweeps-{seed}.json").write_text(json.dumps(tally))
+    assert faults.read_tally("killed sweeps", tmp_path) == {"trials": 4, "faults": 32, "wrong": 1}
+    assert faults.read_tally("writers", tmp_path) == {"trials": 0, "faults": 0, "wrong": 0}
