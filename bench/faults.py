@@ -3,8 +3,8 @@
     uv run python bench/faults.py [PART ...] [--count N] [--seed S] [--folder FOLDER] [--page docs/scale.md]
 
 Each trial has a number, from which its faults are drawn: the same command goes on after the last one, and `--count`
-says up to which. Other seeds are other trials, and may run at the same time. The tally rests in FOLDER and goes between the markers of the page. The status is 1 if any trial went
-wrong.
+says up to which. Other seeds are other trials, and may run at the same time. The tally of all seeds rests in FOLDER and
+goes between the markers of the page. The status is 1 if any trial went wrong.
 """
 
 from __future__ import annotations
