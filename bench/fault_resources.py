@@ -108,7 +108,7 @@ def _scarcity(place: Path, kind: str, dice: random.Random) -> Iterator[None]:
             "quota": (resource.RLIMIT_FSIZE, dice.randrange(64, 700)),
             "descriptors": (
                 resource.RLIMIT_NOFILE,
-                len(list(Path("/proc/self/fd").iterdir())) - 1 + dice.randrange(3),
+                len(list(Path("/proc/self/fd").iterdir())) - 1 + dice.randrange(2),  # a write needs two more
             ),
         }[kind]
         before = resource.getrlimit(what)
