@@ -81,14 +81,19 @@ def measure(cells: int, workers: int) -> Costs:
 def seconds_of(records: Sequence[RunRecord]) -> dict[str, float]:
     """Seconds that a worker's runs spent in each phase, its first run left out."""
     found: Counter[str] = Counter()
-    loaded = {records[0].run_spec.seed}
+    loaded = {_load(records[0])}
     for record in records[1:]:
         spent = dict(record.phase_seconds)
-        if record.run_spec.seed in loaded:  # every run of a draw says how long its loading took
+        if _load(record) in loaded:
             del spent["data"]
-        loaded.add(record.run_spec.seed)
+        loaded.add(_load(record))
         found.update(spent)
     return dict(found)
+
+
+def _load(record: RunRecord) -> tuple[int, float]:
+    """A loading of a draw: every run that uses it says how long it took, and no two take as long."""
+    return record.run_spec.seed, record.phase_seconds["data"]
 
 
 def overhead_markdown(cells: int, workers: int) -> str:

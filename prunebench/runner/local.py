@@ -15,8 +15,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict, deque
 from collections.abc import Container, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from prunebench.errors import StoreError
@@ -26,8 +28,8 @@ from prunebench.runner.apart import fork_server
 from prunebench.runner.exchange import parse_message
 from prunebench.runner.execute import record_failure
 from prunebench.runner.fitted import run_apart
-from prunebench.runner.plan import PlannedRun, RunContext, is_done
-from prunebench.runner.worker import RunExecutor
+from prunebench.runner.plan import Draw, PlannedRun, RunContext, is_done
+from prunebench.runner.worker import DRAWS_KEPT, RunExecutor
 
 BUSY_PAUSE_SECONDS = 1.0
 SHARED_GPU = "several runs share a GPU"
@@ -73,11 +75,13 @@ class LocalLauncher:
         running: dict[int, PlannedRun] = {}
         inbox: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
         workers: dict[int, _Worker] = {}
+        kept: dict[int, deque[Draw]] = defaultdict(partial(deque, maxlen=DRAWS_KEPT))
         try:
             while (waiting or running) and time.monotonic() < self.until:
                 for number in range(self.workers):
-                    if number in running or (run := waiting.take()) is None:
+                    if number in running or (run := waiting.take(draws=kept[number])) is None:
                         continue
+                    _use(kept[number], run.draw)
                     if number not in workers:
                         workers[number] = _Worker(
                             number, self.gpus, context, inbox, apart=apart, threads=self._threads
@@ -91,7 +95,7 @@ class LocalLauncher:
                     continue
                 run = running[number]
                 if message is None:
-                    gone = workers.pop(number)
+                    gone, _ = workers.pop(number), kept.pop(number)
                     message = {"kind": "died", "reason": gone.exit_reason()}
                     gone.stop()
                 if message["kind"] != "progress":
@@ -120,12 +124,13 @@ class InlineLauncher:
 
     def map(self, runs: Sequence[PlannedRun], context: RunContext) -> Iterator[Event]:
         """As `LocalLauncher.map`."""
-        runner, waiting = RunExecutor(), RunQueue(runs)
+        runner, waiting, kept = RunExecutor(), RunQueue(runs), deque[Draw](maxlen=DRAWS_KEPT)
         while waiting:
-            run = waiting.take()
+            run = waiting.take(draws=kept)
             if run is None:
                 time.sleep(0.1)
                 continue
+            _use(kept, run.draw)
             yield Event("started", run, 0)
             message = runner.execute(run, context)
             if message["kind"] == "busy":
@@ -146,14 +151,23 @@ class RunQueue:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def take(self, at_work: Container[str] = ()) -> PlannedRun | None:
-        """The next run that is ready: its dense model is done, or one of those `at_work`, by id."""
+    def take(self, at_work: Container[str] = (), draws: Container[Draw] = ()) -> PlannedRun | None:
+        """The next run that is ready: its dense model is done, or one of those `at_work`, by id.
+
+        Of the seeds of one method at one sparsity, one whose data are among the `draws` goes before the others.
+        """
+        chosen: int | None = None
         now = time.monotonic()
         for position, run in enumerate(self._waiting):
+            if chosen is not None and run.row != self._waiting[chosen].row:
+                break
             ready = run.is_dense or not self.lacks_dense(run) or run.dense_id in at_work
             if ready and self._not_before.get(run.spec.run_id, 0.0) <= now:
-                return self._waiting.pop(position)
-        return None
+                chosen = position if chosen is None else chosen
+                if run.draw in draws:
+                    chosen = position
+                    break
+        return None if chosen is None else self._waiting.pop(chosen)
 
     def lacks_dense(self, run: PlannedRun) -> bool:
         """Whether its dense model is still to come."""
@@ -167,6 +181,13 @@ class RunQueue:
     def finish(self, run: PlannedRun) -> None:
         if run.is_dense:
             self._open_dense.discard(run.dense_id)
+
+
+def _use(kept: deque[Draw], draw: Draw) -> None:
+    """Note that a draw is the latest used of those that a worker keeps."""
+    if draw in kept:
+        kept.remove(draw)
+    kept.append(draw)
 
 
 class _Worker:

@@ -24,6 +24,8 @@ from prunebench.runner.described import find_method, find_names
 from prunebench.suites import Suite, load_suite, suite_names
 from prunebench.tasks import Task, resolve_task
 
+Draw = tuple[str, int]
+
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -38,6 +40,16 @@ class PlannedRun:
     @property
     def is_dense(self) -> bool:
         return self.spec.run_id == self.dense_id
+
+    @property
+    def draw(self) -> Draw:
+        """What data it needs: the task, as it was asked for, and the seed."""
+        return self.task, self.spec.seed
+
+    @property
+    def row(self) -> tuple[object, ...]:
+        """What it shares with the runs that differ in the seed alone."""
+        return self.task, self.method, self.spec.model, self.spec.params, self.spec.sparsity
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
