@@ -116,11 +116,6 @@ def seeds_in(line: str) -> set[int]:
 # The study of published claims
 
 
-def test_the_page_of_findings_is_that_of_its_records() -> None:
-    page = findings.PAGE.read_text(encoding="utf-8")
-    assert findings.with_tables(page, findings.read_records(findings.RESULTS)) == page
-
-
 @pytest.mark.slow
 def test_the_records_of_findings_hold_together() -> None:
     assert [finding for finding in check_records(findings.RESULTS) if not finding.ok] == []
