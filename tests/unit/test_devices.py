@@ -101,7 +101,8 @@ def fit_on_gpu(monkeypatch: pytest.MonkeyPatch, name: str, settings: dict[str, A
 
 EAGER = {"edge-popup", "sr-ste", "top-kast"}
 PARTLY_EAGER = {
-    "continuous-sparsification", "disent", "disent-dense", "modad", "modad-dense", "movement", "str", "str-swept",
+    "bise", "bise-native", "continuous-sparsification", "disent", "disent-dense", "ffw", "ffw-native", "larreg",
+    "larreg-dense", "modad", "modad-dense", "movement", "str", "str-swept",
 }  # fmt: skip
 """Methods whose own objective, or network, Python changes from step to step; the dense model's steps are captured."""
 
