@@ -16,9 +16,10 @@ import torch
 from cases import OUTPUTS, LogitsCase
 from prunebench_kernels import cooccurrence, correlation, interdependence
 from prunebench_kernels import reference as oracle
+from prunebench_kernels.measured import torch_threads
 from pytest_benchmark.fixture import BenchmarkFixture
 from sklearn.linear_model import LinearRegression
-from timing import compiled, synchronised, threads
+from timing import compiled, synchronised
 from torch import Tensor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -26,7 +27,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @pytest.fixture(autouse=True)
 def _two_threads() -> Iterator[None]:
-    with threads(2):
+    with torch_threads(2):
         yield
 
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 from cases import MASK_LAYERS
 from prunebench_kernels.mask_sampling import sample_masks
+from prunebench_kernels.measured import torch_threads
 from pytest_benchmark.fixture import BenchmarkFixture
-from timing import compiled, synchronised, threads
+from timing import compiled, synchronised
 from torch import Tensor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -25,7 +26,7 @@ Sampler = Callable[[Tensor, Tensor | None], object]
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    with threads(1):
+    with torch_threads(1):
         yield
 
 

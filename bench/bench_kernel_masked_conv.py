@@ -12,8 +12,9 @@ import pytest
 import torch
 from cases import CONVNET, RESNET18_32, ConvCase
 from prunebench_kernels.masked_conv import masked_conv2d
+from prunebench_kernels.measured import torch_threads
 from pytest_benchmark.fixture import BenchmarkFixture
-from timing import Call, compiled, synchronised, threads, time_calls
+from timing import Call, compiled, synchronised, time_calls
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,7 +27,7 @@ Operation = Callable[[ConvCase, Tensor, Tensor, Tensor], Tensor]
 
 @pytest.fixture(autouse=True)
 def _two_threads() -> Iterator[None]:
-    with threads(2):
+    with torch_threads(2):
         yield
 
 

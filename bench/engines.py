@@ -9,7 +9,6 @@ channels in every group of coupled layers. Needs the extras `onnx` and `openvino
 from __future__ import annotations
 
 import argparse
-import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,8 +20,10 @@ from torch import Tensor, nn
 from prunebench.data.images import Images
 from prunebench.inference.cost import count_macs
 from prunebench.inference.export import write_network
+from prunebench.methods.structured import nearest, removal_order
 from prunebench.models import build_model, narrowed
 from prunebench.profile.engines import EngineTimes, TimedNetwork, engine_table, time_engines
+from prunebench.profile.network import share_of_zeros
 from prunebench.pruning.coupling import coupled_channels, slice_state
 from prunebench.pruning.masks import apply_masks, make_masks, prunable
 from prunebench.report.markdown import markdown_table
@@ -31,8 +32,8 @@ from prunebench.runner.environment import describe_environment
 PART = "resnet18"
 ENGINES = ("folded", "compile", "sparse", "onnxruntime", "openvino")
 ZEROS = (0.9, 0.95, 0.99)
-SHARE = math.sqrt(0.5)
-"""Of the channels that stay: a convolution between two narrowed layers keeps half its multiply-accumulates."""
+HALF = 0.5
+"""The share of multiply-accumulates that goes with removed channels."""
 CLASSES, MEAN, STD = 10, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
@@ -46,18 +47,14 @@ def dense_network(size: int) -> nn.Module:
     return resnet18(num_classes=CLASSES).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
-def narrow_network(size: int) -> nn.Module:
-    """The same without the channels of least norm, as large a share of every group."""
+def narrow_network(size: int, x: Tensor) -> nn.Module:
+    """The same without the channels of least norm, as large a share of every group; x: one image."""
     net = dense_network(size)
     coupling = coupled_channels(net)
     norms = {name: net.get_parameter(f"{name}.weight").abs().flatten(1).mean(1) for name in coupling.read}
     worth = coupling.reduced({name: norm for name, norm in norms.items() if name in coupling.written})
-    kept = torch.zeros(coupling.count, dtype=torch.bool)
-    for group in coupling.groups.unique():
-        units = torch.nonzero(coupling.groups == group).flatten()
-        best = worth[units].argsort(descending=True)[: max(1, round(SHARE * len(units)))]
-        kept[units[best]] = True
-    state = slice_state(net.state_dict(), coupling, kept)
+    order = removal_order(coupling, worth, uniform=True)
+    state = slice_state(net.state_dict(), coupling, nearest(net, coupling, order, HALF, x))
     narrow = narrowed(net, state)
     narrow.load_state_dict(state)
     return narrow.eval()
@@ -75,19 +72,15 @@ def networks(size: int, x: Tensor, folder: Path) -> Iterator[TimedNetwork]:
     """All of them, written as ONNX."""
     made: Mapping[str, Callable[[], nn.Module]] = {
         "dense": lambda: dense_network(size),
-        "half the MACs, as channels": lambda: narrow_network(size),
+        "half the MACs, as channels": lambda: narrow_network(size, x[:1]),
         **{f"{share:.0%} zeros": lambda share=share: sparse_network(size, share) for share in ZEROS},
     }
     whole = count_macs(dense_network(size), x[:1])[0]
     for name, make in made.items():
         net, path = make(), folder / f"{size}-{name}.onnx".replace(" ", "-")
-        weights = prunable(net).values()
-        zeros = sum(int((weight == 0).sum()) for weight in weights) / sum(
-            weight.numel() for weight in weights
-        )
         removed = 1 - count_macs(net, x[:1])[0] / whole if "channels" in name else None
         write_network(net, x[:2], path, "onnx", {})
-        yield TimedNetwork(name, name, net, path, zeros, removed, name == "dense")
+        yield TimedNetwork(name, name, net, path, share_of_zeros(net), removed, name == "dense")
 
 
 def measure(size: int, batches: list[int], repeats: int) -> tuple[list[TimedNetwork], EngineTimes]:

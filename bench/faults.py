@@ -72,7 +72,7 @@ PARTS: Mapping[str, Part] = {
     "killed sweeps": Part(
         "kill -9 of worker, driver or both in real sweeps",
         "the same command completes: no run lost, numbers as undisturbed, no process and no lock left",
-        fault_processes.killed_sweeps, 300, 0,
+        fault_processes.killed_sweeps, 300, 0,  # each strikes several times: a thousand kills and more
     ),
     "resources": Part(
         "writing with a full disk, a read-only one, a quota, no descriptors",

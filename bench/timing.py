@@ -7,11 +7,10 @@ cannot launch them as fast as they run; `method` says what was done. Compare tim
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -57,17 +56,6 @@ def quantile(values: Sequence[float], share: float) -> float:
     low = math.floor(position)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (position - low) * (ordered[high] - ordered[low])
-
-
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Torch computes with `count` threads on a CPU here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def synchronise(device: torch.device) -> None:

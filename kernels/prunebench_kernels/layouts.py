@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -153,7 +154,7 @@ def empty(shape: Sequence[int], order: str, like: Tensor) -> Tensor:
 # --- packed weights -------------------------------------------------------------------------------------------
 
 
-class Layout:
+class Layout(ABC):
     """A way to store a weight. `tensors` and `settings` name what a PackedWeight of it holds; `order` is the format
     (one of FORMATS) that its convolution reads without a copy and writes."""
 
@@ -170,13 +171,13 @@ class Layout:
         """Why this weight is not stored so, or None."""
         return None
 
+    @abstractmethod
     def pack(self, weight: Tensor, geometry: Geometry, settings: Settings) -> dict[str, Tensor]:
         """The stored tensors of `weight` `[K, C / groups, R, S]`, contiguous."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unpack(self, packed: PackedWeight) -> Tensor:
         """The weight `[K, C / groups, R, S]`."""
-        raise NotImplementedError
 
     def convolve(self, x: Tensor, packed: PackedWeight) -> Tensor:
         """y `[N, K, OH, OW]` of x `[N, C, H, W]` by torch alone, in any order in memory."""

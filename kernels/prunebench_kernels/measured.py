@@ -264,6 +264,17 @@ def key_of(**facts: Any) -> str:
 # --- CUDA graphs ----------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads for torch's operations on the CPU, and afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def capture(call: Callable[[], object], repeats: int = 1) -> torch.cuda.CUDAGraph | None:
     """A CUDA graph of `repeats` calls, or None if the call cannot be captured: it waits for the GPU, say.
 

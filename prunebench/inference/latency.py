@@ -8,7 +8,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -36,17 +36,6 @@ SETTLING, LONGEST_SETTLING = 4, 0.02
 Another engine leaves spinning threads and its own data in the caches: behind others a ConvNet of one image took 0.59 ms
 in eager torch and 0.15 ms in ONNX Runtime, behind one call of its own 0.22 and 0.027 ms, behind four 0.23 and 0.023 ms.
 """
-
-
-@contextlib.contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """So many threads for torch's operations on the CPU, and afterwards as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

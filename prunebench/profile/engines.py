@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from prunebench_kernels.measured import torch_threads
 from torch import Tensor, nn
 
 from prunebench.data.images import Images
@@ -25,7 +26,6 @@ from prunebench.inference.latency import (
     distance_of,
     quietest,
     time_calls,
-    torch_threads,
 )
 from prunebench.profile.layers import compiled_call, one_line
 from prunebench.profile.results import AUTO, COMPILED_NETWORK, EAGER, FOLDED

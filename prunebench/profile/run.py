@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from prunebench_kernels.dispatch import requested
+from prunebench_kernels.measured import torch_threads
 from torch import Tensor, nn
 
 from prunebench.errors import DataError, MaskError, StoreError, UsageError, unknown
 from prunebench.inference.busy import machine_load
-from prunebench.inference.latency import torch_threads
 from prunebench.models import build_model, narrowed
 from prunebench.profile import results
 from prunebench.profile.layers import (

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 import torch
+from prunebench_kernels.measured import torch_threads
 from torch import nn
 
 from prunebench.errors import MaskError, PruneBenchError, UsageError
 from prunebench.inference.cascade import TEST_NOTE, Cascade, Deferral
-from prunebench.inference.latency import reset_peak_memory, torch_threads
+from prunebench.inference.latency import reset_peak_memory
 from prunebench.methods.api import Method
 from prunebench.methods.experiment import Experiment, ExperimentContext, Pruned, VisibleSplit
 from prunebench.methods.fitting import check_returned, ending_raises, warm_up

@@ -109,9 +109,8 @@ class LocalLauncher:
                     message = {"kind": "done", **_record_death(run, context, message["reason"])}
                 yield Event(message.pop("kind"), run, number, message)
         finally:
-            for (
-                worker
-            ) in workers.values():  # together: one after another, many would take seconds to let go of a GPU
+            # All are told first: one after another, many would take seconds to let go of a GPU.
+            for worker in workers.values():
                 worker.terminate()
             for worker in workers.values():
                 worker.stop()

@@ -25,6 +25,7 @@ from prunebench.suites import Suite, load_suite, suite_names
 from prunebench.tasks import Task, resolve_task
 
 Draw = tuple[str, int]
+"""The data of a run: the task, as it was asked for, and the seed."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class PlannedRun:
 
     @property
     def draw(self) -> Draw:
-        """What data it needs: the task, as it was asked for, and the seed."""
+        """The data that it needs."""
         return self.task, self.spec.seed
 
     @property

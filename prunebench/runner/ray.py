@@ -23,7 +23,7 @@ from prunebench.results.record import RunRecord
 from prunebench.results.store import Store
 from prunebench.runner.execute import begin_record, record_failure, shortened
 from prunebench.runner.local import BUSY_PAUSE_SECONDS, SHARED_GPU, Event, RunQueue
-from prunebench.runner.plan import PlannedRun, RunContext, is_done
+from prunebench.runner.plan import Draw, PlannedRun, RunContext, is_done
 from prunebench.runner.remote import (
     Files,
     RemoteRequest,
@@ -174,10 +174,10 @@ class _Sweep:
         self._store = Store(context.out)
         self._waiting = RunQueue(runs)
         self._tries: Counter[str] = Counter()
-        self._users = Counter((run.task, run.spec.seed) for run in runs)
+        self._users = Counter(run.draw for run in runs)
         self._dense_users = Counter(run.dense_id for run in runs)
         self._handed: dict[str, _Handed] = {}
-        self._draws: dict[tuple[str, int], tuple[Any, int]] = {}
+        self._draws: dict[Draw, tuple[Any, int]] = {}
         self._dense: dict[str, Any] = {}
         self._methods: dict[str, Any] = {}
         self._checkpoint = None if context.dense is None else ray.put(context.dense.read_bytes())
@@ -265,7 +265,7 @@ class _Sweep:
 
     def _draw(self, run: PlannedRun) -> tuple[Any, int]:
         """The draw of a run in the object store, and its bytes; None where nodes read it from their own files."""
-        key = (run.task, run.spec.seed)
+        key = run.draw
         if key not in self._draws:
             arrays = pack_draw(
                 resolve_task(run.task, self._context.data_root), self._context.data_root, run.spec.seed
@@ -344,7 +344,7 @@ class _Sweep:
     def _end(self, run: PlannedRun, record: RunRecord, handed: _Handed | None) -> Iterator[Event]:
         """A run that is recorded: its event, and nothing kept for it any more."""
         self._waiting.finish(run)
-        key = (run.task, run.spec.seed)
+        key = run.draw
         self._users[key] -= 1
         if not self._users[key]:
             self._draws.pop(key, None)

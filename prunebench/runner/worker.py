@@ -20,7 +20,7 @@ from prunebench.results.store import Store
 from prunebench.runner.apart import fork_server
 from prunebench.runner.evaluate import TaskData
 from prunebench.runner.execute import execute, record_failure
-from prunebench.runner.plan import PlannedRun, RunContext, is_done
+from prunebench.runner.plan import Draw, PlannedRun, RunContext, is_done
 from prunebench.tasks import resolve_task
 
 DRAWS_KEPT = 4
@@ -41,7 +41,7 @@ class RunExecutor:
         emit: Callable[[dict[str, Any]], None] | None = None,
         *,
         load: Callable[[PlannedRun, RunContext], TaskData] = load_draw,
-        draws: OrderedDict[tuple[str, int], TaskData] | None = None,
+        draws: OrderedDict[Draw, TaskData] | None = None,
     ) -> None:
         self._emit, self._load = emit, load
         self._draws = OrderedDict() if draws is None else draws
@@ -65,7 +65,7 @@ class RunExecutor:
             return record_failure(run, context, error)
         record = execute(run, context, data, self._progress if self._emit else None)
         if not data.intact:  # the next run of this draw loads it anew
-            del self._draws[run.task, run.spec.seed]
+            del self._draws[run.draw]
         return record
 
     def _progress(self, phase: str, step: int, steps: int, loss: float) -> None:
@@ -73,7 +73,7 @@ class RunExecutor:
         self._emit({"kind": "progress", "phase": phase, "step": step, "steps": steps, "loss": loss})
 
     def _draw(self, run: PlannedRun, context: RunContext) -> TaskData:
-        key = (run.task, run.spec.seed)
+        key = run.draw
         if key not in self._draws:
             while len(self._draws) >= DRAWS_KEPT:
                 self._draws.popitem(last=False)
