@@ -1,11 +1,20 @@
-"""A sweep on a Ray cluster whose nodes all run on this machine, disturbed in the middle, beside the same sweep without.
+"""Sweeps on a Ray cluster whose nodes all run on this machine, disturbed in the middle, beside the same sweep without.
 
-    uv run python bench/cluster.py [SUITE] [--disturb node|driver|head|none] [--nodes 3]
+    uv run python bench/cluster.py [SUITE] [--disturb node driver head] [--apart] [--nodes 3] [--page docs/cluster.md]
 
-Needs the extra `ray`. Every node is a Ray node of its own (raylet, object store, workers) with one core. Once runs are
-finished, a node is killed; or the command that drives the sweep is, and the same command goes on; or the whole cluster
-with its head is, and the same command goes on at a new one. Prints a tally as JSON; exit status 0 if every run is
-recorded once, ok, with the logits of the local run.
+Needs the extra `ray`. Every node is a Ray node of its own (raylet, object store, workers) with one core. With `--apart`
+(root, Linux) each is a machine of namespaces, with an address, processes and temporary files of its own, and the
+command that drives the sweep is on one more, without a core; what is shared is the network, and what is installed here
+(not below `/tmp`) for reading. Once runs are finished,
+
+    node     the last node is killed, all its processes at once;
+    network  its cable is pulled, and it computes on (needs `--apart`);
+    driver   the command is killed, and the same command goes on;
+    head     the head is killed, the command ends by itself, and the same command goes on at a new cluster;
+    none     nothing happens.
+
+Prints a tally as JSON; exit status 0 if every run is recorded once, ok, with the logits of the local run, and neither
+tasks nor locks outlived their command.
 """
 
 from __future__ import annotations
@@ -16,115 +25,139 @@ import contextlib
 import json
 import os
 import re
-import resource
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import namespaces
+from fault_processes import held_locks
+from pages import write_part
+from ray_nodes import Cluster, ray_cluster
+
+from prunebench.inference.busy import machine_load
+from prunebench.report.markdown import pipe_table
 from prunebench.results.objects import sha256_of
 from prunebench.results.store import Store
+from prunebench.runner.remote import TENSORS
 
-OBJECT_STORE_BYTES = 100_000_000
-DISTURBANCES = ("node", "driver", "head", "none")
-os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")  # a driver whose head is gone ends then
-
-
-@contextlib.contextmanager
-def ray_cluster(nodes: int) -> Iterator[Any]:
-    """Ray nodes of one core each; the first is the head. They end with the block."""
-    from ray.cluster_utils import Cluster
-
-    node = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES, "memory": 8 << 30}
-    head = {**node, **agent_ports(), "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        for _ in range(nodes - 1):
-            cluster.add_node(wait=False, **node, **agent_ports())
-        cluster.wait_for_nodes(timeout=180)
-        yield cluster
-    finally:
-        cluster.shutdown()
+PART = "disturbed"
+DISTURBANCES = {
+    "node": "a node, killed",
+    "network": "a node, its network cut",
+    "driver": "the command, killed",
+    "head": "the head, killed",
+    "none": "nothing",
+}
+PATIENCE = 120.0
+"""Seconds for a command whose head is gone to end, and for what it had at work."""
 
 
-def agent_ports() -> dict[str, int]:
-    """Free ports for the agents of a node, which it then does not wait for: it gives them 15 s, too few when busy."""
-    names = (
-        "metrics_agent_port",
-        "metrics_export_port",
-        "runtime_env_agent_port",
-        "dashboard_agent_listen_port",
-    )
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in names]
-        for each in sockets:
-            each.bind(("", 0))
-        return {name: each.getsockname()[1] for name, each in zip(names, sockets)}
-
-
-def start_sweep(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+def start_sweep(words: Sequence[str], log: Path, cluster: Cluster | None = None) -> subprocess.Popen[bytes]:
     """`prunebench run` with these words, in a process group of its own; what it says goes into the log."""
     command = [sys.executable, "-m", "prunebench", "run", *words]
+    if cluster is not None:
+        command = cluster.inside([*command, "--cluster", cluster.address])
     with log.open("ab") as stream:
         return subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def end_sweep(sweep: subprocess.Popen[bytes]) -> int:
-    """`kill -9` of a sweep's process group, if it is still there; gives its exit status."""
+    """`kill -9` of a sweep's process group, if it is still there, until nothing is left; gives its exit status."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(sweep.pid, signal.SIGKILL)
+        while True:
+            os.killpg(sweep.pid, signal.SIGKILL)
+            sweep.poll()
+            time.sleep(0.01)
     return sweep.wait()
+
+
+def count_records(store: Store) -> int:
+    """How many runs are recorded."""
+    return len(list(store.root.glob("runs/*/record.json")))
 
 
 def wait_for_records(store: Store, count: int, sweep: subprocess.Popen[bytes], seconds: float) -> int:
     """Wait until a sweep has recorded so many runs; gives how many there are. Raises RuntimeError if it ends before."""
     end = time.monotonic() + seconds
-    while (found := len(list(store.root.glob("runs/*/record.json")))) < count:
+    while (found := count_records(store)) < count:
         if sweep.poll() is not None or time.monotonic() > end:
             raise RuntimeError(f"{found} of {count} runs after the sweep ended with {sweep.poll()}")
         time.sleep(0.05)
     return found
 
 
+def working(parent: int | None = None) -> set[int]:
+    """Processes below this one in which a run is at work: Ray gives them the run's label as a title."""
+    found = set()
+    for path in Path(f"/proc/{parent or os.getpid()}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, path.read_text().split()):
+                title = Path(f"/proc/{child}/cmdline").read_bytes()
+                if title.startswith(b"ray::") and b" seed " in title:
+                    found.add(child)
+                found |= working(child)
+    return found
+
+
 def disturbed_sweep(
-    words: Sequence[str], store: Store, log: Path, disturb: str, nodes: int, after: int, seconds: float
+    words: Sequence[str], store: Store, log: Path, disturb: str, asked: argparse.Namespace
 ) -> dict[str, Any]:
-    """Run a sweep on a cluster, disturb it once `after` runs are recorded, and bring it to its end."""
+    """Run a sweep on a cluster, disturb it once `--after` runs are recorded, and bring it to its end."""
+    facts: dict[str, Any] = {"disturbed": disturb}
     with contextlib.ExitStack() as stack:
+        first = stack.enter_context(contextlib.ExitStack())
+        cluster = first.enter_context(ray_cluster(asked.nodes, asked.out, apart=asked.apart))
         start = time.monotonic()
-        cluster = stack.enter_context(ray_cluster(nodes))
-        facts: dict[str, Any] = {"cluster_start_seconds": round(time.monotonic() - start, 1)}
-        start = time.monotonic()
-        sweep = start_sweep([*words, "--cluster", cluster.address], log)
+        sweep = start_sweep(words, log, cluster)
         stack.callback(end_sweep, sweep)
         if disturb != "none":
-            facts["recorded_before"] = wait_for_records(store, after, sweep, seconds)
-        start = time.monotonic()
-        if disturb == "node":
-            cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+            facts["recorded_before"] = wait_for_records(store, asked.after, sweep, asked.seconds)
+        if disturb in ("node", "network"):
+            cluster.lose_node(cut=disturb == "network")
         elif disturb in ("driver", "head"):
+            tasks, lost = working(), time.monotonic()
             if disturb == "head":
-                cluster.shutdown()
-                cluster = stack.enter_context(ray_cluster(nodes))
+                cluster.lose_head()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    sweep.wait(PATIENCE)
+                    facts["first_driver_seconds"] = round(time.monotonic() - lost, 1)
             facts["first_driver_status"] = end_sweep(sweep)
-            facts["recorded_at_restart"] = len(list(store.root.glob("runs/*/record.json")))
-            sweep = start_sweep([*words, "--cluster", cluster.address], log)
+            facts["locks_left"] = held_locks(store.root)
+            facts["recorded_at_restart"] = count_records(store)
+            if disturb == "head":
+                first.close()
+                cluster = stack.enter_context(ray_cluster(asked.nodes, asked.out, apart=asked.apart))
+            sweep = start_sweep(words, log, cluster)
             stack.callback(end_sweep, sweep)
-        facts["status"] = sweep.wait(timeout=seconds)
-        facts["seconds_after"] = round(time.monotonic() - start, 1)
+            while tasks & working() and time.monotonic() < lost + PATIENCE:
+                time.sleep(0.1)
+            facts["tasks_left"] = len(tasks & working())
+            facts["tasks_ended_seconds"] = round(time.monotonic() - lost, 1)
+        facts["status"] = sweep.wait(timeout=asked.seconds)
+        facts["seconds"] = round(time.monotonic() - start, 1)
     return facts
 
 
 def compare(local: Store, other: Store, log: str) -> dict[str, Any]:
-    """The tally: runs of both stores, logits that differ, and how often the driver said that a run was done."""
+    """The tally: runs of both stores, what differs, and how often the driver said that a run was done."""
     mine, theirs = ({record.run_id: record for record in store.records()[0]} for store in (local, other))
     done = collections.Counter(re.findall(r"^\[\d+/\d+\] \w+ (.*?)(?:: |; took)", log, re.M))
-    stored = [record for record in theirs.values() if other.find_tensors(record, "outputs")]
+
+    def equal(name: str) -> int:
+        said = f"{name}_sha256"
+        return sum(
+            getattr(mine[run_id], said)
+            == getattr(theirs[run_id], said)
+            == _sha256_of_file(other.folder(run_id) / f"{name}.safetensors")
+            for run_id in mine.keys() & theirs
+        )
+
     return {
         "runs": len(mine),
         "recorded": len(theirs),
@@ -132,59 +165,92 @@ def compare(local: Store, other: Store, log: str) -> dict[str, Any]:
         "missing": sorted(set(mine) - set(theirs)),
         "said_done_twice": sorted(label for label, times in done.items() if times > 1),
         "tried_again": len(re.findall(r"^again ", log, re.M)),
-        "equal_logits": sum(
-            run_id in mine and record.outputs_sha256 == mine[run_id].outputs_sha256
-            for run_id, record in theirs.items()
-        ),
-        "whole_outputs": sum(
-            sha256_of(other.folder(record.run_id) / "outputs.safetensors") == record.outputs_sha256
-            for record in stored
-        ),
-        "dense_weights": sum((other.folder(run_id) / "model.safetensors").is_file() for run_id in theirs),
-    }
+        "locks_left_at_end": held_locks(other.root),
+    } | {f"equal_{name}": equal(name) for name in TENSORS}
+
+
+def _sha256_of_file(path: Path) -> str | None:
+    return sha256_of(path) if path.is_file() else None
+
+
+def is_whole(tally: dict[str, Any]) -> bool:
+    """Whether a disturbed sweep is what the local one is, and left nothing behind."""
+    counts = {tally[name] for name in ("runs", "recorded", "ok", "equal_outputs", "equal_model")}
+    left = [tally.get(name) for name in ("locks_left", "locks_left_at_end", "tasks_left", "said_done_twice")]
+    ended = tally["disturbed"] != "head" or "first_driver_seconds" in tally
+    return len(counts) == 1 and ended and not any(left) and tally["status"] == 0
+
+
+def tally_markdown(suite: str, nodes: int, apart: bool, load: str, tallies: Sequence[dict[str, Any]]) -> str:
+    """A row a disturbance."""
+    how = "with a network address and files of its own each" if apart else "that share address and files"
+    words = f"`{suite}` on {nodes} nodes of one core {how}; {load} while this was measured."
+    head = ["Lost in the middle", "Runs", "Recorded", "Twice", "Tried again"]
+    head += ["Equal logits", "Equal weights", "Locks left", "Local, s", "Ray, s"]
+    rows = [
+        [
+            DISTURBANCES[tally["disturbed"]],
+            *(str(tally[name]) for name in ("runs", "recorded")),
+            str(len(tally["said_done_twice"])),
+            *(str(tally[name]) for name in ("tried_again", "equal_outputs", "equal_model")),
+            str(len(tally.get("locks_left", [])) + len(tally["locks_left_at_end"])),
+            *(f"{tally[name]:.0f}" for name in ("local_seconds", "seconds")),
+        ]
+        for tally in tallies
+    ]
+    return f"{words}\n\n{pipe_table(head, rows)}"
 
 
 def main() -> int:
-    """Run both sweeps and print the tally. Gives the exit status."""
+    """Run the sweeps, print the tally, write the page's part. Gives the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("suite", nargs="?", default="smoke", help="a suite's name or a TOML file")
-    parser.add_argument("--disturb", choices=DISTURBANCES, default="node")
+    parser.add_argument("--disturb", choices=DISTURBANCES, nargs="+", default=["node"])
+    parser.add_argument("--apart", action="store_true", help="an address and files of its own for each node")
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--after", type=int, default=1, help="recorded runs before the disturbance")
     parser.add_argument("--seconds", type=float, default=3600, help="limit of each sweep")
-    parser.add_argument("--out", type=Path, help="where both sweeps go (default: a temporary folder)")
+    parser.add_argument("--out", type=Path, help="where all sweeps go (default: a temporary folder)")
+    parser.add_argument("--page", type=Path, help="the page whose marked part is replaced")
     parser.add_argument(
         "--set", action="append", default=[], help="further options of `run`, such as --set=--seed=1"
     )
     asked = parser.parse_args()
+    if asked.apart and (missing := namespaces.what_is_missing()):
+        print(f"--apart {missing}", file=sys.stderr)
+        return 2
+    if "network" in asked.disturb and not asked.apart:
+        print("--disturb network needs --apart: nodes at one address have no network to cut", file=sys.stderr)
+        return 2
+    os.environ.setdefault(
+        "RAY_gcs_rpc_server_reconnect_timeout_s", "5"
+    )  # else all wait a minute for a head that is gone
+    before = machine_load()
     with contextlib.ExitStack() as stack:
-        out = asked.out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        out.mkdir(parents=True, exist_ok=True)
+        asked.out = (asked.out or Path(stack.enter_context(tempfile.TemporaryDirectory()))).absolute()
+        asked.out.mkdir(parents=True, exist_ok=True)
         words = [asked.suite, *asked.set]
+        if Path(asked.suite).is_file():  # where all sweeps see it
+            words[0] = shutil.copy(asked.suite, asked.out)
         start = time.monotonic()
-        status = start_sweep([*words, "--out", str(out / "local")], out / "local.log").wait(asked.seconds)
-        tally: dict[str, Any] = {"suite": asked.suite, "nodes": asked.nodes, "disturbed": asked.disturb}
-        tally |= {"local_status": status, "local_seconds": round(time.monotonic() - start, 1)}
-        store, log = Store(out / "cluster"), out / "cluster.log"
-        tally |= disturbed_sweep(
-            [*words, "--out", str(store.root)],
-            store,
-            log,
-            asked.disturb,
-            asked.nodes,
-            asked.after,
-            asked.seconds,
-        )
-        tally |= compare(Store(out / "local"), store, log.read_text(errors="replace"))
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    tally["cpu_seconds"] = round(usage.ru_utime + usage.ru_stime, 1)
-    print(json.dumps(tally, indent=2))
-    whole = (
-        tally["runs"] == tally["recorded"] == tally["ok"] == tally["equal_logits"] == tally["whole_outputs"]
-    )
-    return int(not (whole and tally["status"] == 0 and not tally["missing"] and not tally["said_done_twice"]))
+        local = Store(asked.out / "local")
+        status = start_sweep([*words, "--out", str(local.root)], asked.out / "local.log").wait(asked.seconds)
+        facts = {"local_status": status, "local_seconds": round(time.monotonic() - start, 1)}
+        tallies = []
+        for disturb in asked.disturb:
+            store, log = Store(asked.out / disturb), asked.out / f"{disturb}.log"
+            tally = facts | disturbed_sweep([*words, "--out", str(store.root)], store, log, disturb, asked)
+            tally |= compare(local, store, log.read_text(errors="replace"))
+            tallies.append(tally | {"whole": is_whole(tally)})
+            print(json.dumps(tallies[-1]), file=sys.stderr)
+    load = f"{before.cores} cores, load {before.load_average} to {machine_load().load_average}"
+    told = {"suite": Path(asked.suite).stem, "nodes": asked.nodes, "apart": asked.apart}
+    print(json.dumps(told | {"load": load, "sweeps": tallies}, indent=2))
+    if asked.page is not None:
+        write_part(asked.page, PART, tally_markdown(**told, load=load, tallies=tallies))
+    return int(not all(tally["whole"] for tally in tallies))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ BACK_OFF_SECONDS = 1.0
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 1.0
 """Between two reports of the same run's progress."""
+NODES_SECONDS = 5.0
+"""Between two looks at which nodes are alive: tasks of a node that is cut off fail only after Ray's seven minutes."""
 FEWEST_HANDED, MOST_HANDED = 16, 512
 """Tasks that Ray holds at a time: four a core, within these."""
 GIB = 1 << 30
@@ -138,16 +140,16 @@ def execute_task(
 
     asked = RemoteRequest(**json.loads(request))
     run_id, said = PlannedRun.from_dict(asked.run).spec.run_id, -REPORT_SECONDS
+    node = ray.get_runtime_context().get_node_id()
 
     def emit(message: dict[str, Any]) -> None:
         nonlocal said
         if message["kind"] != "progress" or time.monotonic() - said >= REPORT_SECONDS:
             said = time.monotonic()
-            inbox.put.remote(run_id, json.dumps(message))
+            inbox.put.remote(run_id, json.dumps(message | {"node": node}))
 
-    place = ray.get_runtime_context().get_node_id()[:12]
     message, files = execute_here(
-        asked, dense=dense, arrays=arrays, method=method, checkpoint=checkpoint, emit=emit, place=place
+        asked, dense=dense, arrays=arrays, method=method, checkpoint=checkpoint, emit=emit, place=node[:12]
     )
     return json.dumps(message), files
 
@@ -161,6 +163,7 @@ class _Handed:
     files: Any
     lock: contextlib.ExitStack
     worker: int | None = None
+    node: str | None = None
     environment: dict[str, Any] | None = None
 
 
@@ -183,6 +186,8 @@ class _Sweep:
         self._checkpoint = None if context.dense is None else ray.put(context.dense.read_bytes())
         self._inbox = self._start_inbox()
         self._polled = 0.0
+        self._nodes: set[str] = set()
+        self._looked = -NODES_SECONDS
 
     # The loop
 
@@ -197,13 +202,18 @@ class _Sweep:
                 yield from self._take_back(self._handed.pop(run_id), message)
             if time.monotonic() - self._polled >= POLL_SECONDS:
                 yield from self._reports()
+            if time.monotonic() - self._looked >= NODES_SECONDS:
+                yield from self._leave_dead_nodes()
 
     def close(self) -> None:
         """Take back what Ray still has."""
         for handed in self._handed.values():
-            with contextlib.suppress(Exception):  # the cluster may be gone
-                self._ray.cancel(handed.message, force=True)
+            self._cancel(handed)
             handed.lock.close()
+
+    def _cancel(self, handed: _Handed) -> None:
+        with contextlib.suppress(Exception):  # the cluster may be gone
+            self._ray.cancel(handed.message, force=True)
 
     def _finished(self) -> list[str]:
         """Runs whose task has ended; waits a little for one."""
@@ -341,6 +351,26 @@ class _Sweep:
         )
         yield from self._end(run, self._store.write(failed), handed)
 
+    def _leave_dead_nodes(self) -> Iterator[Event]:
+        """Take back what a dead node had, and what has not begun, as it may have been on its way there."""
+        self._looked = time.monotonic()
+        try:
+            alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
+        except self._ray.exceptions.RayError:
+            return  # the head does not answer
+        dead, self._nodes = self._nodes - alive, alive
+        if not dead:
+            return
+        lost = [each for each in self._handed.values() if each.node is None or each.node in dead]
+        for handed in reversed(lost):  # each goes before all others that wait
+            del self._handed[handed.run.spec.run_id]
+            self._cancel(handed)
+            with handed.lock:
+                if handed.node is None:
+                    self._waiting.put_back(handed.run, 0.0, first=True)
+                else:
+                    yield from self._lost(handed, ConnectionError(f"node {handed.node[:12]} is gone"))
+
     def _end(self, run: PlannedRun, record: RunRecord, handed: _Handed | None) -> Iterator[Event]:
         """A run that is recorded: its event, and nothing kept for it any more."""
         self._waiting.finish(run)
@@ -379,6 +409,7 @@ class _Sweep:
             if handed is None:
                 continue
             message = json.loads(text)
+            handed.node = message.pop("node")
             if message["kind"] == "started":
                 handed.environment = message.pop("environment")
             if handed.worker is None:
