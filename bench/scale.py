@@ -33,7 +33,7 @@ from prunebench.results.store import Store
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 PART = "scale"
-SIZES: Mapping[str, tuple[int, int]] = {"1k": (6, 5), "10k": (30, 10), "100k": (60, 50)}
+SIZES: Mapping[str, tuple[int, int]] = {"1k": (6, 5), "10k": (30, 10), "100k": (60, 50), "1M": (200, 150)}
 """Methods and tasks; each method has 35 runs a task."""
 
 

@@ -16,7 +16,7 @@ from prunebench.analysis.preregistered import FrozenHypotheses, HypothesisCard, 
 from prunebench.report import format as fmt
 from prunebench.report import html, markdown
 from prunebench.report.table import RowGroup, Table
-from prunebench.results.record import without_nan
+from prunebench.results.record import plain
 
 TEMPLATES = Path(__file__).parent / "templates"
 BOARD = "The whole board"
@@ -57,7 +57,7 @@ def cards_json(cards: HypothesisCards) -> str:
         },
         "board": dataclasses.asdict(cards.board),
     }
-    return json.dumps(without_nan(values), sort_keys=True, indent=1, allow_nan=False) + "\n"
+    return json.dumps(plain(values), sort_keys=True, indent=1, allow_nan=False) + "\n"
 
 
 def cards_data(cards: HypothesisCards) -> dict[str, list[dict[str, Any]]]:

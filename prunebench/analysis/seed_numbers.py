@@ -7,7 +7,6 @@ Only seeds that count are looked at.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from prunebench.analysis.measures import Outputs, StoredRun, measure_run
 from prunebench.analysis.preregistered import FrozenHypotheses, frozen_hypotheses
 from prunebench.errors import StoreError
 from prunebench.metrics.predictability import evaluate_predictability, margin_uncertainty
-from prunebench.results.record import without_nan
+from prunebench.results.record import plain
 from prunebench.results.store import write_atomically
 
 FOLDER = "by-seed"
@@ -115,7 +114,7 @@ def _numbers(values: Tensor) -> tuple[float | None, ...]:
 
 def write_seed_numbers(numbers: SeedNumbers, folder: Path) -> Path:
     """Write `by-seed/<slug>.json` into the folder of analyses, a row a line; returns its path. Raises StoreError."""
-    values = without_nan(dataclasses.asdict(numbers))
+    values = plain(numbers)
     rows = ",\n".join(json.dumps(row, sort_keys=True) for row in values.pop("rows"))
     head = json.dumps(values, sort_keys=True)[:-1]
     path = folder / FOLDER / f"{numbers.slug}.json"

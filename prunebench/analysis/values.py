@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prunebench.errors import StoreError
-from prunebench.results.record import without_nan
+from prunebench.results.record import plain
 from prunebench.results.store import write_atomically
 
 SCHEMA_VERSION = 3
@@ -317,7 +316,7 @@ def write_analysis(analysis: TaskAnalysis, folder: Path) -> Path:
 
 def to_json(analysis: TaskAnalysis) -> str:
     """Its text at rest, a row a line; undefined numbers are null."""
-    values = without_nan(dataclasses.asdict(analysis))
+    values = plain(analysis)
     return "{\n" + ",\n".join(f'"{key}": {_field(values[key])}' for key in sorted(values)) + "\n}\n"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from prunebench.errors import UsageError
 from prunebench.metrics.registry import Metric, metrics
 from prunebench.report import format as fmt
 from prunebench.report.table import Column, Table, simple_table, terminal_table, text_column
-from prunebench.results.record import without_nan
+from prunebench.results.record import plain
 from prunebench.runner.stored import Draws
 from prunebench.submission.evaluation import (
     EvaluatedNetwork,
@@ -47,7 +46,7 @@ def evaluate_with_words(  # noqa: PLR0913
     draws = Draws(data_root)
     found += [evaluate_predictions(path, task, seed, draws) for path in predictions]
     if as_json:
-        values = without_nan([dataclasses.asdict(each) for each in found])
+        values = plain(found)
         console.file.write(json.dumps(values, indent=1) + "\n")
         return 0
     for name in dict.fromkeys(each.task for each in found):

@@ -32,7 +32,7 @@ from prunebench.profile.engines import (
 from prunebench.report import format as fmt
 from prunebench.report.markdown import bullets, escape, markdown_table, page
 from prunebench.report.table import Column, Table, simple_table, terminal_table, text_column
-from prunebench.results.record import RunRecord, without_nan
+from prunebench.results.record import RunRecord, plain
 from prunebench.results.store import Store, narrowed, open_results, write_atomically
 from prunebench.runner.environment import describe_code, describe_environment
 from prunebench.runner.stored import Draws, ExportedNetwork, dense_of, export_runs, in_order, stored_network
@@ -304,4 +304,4 @@ def _facts(device: str) -> dict[str, Any]:
 
 
 def _json(values: dict[str, Any]) -> bytes:
-    return (json.dumps(without_nan(values), indent=1) + "\n").encode()
+    return (json.dumps(plain(values), indent=1) + "\n").encode()

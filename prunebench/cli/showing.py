@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from prunebench.cli.console import Field, console, duration, fitting_table, sparsity_text
 from prunebench.cli.listing import default_results
 from prunebench.errors import UsageError
-from prunebench.results.record import RunRecord, without_nan
+from prunebench.results.record import RunRecord, plain
 from prunebench.results.speed import disturbance, noise_floor, speed_up
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def show_run(run_id: str, results: Path | None, *, as_json: bool = False) -> Non
     """Print one run. Raises UsageError unless the text begins exactly one run's id."""
     record = find_run(run_id, results or default_results())
     if as_json:
-        console.file.write(json.dumps(without_nan(dataclasses.asdict(record)), indent=1) + "\n")
+        console.file.write(json.dumps(plain(record), indent=1) + "\n")
         return
     spec = record.run_spec
     console.print(f"{spec.label}: {record.status}", style="bold", soft_wrap=True)

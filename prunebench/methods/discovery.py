@@ -8,9 +8,9 @@ import functools
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING
 
 from prunebench.errors import UsageError, unknown
@@ -29,7 +29,8 @@ SHUFFLED, SHUFFLED_NAME = "shuffled:", "-shuffled-mask"
 """What asks for a method with its masks shuffled (`methods.shuffled`), and what its name ends in."""
 
 
-def builtin_methods() -> dict[str, Method]:
+@functools.cache
+def builtin_methods() -> Mapping[str, Method]:
     """All methods of the package, by name. Raises UsageError if two share one."""
     found: dict[str, Method] = {}
     for info in sorted(pkgutil.iter_modules([str(FOLDER)]), key=lambda info: info.name):
@@ -37,7 +38,7 @@ def builtin_methods() -> dict[str, Method]:
         for entry in _methods_in(module):
             if found.setdefault(entry.name, entry) != entry:
                 raise UsageError(f"two methods are called {entry.name!r}; the second is in {module.__name__}")
-    return found
+    return MappingProxyType(found)
 
 
 @functools.cache

@@ -41,7 +41,7 @@ from prunebench.report import format as fmt
 from prunebench.report.plot import Plot, PlotGrid
 from prunebench.report.svg import alone, key_svg, legend_of, svg
 from prunebench.report.table import Column, Table, simple_table, text_column
-from prunebench.results.record import without_nan
+from prunebench.results.record import plain
 from prunebench.results.store import write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -398,7 +398,7 @@ def _panels(grid: PlotGrid | None) -> tuple[list[tuple[str, str]], list[str]]:
 
 def to_json(profile: Profile) -> str:
     """Sorted keys; None and nan as null."""
-    return json.dumps(without_nan(dataclasses.asdict(profile)), sort_keys=True, indent=1, default=str) + "\n"
+    return json.dumps(plain(profile), sort_keys=True, indent=1, default=str) + "\n"
 
 
 def layers_csv(profile: Profile) -> str:

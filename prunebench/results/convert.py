@@ -17,7 +17,7 @@ from prunebench.results.committed import (
     is_committed,
     safe_name,
 )
-from prunebench.results.record import json_text
+from prunebench.results.record import json_text, parse_again
 from prunebench.results.spec import TUNE_SEEDS
 from prunebench.results.store import (
     CommittedStore,
@@ -86,7 +86,7 @@ def export_results(
                     continue
                 counts[how] += 1
                 there[run_id] = text
-            files = encode_task(task, map(json.loads, there.values()))
+            files = encode_task(task, map(parse_again, there.values()))
             written |= dict.fromkeys(write_files(destination / safe_name(task), task, files))
     return Converted(**counts, kept=tuple(kept), left_out=tuple(damaged), files=tuple(written))
 
@@ -126,7 +126,7 @@ def import_results(
 
 def _same(one: str, other: str) -> bool:
     """Whether two JSON texts hold the same values."""
-    return dump(json.loads(one)) == dump(json.loads(other))
+    return one == other or dump(json.loads(one)) == dump(json.loads(other))
 
 
 def _record_text(text: str) -> bytes:
@@ -142,7 +142,7 @@ def form_problems(folder: Path) -> list[str]:
     others = {path: "" for pattern in (CONTEXT, "*.jsonl") for path in sorted(folder.glob(f"*/{pattern}"))}
     found = []
     for task in sorted(runs):
-        for name, text in encode_task(task, map(json.loads, runs.pop(task).values())).items():
+        for name, text in encode_task(task, map(parse_again, runs.pop(task).values())).items():
             path = folder / safe_name(task) / name
             others.pop(path, None)
             found.append(_first_difference(path, text))

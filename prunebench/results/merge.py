@@ -10,7 +10,7 @@ from prunebench.results.committed import is_committed
 from prunebench.results.convert import Converted
 from prunebench.results.objects import sha256_of
 from prunebench.results.record import RunRecord
-from prunebench.results.store import CorruptRecord, Document, Store, narrowed, write_atomically, writing
+from prunebench.results.store import CorruptRecord, Document, Store, narrowed, write_together, writing
 
 
 def is_store(folder: Path) -> bool:
@@ -70,7 +70,6 @@ def _bring(document: Document, tensors: Sequence[Path], store: Store) -> Path:
     path = store.where(document.record)
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    for file in tensors:
-        write_atomically(path.parent / file.name, file.read_bytes())
-    write_atomically(path, document.path.read_bytes())
+    files = {path.parent / file.name: file.read_bytes() for file in tensors}
+    write_together({**files, path: document.path.read_bytes()})
     return path

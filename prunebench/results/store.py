@@ -111,11 +111,16 @@ class Store:
 
     def status(self, run_id: str) -> str | None:
         """`ok`, `failed` or `skipped`; None where there is no valid record of this run."""
+        record = self.find(run_id)
+        return None if record is None else record.status
+
+    def find(self, run_id: str) -> RunRecord | None:
+        """The validated record of a run; None where there is none."""
         try:
             record = self.read(run_id)
         except StoreError:
             return None
-        return record.status if record.run_id == run_id else None
+        return record if record.run_id == run_id else None
 
     def has_model(self, run_id: str) -> bool:
         """Whether the weights of a run are there and whole, by the head of their file and its length."""
@@ -215,13 +220,14 @@ class Store:
         folder = self.folder(record.run_id)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        if model is not None:
-            digest = write_tensors(folder / "model.safetensors", model)
-            record = dataclasses.replace(record, model_sha256=digest)
-        if outputs is not None:
-            digest = write_tensors(folder / "outputs.safetensors", outputs)
-            record = dataclasses.replace(record, outputs_sha256=digest)
-        write_atomically(folder / "record.json", to_json(record).encode())
+        files: dict[Path, bytes] = {}
+        hashes: dict[str, Any] = {}
+        for name, tensors in (("model", model), ("outputs", outputs)):
+            if tensors is not None:
+                data = files[folder / f"{name}.safetensors"] = tensor_bytes(tensors)
+                hashes[f"{name}_sha256"] = hashlib.sha256(data).hexdigest()
+        record = dataclasses.replace(record, **hashes)
+        write_together({**files, folder / "record.json": to_json(record).encode()})
         note(self.root, record.run_id, record.status)
         return record
 
@@ -449,11 +455,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write a safetensors file atomically; returns its SHA-256."""
-    from safetensors.torch import save
-
-    data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    data = tensor_bytes(tensors)
     write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """The bytes of a safetensors file."""
+    from safetensors.torch import save
+
+    return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
 
 
 def open_results(folder: Path) -> Store:
@@ -496,18 +507,53 @@ def write_atomically(path: Path, data: bytes) -> None:
         replace_file(path, data)
 
 
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write files atomically of which the last says that all are there. Raises StoreError as `write_atomically`.
+
+    They wait for the disk together, not one after another. When all are safe there, they take their names in order.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    temporary = {path: _temporary(path) for path in files}
+
+    def put(path: Path) -> None:
+        with writing(path):
+            _write_through(temporary[path], files[path])
+
+    try:
+        with ThreadPoolExecutor(len(files)) as pool:
+            for _ in pool.map(put, files):
+                pass
+        for path in files:
+            with writing(path):
+                temporary[path].replace(path)
+    except StoreError:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+        raise
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """As `write_atomically`, for files that are no results: the system's own error is left to the caller."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = _temporary(path)
     try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        _write_through(temporary, data)
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    """Write a file, and wait until the disk has it."""
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 @contextlib.contextmanager

@@ -64,12 +64,13 @@ def execute(
     Raises StoreError only when the record itself cannot be written.
     """
     store = Store(context.out)
-    problem = None if run.is_dense else _dense_problem(run, context, store)
+    dense = None if run.is_dense else store.find(run.dense_id)
+    problem = None if run.is_dense else _dense_problem(run, context, dense)
     if problem is not None:
         return store.write(replace(begin_record(run, context), status="skipped", reason=problem))
     try:
         with one_thread(data.device):
-            return _fit_and_measure(run, context, data, progress)
+            return _fit_and_measure(run, context, data, dense, progress)
     except Exception as error:
         return record_failure(run, context, error)
 
@@ -121,11 +122,11 @@ def _confinement(run: PlannedRun, context: RunContext) -> dict[str, str | int | 
     }
 
 
-def _dense_problem(run: PlannedRun, context: RunContext, store: Store) -> str | None:
+def _dense_problem(run: PlannedRun, context: RunContext, dense: RunRecord | None) -> str | None:
     """Why the dense model cannot be used, if so."""
-    if store.status(run.dense_id) != "ok":
+    if dense is None or dense.status != "ok":
         return f"its dense model (run {run.dense_id}) is not done"
-    there = store.read(run.dense_id).environment.get("precision")
+    there = dense.environment.get("precision")
     here = resolve_precision(run.spec.recipe.precision, torch.device(context.device))
     if there != here:
         return f"its dense model was trained in {there}, this machine trains in {here}: use another --out"
@@ -140,27 +141,32 @@ def _current_method(run: PlannedRun, context: RunContext) -> Method:
 
 
 def _fit_and_measure(
-    run: PlannedRun, context: RunContext, data: TaskData, progress: Progress | None
+    run: PlannedRun,
+    context: RunContext,
+    data: TaskData,
+    dense: RunRecord | None,
+    progress: Progress | None,
 ) -> RunRecord:
+    """A run from its method to its record; `dense` is the record of its dense model, unless it is one itself."""
     method, record = _current_method(run, context), begin_record(run, context)
     seconds: dict[str, float] = {"data": data.seconds}
     store, spec, device = Store(context.out), run.spec, data.device
     reset_peak_memory(device)
-    dense = functools.partial(_dense_state, store, run)
+    dense_state = functools.partial(_dense_state, store, run)
     balanced = data.visible_balanced(method.supervision)
     experiment = Experiment(
         spec,
         data.task.num_outputs,
         data.visible("train", method.supervision),
         data.visible("val", method.supervision),
-        ExperimentContext(store, dense, context.data_root, progress),
+        ExperimentContext(store, dense_state, context.data_root, progress),
         conflicting_share=data.conflicting_share(method.supervision),
         supervision=method.supervision,
         val_balanced=balanced,
     )
     with _timed(seconds, "fit"):
         if run_apart(run):
-            fitted = fit_apart(run, context, data, experiment, dense, progress)
+            fitted = fit_apart(run, context, data, experiment, dense_state, progress)
         else:
             fitted = _fit_here(run, context, data, method, experiment)
     with _timed(seconds, "verify"):
@@ -176,7 +182,7 @@ def _fit_and_measure(
         outputs, tables, metrics, validation = measure_outputs(measured, data)
         learned = measure_fit(measured, data)
     with _timed(seconds, "cost"):
-        spent = cpu_steps(run, store, fitted, record.environment, experiment.cost.own_steps)
+        spent = cpu_steps(dense, fitted, record.environment, experiment.cost.own_steps)
         steps = (experiment.training_steps, spec.recipe.steps)
         share = deferred.get(TEST_NOTE, 0.0)
         cost = measure_cost(

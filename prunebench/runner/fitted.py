@@ -27,7 +27,7 @@ from prunebench.plugins.files import source_files
 from prunebench.plugins.plain import file_of
 from prunebench.pruning.masks import Masks
 from prunebench.pruning.wrapped import state_of
-from prunebench.results.record import FITTED_NOTE, OVERSPENT_NOTE, REMOVED_NOTE
+from prunebench.results.record import FITTED_NOTE, OVERSPENT_NOTE, REMOVED_NOTE, RunRecord
 from prunebench.results.spec import hash_of
 from prunebench.results.store import Store
 from prunebench.runner.apart import ApartError, Request, ask, can_run_apart, jail_of
@@ -258,13 +258,12 @@ def _judged(
 
 
 def cpu_steps(
-    run: PlannedRun, store: Store, fitted: Fitted, environment: Mapping[str, Any], own_steps: int
+    dense: RunRecord | None, fitted: Fitted, environment: Mapping[str, Any], own_steps: int
 ) -> dict[str, float]:
     """The note of a method's processor time in steps, where the dense model was trained here; and if it is too much."""
     spent = fitted.notes.get(CPU_NOTE)
-    if run.is_dense or spent is None:
+    if dense is None or spent is None:
         return {}
-    dense = store.read(run.dense_id)
     steps = 0 if dense.cost is None else dense.cost.training_steps
     seconds = dense.notes.get(CPU_NOTE)
     same = all(dense.environment.get(name) == environment.get(name) for name in ("cpu", "device", "torch"))

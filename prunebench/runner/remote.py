@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from prunebench.errors import StoreError
 from prunebench.methods.discovery import SHUFFLED, source_files
 from prunebench.results.record import RunRecord, from_json
-from prunebench.results.store import Store, write_atomically, writing
+from prunebench.results.store import Store, write_atomically, write_together, writing
 from prunebench.runner.described import absolute, source_of
 from prunebench.runner.environment import describe_code, describe_environment
 from prunebench.runner.evaluate import TaskData
@@ -98,9 +98,8 @@ def keep_run(store: Store, run_id: str, files: Mapping[str, bytes]) -> None:
     folder = store.folder(run_id)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    for name in (*(f"{name}.safetensors" for name in TENSORS), RECORD):
-        if name in files:
-            write_atomically(folder / name, files[name])
+    names = (*(f"{name}.safetensors" for name in TENSORS), RECORD)
+    write_together({folder / name: files[name] for name in names if name in files})
 
 
 # A user's method

@@ -72,6 +72,27 @@ def test_the_record_is_written_last(
     assert order == ["model.safetensors", "outputs.safetensors", "record.json"]
 
 
+def test_files_of_a_run_wait_for_the_disk_together(
+    store: Store, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None takes its name before all are safe; the waits overlap, or this barrier would break."""
+    together, sync, at_sync = threading.Barrier(3, timeout=30), os.fsync, []
+
+    def wait(descriptor: int) -> None:
+        together.wait()
+        at_sync.append([name for name in names_in(store.folder(record.run_id)) if not name.startswith(".")])
+        sync(descriptor)
+
+    record = make_record()
+    with monkeypatch.context() as slow:
+        slow.setattr(os, "fsync", wait)
+        written = store.write(record, {"x": torch.ones(1)}, model={"w": torch.ones(1)})
+    assert at_sync == [[], [], []]
+    for name in ("outputs", "model"):
+        data = (store.folder(record.run_id) / f"{name}.safetensors").read_bytes()
+        assert getattr(written, f"{name}_sha256") == hashlib.sha256(data).hexdigest()
+
+
 def no_space(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 

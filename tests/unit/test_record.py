@@ -11,9 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prunebench.errors import StoreError
-from prunebench.results.record import SCHEMA_VERSION, Mining, RunRecord, from_json, to_json
+from prunebench.results.record import (
+    SCHEMA_VERSION,
+    Mining,
+    RunRecord,
+    from_json,
+    parse_again,
+    parse_json,
+    to_json,
+)
 from prunebench.results.spec import Recipe, RunSpec, hash_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -250,6 +260,22 @@ def test_text_is_canonical(make_record: Callable[..., RunRecord]) -> None:
     reordered = replace(record, metrics=dict(reversed(record.metrics.items())))
     assert list(reordered.metrics) != list(record.metrics)
     assert to_json(reordered) == text == to_json(from_json(text, "here"))
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+)
+
+
+@given(json_values)
+def test_a_text_read_again_has_the_same_values(values: Any) -> None:
+    text = json.dumps(values)
+    assert repr(parse_again(text)) == repr(parse_json(text)) == repr(values)
 
 
 def test_a_round_trip_loses_nothing(make_record: Callable[..., RunRecord]) -> None:
