@@ -25,6 +25,7 @@ from fault_processes import (
 )
 
 from prunebench.errors import StoreError
+from prunebench.results.objects import sha256_of
 from prunebench.results.store import Store
 
 SCARCE = ("disk", "quota", "descriptors", "read-only")
@@ -68,14 +69,14 @@ def fill(where: str, kind: str, seed: int) -> None:
     store.prepare()
     first = dice.randrange(1, 20)
     for number in range(first):
-        store.write(instant_record(number))
+        _write(store, number)
     with _scarcity(place, kind, dice):
         failed, number = "", first
         while not failed and number < 3000:
             try:
                 with store.lock(instant_record(number).run_id) as mine:
                     assert mine
-                    store.write(instant_record(number))
+                    _write(store, number)
                 number += 1
             except StoreError as error:
                 failed = str(error)
@@ -83,13 +84,26 @@ def fill(where: str, kind: str, seed: int) -> None:
         problems.append("nothing failed")
     elif where not in failed:
         problems.append(f"the error names no path: {failed}")
-    store.write(instant_record(number))
+    _write(store, number)
     statuses, damaged = store.statuses()
     problems += [entry.reason for entry in damaged]
+    for record in store.records()[0]:
+        for name, said in (("outputs", record.outputs_sha256), ("model", record.model_sha256)):
+            path = store.folder(record.run_id) / f"{name}.safetensors"
+            if said is not None and (not path.is_file() or sha256_of(path) != said):
+                problems.append(f"{path} is not what its record says")
     if set(statuses) != {instant_record(k).run_id for k in range(number + 1)}:
         problems.append(f"{len(statuses)} of {number + 1} records are there")
     leftovers = [path.name for path in place.rglob(".*.tmp")]
     print(json.dumps([*problems, *(f"left: {name}" for name in leftovers), *held_locks(place)]))
+
+
+def _write(store: Store, number: int) -> None:
+    """Write a run; every other one with logits and weights."""
+    import torch
+
+    tensors = {"x": torch.full((number % 50 + 1,), float(number))} if number % 2 else None
+    store.write(instant_record(number), tensors, model=tensors)
 
 
 @contextlib.contextmanager
