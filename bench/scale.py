@@ -45,8 +45,10 @@ def plan_runs(size: tuple[int, int], folder: Path) -> None:
 
 
 def scan(_: tuple[int, int], folder: Path) -> None:
-    """What is done and what is damaged, as a resumed run asks."""
-    Store(folder / "store").statuses()
+    """What is done and what is damaged, as a resumed run asks of a folder that it makes ready."""
+    store = Store(folder / "store")
+    store.prepare()
+    store.statuses()
 
 
 def load(_: tuple[int, int], folder: Path) -> None:

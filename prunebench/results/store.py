@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+RUNS = "runs"
 LARGEST_RECORD = 1 << 21
 WRITERS = 8
 LEFTOVER_SECONDS = 3600
@@ -89,7 +90,7 @@ class Store:
         self.root = root
 
     def folder(self, run_id: str) -> Path:
-        return self.root / "runs" / run_id
+        return self.root / RUNS / run_id
 
     def prepare(self) -> None:
         """Make the folders and try a write. Raises StoreError where that fails."""
@@ -214,12 +215,17 @@ class Store:
         *,
         model: Mapping[str, Tensor] | None = None,
     ) -> RunRecord:
-        """Write a run; the record last. Returns it with the hashes of its outputs and model."""
+        """Write a run, under its lock; the record last. Returns it with the hashes of its outputs and model.
+
+        What a killed process left of an earlier try goes.
+        """
         import dataclasses
 
         folder = self.folder(record.run_id)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            for leftover in _leftovers(folder):
+                leftover.unlink(missing_ok=True)
         files: dict[Path, bytes] = {}
         hashes: dict[str, Any] = {}
         for name, tensors in (("model", model), ("outputs", outputs)):
@@ -421,8 +427,10 @@ def write_all(files: Iterable[tuple[Path, bytes]]) -> None:
 
 
 def _leftovers(root: Path) -> Iterator[Path]:
-    """Temporary files anywhere below a folder."""
-    for folder, _, names in os.walk(root):
+    """Temporary files anywhere below a folder but those of runs: whoever writes a run again removes its own."""
+    for folder, folders, names in os.walk(root):
+        if folder == str(root) and RUNS in folders:
+            folders.remove(RUNS)
         yield from (Path(folder, name) for name in names if name.startswith(".") and name.endswith(".tmp"))
 
 

@@ -145,6 +145,7 @@ class RunQueue:
     def __init__(self, runs: Sequence[PlannedRun]) -> None:
         self._waiting = list(runs)
         self._not_before: dict[str, float] = {}
+        self._nothing_until = -math.inf
         self._open_dense = {run.dense_id for run in runs if run.is_dense}
 
     def __bool__(self) -> bool:
@@ -157,6 +158,8 @@ class RunQueue:
         """
         chosen: int | None = None
         now = time.monotonic()
+        if now < self._nothing_until:  # as was found before; nothing has changed since
+            return None
         for position, run in enumerate(self._waiting):
             if chosen is not None and run.row != self._waiting[chosen].row:
                 break
@@ -166,7 +169,11 @@ class RunQueue:
                 if run.draw in draws:
                     chosen = position
                     break
-        return None if chosen is None else self._waiting.pop(chosen)
+        if chosen is None:
+            self._nothing_until = min((at for at in self._not_before.values() if at > now), default=math.inf)
+            return None
+        self._nothing_until = -math.inf
+        return self._waiting.pop(chosen)
 
     def lacks_dense(self, run: PlannedRun) -> bool:
         """Whether its dense model is still to come."""
@@ -174,11 +181,13 @@ class RunQueue:
 
     def put_back(self, run: PlannedRun, pause: float, *, first: bool = False) -> None:
         """To be taken after a pause of so many seconds: behind all others, or `first`."""
+        self._nothing_until = -math.inf
         self._not_before[run.spec.run_id] = time.monotonic() + pause
         self._waiting.insert(0 if first else len(self._waiting), run)
 
     def finish(self, run: PlannedRun) -> None:
         if run.is_dense:
+            self._nothing_until = -math.inf
             self._open_dense.discard(run.dense_id)
 
 

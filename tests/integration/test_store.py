@@ -93,6 +93,33 @@ def test_files_of_a_run_wait_for_the_disk_together(
         assert getattr(written, f"{name}_sha256") == hashlib.sha256(data).hexdigest()
 
 
+def test_what_a_killed_writer_left_goes_with_the_next_write(store: Store, make_record: MakeRecord) -> None:
+    record = make_record()
+    folder = store.folder(record.run_id)
+    folder.mkdir(parents=True)
+    for name in ("outputs.safetensors", "record.json"):
+        (folder / f".{name}.1.2.tmp").write_bytes(b"half")
+    store.write(record)
+    assert names_in(folder) == ["record.json"]
+
+
+def test_old_leftovers_beside_runs_go_when_a_store_is_made_ready(store: Store) -> None:
+    """Runs have their own rule: to look into the folder of each of 10^5 took 21 s from a cold disk."""
+    store.prepare()
+    old, young, of_a_run = (
+        store.root / "shared" / ".a.1.2.tmp",
+        store.root / "shared" / ".b.1.2.tmp",
+        store.root / "runs" / "r" / ".c.1.2.tmp",
+    )
+    of_a_run.parent.mkdir()
+    for path in (old, young, of_a_run):
+        path.write_bytes(b"half")
+    for path in (old, of_a_run):
+        os.utime(path, (1.0, 1.0))
+    store.prepare()
+    assert [path.exists() for path in (old, young, of_a_run)] == [False, True, True]
+
+
 def no_space(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
