@@ -27,11 +27,11 @@ from prunebench.report.markdown import pipe_table
 from prunebench.results.record import RunRecord
 from prunebench.results.store import Store
 from prunebench.runner.local import Event
+from prunebench.runner.worker import DRAWS_KEPT
 from prunebench.suites import Suite
 
 PART = "overhead"
 PHASES = ("data", "fit", "verify", "evaluate", "cost")
-SPARSITIES = tuple(round(0.5 + 0.02 * step, 2) for step in range(20))
 RECIPE = {"steps": 1, "finetune_steps": 1, "batch_size": 8}
 
 
@@ -47,11 +47,11 @@ class Costs:
 
 
 def instant_suite(cells: int) -> Suite:
-    """At least so many runs of `random` beside their dense models, a seed for every twenty."""
-    seeds = math.ceil(cells / (len(SPARSITIES) + 1))
-    return Suite(
-        "instant", ("colored-digits@2pct",), ("random",), SPARSITIES, tuple(range(seeds)), recipe=RECIPE
-    )
+    """At least so many runs of `random`, their dense models among them: of seeds whose data a worker keeps."""
+    rows = max(math.ceil(cells / DRAWS_KEPT) - 1, 1)
+    sparsities = tuple(round(0.5 + 0.4 * row / rows, 6) for row in range(rows))
+    seeds = tuple(range(DRAWS_KEPT))
+    return Suite("instant", ("colored-digits@2pct",), ("random",), sparsities, seeds, recipe=RECIPE)
 
 
 def measure(cells: int, workers: int) -> Costs:
@@ -79,21 +79,19 @@ def measure(cells: int, workers: int) -> Costs:
 
 
 def seconds_of(records: Sequence[RunRecord]) -> dict[str, float]:
-    """Seconds that a worker's runs spent in each phase, its first run left out."""
+    """Seconds that a worker's runs spent in each phase, its first run left out.
+
+    Every run says how long the data of its seed took to load, which a worker does once.
+    """
     found: Counter[str] = Counter()
-    loaded = {_load(records[0])}
+    loaded = {records[0].run_spec.seed}
     for record in records[1:]:
         spent = dict(record.phase_seconds)
-        if _load(record) in loaded:
+        if record.run_spec.seed in loaded:
             del spent["data"]
-        loaded.add(_load(record))
+        loaded.add(record.run_spec.seed)
         found.update(spent)
     return dict(found)
-
-
-def _load(record: RunRecord) -> tuple[int, float]:
-    """A loading of a draw: every run that uses it says how long it took, and no two take as long."""
-    return record.run_spec.seed, record.phase_seconds["data"]
 
 
 def overhead_markdown(cells: int, workers: int) -> str:
