@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,13 @@ from prunebench.results.committed import (
 from prunebench.results.record import json_text, parse_again
 from prunebench.results.spec import TUNE_SEEDS
 from prunebench.results.store import (
+    WRITERS,
     CommittedStore,
     CorruptRecord,
     Store,
     open_results,
-    write_all,
     write_files,
-    writing,
+    write_run,
 )
 
 MOST_SHOWN = 20
@@ -113,14 +114,16 @@ def import_results(
     for run_id, text in sorted((run_id, text) for found in runs.values() for run_id, text in found.items()):
         path = store.folder(run_id) / "record.json"
         if not path.is_file():
-            with writing(path.parent):
-                path.parent.mkdir(parents=True, exist_ok=True)
             wanted[path] = text
         elif path.read_bytes() == _record_text(text):
             same += 1
         else:
             kept.append(run_id)
-    write_all((path, _record_text(text)) for path, text in wanted.items())
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for _ in pool.map(
+            lambda path: write_run(path.parent, {path.name: _record_text(wanted[path])}), wanted
+        ):
+            pass
     return Converted(len(wanted), 0, same, kept=tuple(kept), files=tuple(wanted))
 
 

@@ -10,7 +10,7 @@ from prunebench.results.committed import is_committed
 from prunebench.results.convert import Converted
 from prunebench.results.objects import sha256_of
 from prunebench.results.record import RunRecord
-from prunebench.results.store import CorruptRecord, Document, Store, narrowed, write_together, writing
+from prunebench.results.store import CorruptRecord, Document, Store, narrowed, write_run
 
 
 def is_store(folder: Path) -> bool:
@@ -68,8 +68,6 @@ def _sound_tensors(store: Store, record: RunRecord) -> Iterator[Path]:
 
 def _bring(document: Document, tensors: Sequence[Path], store: Store) -> Path:
     path = store.where(document.record)
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    files = {path.parent / file.name: file.read_bytes() for file in tensors}
-    write_together({**files, path: document.path.read_bytes()})
+    files = {file.name: file.read_bytes() for file in tensors}
+    write_run(path.parent, {**files, path.name: document.path.read_bytes()})
     return path

@@ -3,6 +3,7 @@
 runs/<run_id>/outputs.safetensors   logits of val and test, float16
 runs/<run_id>/model.safetensors     weights, for dense models (shared by all methods)
 runs/<run_id>/record.json           the commit point: temp file, fsync, rename
+runs/.waiting/                      those temp files
 shared/<stage_id>.safetensors       stages shared between runs, written the same way
 locks/                              one lock a run or stage; released by the system when a process dies
 index/                              what records said, for a scan that opens none (`results.index`); may be deleted
@@ -54,7 +55,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-RUNS = "runs"
+RUNS, WAITING = "runs", ".waiting"
+"""The folder of all runs, and in it that of files on their way into a run's."""
 LARGEST_RECORD = 1 << 21
 WRITERS = 8
 LEFTOVER_SECONDS = 3600
@@ -215,25 +217,17 @@ class Store:
         *,
         model: Mapping[str, Tensor] | None = None,
     ) -> RunRecord:
-        """Write a run, under its lock; the record last. Returns it with the hashes of its outputs and model.
-
-        What a killed process left of an earlier try goes.
-        """
+        """Write a run; the record last. Returns it with the hashes of its outputs and model."""
         import dataclasses
 
-        folder = self.folder(record.run_id)
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            for leftover in _leftovers(folder):
-                leftover.unlink(missing_ok=True)
-        files: dict[Path, bytes] = {}
+        files: dict[str, bytes] = {}
         hashes: dict[str, Any] = {}
         for name, tensors in (("model", model), ("outputs", outputs)):
             if tensors is not None:
-                data = files[folder / f"{name}.safetensors"] = tensor_bytes(tensors)
+                data = files[f"{name}.safetensors"] = tensor_bytes(tensors)
                 hashes[f"{name}_sha256"] = hashlib.sha256(data).hexdigest()
         record = dataclasses.replace(record, **hashes)
-        write_together({**files, folder / "record.json": to_json(record).encode()})
+        write_run(self.folder(record.run_id), {**files, "record.json": to_json(record).encode()})
         note(self.root, record.run_id, record.status)
         return record
 
@@ -427,10 +421,10 @@ def write_all(files: Iterable[tuple[Path, bytes]]) -> None:
 
 
 def _leftovers(root: Path) -> Iterator[Path]:
-    """Temporary files anywhere below a folder but those of runs: whoever writes a run again removes its own."""
+    """Temporary files anywhere below a folder; no run's folder is looked into, as they do not lie there."""
     for folder, folders, names in os.walk(root):
-        if folder == str(root) and RUNS in folders:
-            folders.remove(RUNS)
+        if folder == str(root / RUNS):
+            folders[:] = [WAITING] if WAITING in folders else []
         yield from (Path(folder, name) for name in names if name.startswith(".") and name.endswith(".tmp"))
 
 
@@ -515,30 +509,54 @@ def write_atomically(path: Path, data: bytes) -> None:
         replace_file(path, data)
 
 
-def write_together(files: Mapping[Path, bytes]) -> None:
-    """Write files atomically of which the last says that all are there. Raises StoreError as `write_atomically`.
+def write_run(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files of a run's folder atomically, of which the last says that all are there. Raises StoreError.
 
     They wait for the disk together, not one after another. When all are safe there, they take their names in order.
+    Until then they lie in one folder for all runs, where what killed processes leave is found without a search.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
-    temporary = {path: _temporary(path) for path in files}
-
-    def put(path: Path) -> None:
-        with writing(path):
-            _write_through(temporary[path], files[path])
-
+    waiting = folder.parent / WAITING
+    temporary = {name: _temporary(waiting / f"{folder.name}.{name}") for name in files}
     try:
-        with ThreadPoolExecutor(len(files)) as pool:
-            for _ in pool.map(put, files):
-                pass
-        for path in files:
-            with writing(path):
-                temporary[path].replace(path)
-    except StoreError:
+        with writing(folder):
+            for place in (folder, waiting):
+                place.mkdir(parents=True, exist_ok=True)
+        _at_once(lambda name: _write_through(temporary[name], files[name]), files, folder)
+        for name in files:
+            with writing(folder / name):
+                temporary[name].replace(folder / name)
+    except BaseException:
         for path in temporary.values():
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
         raise
+
+
+def _at_once(write: Callable[[str], None], names: Iterable[str], folder: Path) -> None:
+    """Write each of some files in a thread of its own; here where no thread can start. Raises StoreError."""
+    problems: list[StoreError] = []
+
+    def attempt(name: str) -> None:
+        try:
+            with writing(folder / name):
+                write(name)
+        except StoreError as error:
+            problems.append(error)
+
+    threads = []
+    *others, last = names
+    for name in others:
+        thread = threading.Thread(target=attempt, args=(name,))
+        try:
+            thread.start()
+            threads.append(thread)
+        except RuntimeError:  # the system has no more
+            attempt(name)
+    attempt(last)
+    for thread in threads:
+        thread.join()
+    if problems:
+        raise problems[0]
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from prunebench.errors import StoreError
 from prunebench.methods.discovery import SHUFFLED, source_files
 from prunebench.results.record import RunRecord, from_json
-from prunebench.results.store import Store, write_atomically, write_together, writing
+from prunebench.results.store import Store, write_atomically, write_run
 from prunebench.runner.described import absolute, source_of
 from prunebench.runner.environment import describe_code, describe_environment
 from prunebench.runner.evaluate import TaskData
@@ -95,11 +95,8 @@ def read_run(run_id: str, files: Mapping[str, bytes]) -> RunRecord:
 
 def keep_run(store: Store, run_id: str, files: Mapping[str, bytes]) -> None:
     """Write a run that came as bytes, its record last."""
-    folder = store.folder(run_id)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     names = (*(f"{name}.safetensors" for name in TENSORS), RECORD)
-    write_together({folder / name: files[name] for name in names if name in files})
+    write_run(store.folder(run_id), {name: files[name] for name in names if name in files})
 
 
 # A user's method

@@ -93,31 +93,55 @@ def test_files_of_a_run_wait_for_the_disk_together(
         assert getattr(written, f"{name}_sha256") == hashlib.sha256(data).hexdigest()
 
 
-def test_what_a_killed_writer_left_goes_with_the_next_write(store: Store, make_record: MakeRecord) -> None:
-    record = make_record()
-    folder = store.folder(record.run_id)
-    folder.mkdir(parents=True)
-    for name in ("outputs.safetensors", "record.json"):
-        (folder / f".{name}.1.2.tmp").write_bytes(b"half")
-    store.write(record)
-    assert names_in(folder) == ["record.json"]
+def test_where_no_thread_can_start_files_are_written_one_after_another(
+    store: Store, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    record = store.write(make_record(), {"x": torch.ones(1)}, model={"w": torch.ones(1)})
+    assert store.read(record.run_id) == record
+    assert set(store.read_tensors(record.run_id, "model")) == {"w"}
 
 
-def test_old_leftovers_beside_runs_go_when_a_store_is_made_ready(store: Store) -> None:
-    """Runs have their own rule: to look into the folder of each of 10^5 took 21 s from a cold disk."""
+@pytest.mark.parametrize("call", ["open", "replace"])
+def test_a_disk_that_became_read_only_is_named(
+    store: Store, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """The system refuses to remove a file there, too, even one that is not there."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    record = store.write(make_record())
+    with monkeypatch.context() as read_only:
+        for name in (call, "unlink"):
+            read_only.setattr(Path, name, refuse)
+        with pytest.raises(StoreError, match=r"cannot write .*: Read-only file system"):
+            store.write(replace(record, reason="again"))
+    assert store.read(record.run_id) == record
+
+
+def test_what_a_killed_writer_left_goes_in_an_hour(
+    store: Store, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No run's folder is looked into for it: to look into each of 10^5 took 21 s from a cold disk."""
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        if (child := os.fork()) == 0:
+            store.write(make_record(), {"x": torch.ones(1)})
+        os.waitpid(child, 0)
+    left = list(store.root.rglob("*.tmp"))
+    assert len(left) == 2
+    beside = store.root / "shared" / ".a.1.2.tmp"
+    beside.write_bytes(b"half")
     store.prepare()
-    old, young, of_a_run = (
-        store.root / "shared" / ".a.1.2.tmp",
-        store.root / "shared" / ".b.1.2.tmp",
-        store.root / "runs" / "r" / ".c.1.2.tmp",
-    )
-    of_a_run.parent.mkdir()
-    for path in (old, young, of_a_run):
-        path.write_bytes(b"half")
-    for path in (old, of_a_run):
+    assert all(path.exists() for path in (*left, beside))
+    for path in (*left, beside):
         os.utime(path, (1.0, 1.0))
     store.prepare()
-    assert [path.exists() for path in (old, young, of_a_run)] == [False, True, True]
+    assert not any(path.exists() for path in (*left, beside))
 
 
 def no_space(*_: object) -> None:
