@@ -67,7 +67,7 @@ def fill(where: str, kind: str, seed: int) -> None:
     place, dice = Path(where), random.Random(seed)
     store, problems = Store(place), []
     store.prepare()
-    first = dice.randrange(1, 20)
+    first = dice.randrange(2, 20)  # both kinds, as what they import needs descriptors, too
     for number in range(first):
         _write(store, number)
     with _scarcity(place, kind, dice):
