@@ -410,7 +410,7 @@ def suite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif(not HAS_RAY, reason="needs the extra ray")
 @pytest.mark.parametrize(
     ("how", "disturbances"),
-    [([], ["node", "driver", "head"]), (["--apart"], ["node", "network", "driver", "head"])],
+    [([], ["node", "driver", "head"]), (["--apart"], ["network"])],
     ids=["together", "apart"],
 )
 def test_disturbed_sweeps_on_three_nodes_equal_the_local_one(
