@@ -4,7 +4,7 @@
 
 Phases of a run are what its record counts: data, fit, verify, evaluate, cost (mostly latencies, measured in turns). All
 else, from the end of a worker's first run to the end of its last, is the harness's own: handing out, locks, files,
-events. The same runs in one process, without workers, show what processes add. Starts of workers are left out:
+events. A fifth of the runs in one process, without workers, show what processes add. Starts of workers are left out:
 `start` says when the first run ended.
 """
 
@@ -65,9 +65,11 @@ def measure(cells: int, workers: int) -> Costs:
     with tempfile.TemporaryDirectory() as folder:
         begun = time.monotonic()
         plan = make_plan(instant_suite(cells), out=Path(folder), device="cpu")
-        outcome = execute_plan(plan, workers=workers, on_event=hear)
+        execute_plan(plan, workers=workers, on_event=hear)
         records = {record.run_id: record for record in Store(Path(folder)).records()[0]}
-    assert outcome.failed == 0
+    failed = [record for record in records.values() if record.status != "ok"]
+    for record in failed:
+        print(f"failed, so that its time counts as the harness's: {record.run_spec.label}: {record.reason}")
     first = min(end for worker in ends.values() for _, end in worker)
     phases: Counter[str] = Counter()
     for worker in ends.values():
@@ -88,7 +90,7 @@ def seconds_of(records: Sequence[RunRecord]) -> dict[str, float]:
     for record in records[1:]:
         spent = dict(record.phase_seconds)
         if record.run_spec.seed in loaded:
-            del spent["data"]
+            spent.pop("data", None)
         loaded.add(record.run_spec.seed)
         found.update(spent)
     return dict(found)
@@ -105,7 +107,7 @@ def overhead_markdown(cells: int, workers: int) -> str:
             *(f"{costs.phases[name]:.1f}" for name in PHASES),
             f"{costs.own:.1f}",
         ]
-        for costs in (measure(cells, 0), measure(cells, workers))
+        for costs in (measure(cells, workers), measure(cells // 5, 0))
     ]
     head = ["", "Runs", "start, s", *(f"{name}, ms" for name in PHASES), "harness, ms"]
     words = (
