@@ -1,8 +1,8 @@
 """The store: one folder a run while runs are made, `record.json` written last; or the committed form of it.
 
 runs/<run_id>/outputs.safetensors   logits of val and test, float16
-runs/<run_id>/model.safetensors     weights, for dense models (shared by all methods)
-runs/<run_id>/record.json           the commit point: temp file, fsync, rename
+runs/<run_id>/model.safetensors     weights
+runs/<run_id>/record.json           the commit point: temp files, fsync, renames, this the last
 runs/.waiting/                      those temp files
 shared/<stage_id>.safetensors       stages shared between runs, written the same way
 locks/                              one lock a run or stage; released by the system when a process dies
@@ -422,9 +422,10 @@ def write_all(files: Iterable[tuple[Path, bytes]]) -> None:
 
 def _leftovers(root: Path) -> Iterator[Path]:
     """Temporary files anywhere below a folder; no run's folder is looked into, as they do not lie there."""
+    yield from (root / RUNS / WAITING).glob(".*.tmp")
     for folder, folders, names in os.walk(root):
-        if folder == str(root / RUNS):
-            folders[:] = [WAITING] if WAITING in folders else []
+        if Path(folder) == root and RUNS in folders:
+            folders.remove(RUNS)
         yield from (Path(folder, name) for name in names if name.startswith(".") and name.endswith(".tmp"))
 
 
@@ -533,28 +534,33 @@ def write_run(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _at_once(write: Callable[[str], None], names: Iterable[str], folder: Path) -> None:
-    """Write each of some files in a thread of its own; here where no thread can start. Raises StoreError."""
-    problems: list[StoreError] = []
+    """Write each of some files in a thread of its own; here where no thread can start. Raises StoreError.
+
+    Ends when all threads have, whatever happens.
+    """
+    problems: list[BaseException] = []
 
     def attempt(name: str) -> None:
         try:
             with writing(folder / name):
                 write(name)
-        except StoreError as error:
+        except BaseException as error:  # in a thread, no other would hear of it
             problems.append(error)
 
     threads = []
     *others, last = names
-    for name in others:
-        thread = threading.Thread(target=attempt, args=(name,))
-        try:
-            thread.start()
-            threads.append(thread)
-        except RuntimeError:  # the system has no more
-            attempt(name)
-    attempt(last)
-    for thread in threads:
-        thread.join()
+    try:
+        for name in others:
+            thread = threading.Thread(target=attempt, args=(name,))
+            try:
+                thread.start()
+                threads.append(thread)
+            except RuntimeError:  # the system has no more
+                attempt(name)
+        attempt(last)
+    finally:
+        for thread in threads:
+            thread.join()
     if problems:
         raise problems[0]
 

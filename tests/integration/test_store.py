@@ -80,7 +80,7 @@ def test_files_of_a_run_wait_for_the_disk_together(
 
     def wait(descriptor: int) -> None:
         together.wait()
-        at_sync.append([name for name in names_in(store.folder(record.run_id)) if not name.startswith(".")])
+        at_sync.append(names_in(store.folder(record.run_id)))
         sync(descriptor)
 
     record = make_record()
@@ -103,6 +103,26 @@ def test_where_no_thread_can_start_files_are_written_one_after_another(
     record = store.write(make_record(), {"x": torch.ones(1)}, model={"w": torch.ones(1)})
     assert store.read(record.run_id) == record
     assert set(store.read_tensors(record.run_id, "model")) == {"w"}
+
+
+def test_whatever_stops_a_file_stops_the_record(
+    store: Store, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is written in a thread of its own, whose errors nobody else would hear of."""
+    sync = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise MemoryError
+        sync(descriptor)
+
+    record = make_record()
+    with monkeypatch.context() as short:
+        short.setattr(os, "fsync", fail)
+        with pytest.raises(MemoryError):
+            store.write(record, {"x": torch.ones(1)})
+    assert store.status(record.run_id) is None
+    assert list(store.root.rglob("*.tmp")) == []
 
 
 @pytest.mark.parametrize("call", ["open", "replace"])
@@ -140,7 +160,8 @@ def test_what_a_killed_writer_left_goes_in_an_hour(
     assert all(path.exists() for path in (*left, beside))
     for path in (*left, beside):
         os.utime(path, (1.0, 1.0))
-    store.prepare()
+    monkeypatch.chdir(store.root)
+    Store(Path()).prepare()
     assert not any(path.exists() for path in (*left, beside))
 
 
