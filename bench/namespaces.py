@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,11 @@ def what_is_missing() -> str:
     lacking = [name for name in TOOLS if shutil.which(name) is None]
     if lacking:
         return f"needs {', '.join(lacking)} (util-linux, iproute2)"
+    for place in (Path(sys.executable), Path(__file__).resolve()):
+        if place.is_relative_to("/tmp"):
+            return (
+                f"needs Python and the project outside of /tmp, which each machine has of its own ({place})"
+            )
     mounted = subprocess.run(
         [*OWN_MACHINE, "mount", "-t", "tmpfs", "none", "/dev/shm"],
         capture_output=True,
