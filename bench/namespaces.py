@@ -24,6 +24,10 @@ OWN_NETWORK = ("setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--kill-chi
 OWN_MACHINE = (*OWN_NETWORK, "--mount", "--pid", "--ipc", "--uts", "--mount-proc")
 ENTER = ("--net", "--mount", "--pid", "--ipc", "--uts")
 SWITCH = "ip link add switch type bridge && ip link set switch up && echo ready && cat"
+TRY = (
+    "mount -t tmpfs none /dev/shm && mount -o remount,bind,ro / && "
+    "ip link add switch type bridge && ip link add cable type veth peer name eth0"
+)
 BEGIN = """
 set -e
 sees=$1 hidden=$2 name=$3 address=$4; shift 4
@@ -58,13 +62,8 @@ def what_is_missing() -> str:
             return (
                 f"needs Python and the project outside of /tmp, which each machine has of its own ({place})"
             )
-    mounted = subprocess.run(
-        [*OWN_MACHINE, "mount", "-t", "tmpfs", "none", "/dev/shm"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return f"needs root's rights ({mounted.stderr.strip()})" if mounted.returncode else ""
+    tried = subprocess.run([*OWN_MACHINE, "sh", "-c", TRY], capture_output=True, text=True, check=False)
+    return f"needs root's rights ({tried.stderr.strip()})" if tried.returncode else ""
 
 
 @dataclass(frozen=True)
