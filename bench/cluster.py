@@ -77,15 +77,10 @@ def end_sweep(sweep: subprocess.Popen[bytes]) -> int:
     return sweep.wait()
 
 
-def count_records(store: Store) -> int:
-    """How many runs are recorded."""
-    return len(list(store.root.glob("runs/*/record.json")))
-
-
 def wait_for_records(store: Store, count: int, sweep: subprocess.Popen[bytes], seconds: float) -> int:
     """Wait until a sweep has recorded so many runs; gives how many there are. Raises RuntimeError if it ends before."""
     end = time.monotonic() + seconds
-    while (found := count_records(store)) < count:
+    while (found := len(store.sources())) < count:
         if sweep.poll() is not None or time.monotonic() > end:
             raise RuntimeError(f"{found} of {count} runs after the sweep ended with {sweep.poll()}")
         time.sleep(0.05)
@@ -129,7 +124,7 @@ def disturbed_sweep(
                     facts["first_driver_seconds"] = round(time.monotonic() - lost, 1)
             facts["first_driver_status"] = end_sweep(sweep)
             facts["locks_left"] = held_locks(store.root)
-            facts["recorded_at_restart"] = count_records(store)
+            facts["recorded_at_restart"] = len(store.sources())
             if disturb == "head":
                 first.close()
                 cluster = stack.enter_context(ray_cluster(asked.nodes, asked.out, apart=asked.apart))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,11 @@ from prunebench.results.committed import (
 from prunebench.results.record import json_text, parse_again
 from prunebench.results.spec import TUNE_SEEDS
 from prunebench.results.store import (
-    WRITERS,
     CommittedStore,
     CorruptRecord,
     Store,
     open_results,
+    several_at_a_time,
     write_files,
     write_run,
 )
@@ -98,8 +97,8 @@ def import_results(
     """Write the runs of the committed form, or those of some tasks and methods, as a store: a folder a run.
 
     Everything is verified first: ids, hashes, schema, duplicates, references, order. A run that the store has with
-    another record is kept as it is there, and named. Raises StoreError, before anything is written, with file and line
-    of what is wrong.
+    another record, or that a process is at work on, is kept as it is there, and named. Raises StoreError, before
+    anything is written, with file and line of what is wrong.
     """
     if not is_committed(source):
         raise StoreError(f"{source}: no results in the committed form (no task's `{CONTEXT}`)")
@@ -109,22 +108,20 @@ def import_results(
         raise StoreError(_listed(f"{source}: nothing was imported", problems))
     store = Store(destination)
     store.prepare()
-    wanted: dict[Path, str] = {}
-    same, kept = 0, []
-    for run_id, text in sorted((run_id, text) for found in runs.values() for run_id, text in found.items()):
-        path = store.folder(run_id) / "record.json"
-        if not path.is_file():
-            wanted[path] = text
-        elif path.read_bytes() == _record_text(text):
-            same += 1
-        else:
-            kept.append(run_id)
-    with ThreadPoolExecutor(WRITERS) as pool:
-        for _ in pool.map(
-            lambda path: write_run(path.parent, {path.name: _record_text(wanted[path])}), wanted
-        ):
-            pass
-    return Converted(len(wanted), 0, same, kept=tuple(kept), files=tuple(wanted))
+
+    def bring(run: tuple[str, str]) -> str:
+        path, data = store.folder(run[0]) / "record.json", _record_text(run[1])
+        with store.lock(run[0], wait=False) as mine:
+            if not path.is_file() and mine:
+                write_run(path.parent, {path.name: data})
+                return "new"
+            return "same" if path.is_file() and path.read_bytes() == data else "kept"
+
+    wanted = sorted((run_id, text) for found in runs.values() for run_id, text in found.items())
+    ends = list(zip((run_id for run_id, _ in wanted), several_at_a_time(bring, wanted)))
+    new, kept = ([run_id for run_id, end in ends if end == how] for how in ("new", "kept"))
+    files = tuple(store.folder(run_id) / "record.json" for run_id in new)
+    return Converted(len(new), 0, len(ends) - len(new) - len(kept), kept=tuple(kept), files=files)
 
 
 def _same(one: str, other: str) -> bool:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prunebench.errors import NewerSchemaError, StoreError, unknown
 from prunebench.results.committed import (
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+T = TypeVar("T")
+R = TypeVar("R")
 RUNS, WAITING = "runs", ".waiting"
 """The folder of all runs, and in it that of files on their way into a run's."""
 LARGEST_RECORD = 1 << 21
@@ -412,12 +414,16 @@ def _holds(path: Path, text: str) -> bool:
 
 
 def write_all(files: Iterable[tuple[Path, bytes]]) -> None:
-    """Write files atomically, several at a time: most of it is waiting for the disk. Raises StoreError."""
+    """Write files atomically, several at a time. Raises StoreError."""
+    several_at_a_time(lambda file: write_atomically(*file), files)
+
+
+def several_at_a_time(write: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """What writing each of some items gives: most of it is waiting for the disk."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(WRITERS) as pool:
-        for _ in pool.map(lambda file: write_atomically(*file), files):
-            pass
+        return list(pool.map(write, items))
 
 
 def _leftovers(root: Path) -> Iterator[Path]:

@@ -154,8 +154,8 @@ class RunQueue:
     def take(self, at_work: Container[str] = (), draws: Container[Draw] = ()) -> PlannedRun | None:
         """The next run that is ready: its dense model is done, or one of those `at_work`, by id.
 
-        Only what this queue gave out is at work: where nothing is ready, nothing will be before the next call of the
-        others, or the end of a pause.
+        Only what this queue gave out is at work. So where nothing is ready, nothing will be until a dense model is
+        done, a run is put back or a pause is over.
         Of the seeds of one method at one sparsity, one whose data are among the `draws` goes before the others.
         """
         chosen: int | None = None

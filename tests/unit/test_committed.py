@@ -472,6 +472,18 @@ def test_an_import_keeps_what_the_store_has(committed: Path, tmp_path: Path) -> 
     assert store.read(record.run_id) == record
 
 
+def test_an_import_leaves_alone_what_a_process_is_at_work_on(committed: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "empty")
+    store.prepare()
+    run_id = open_results(committed).records()[0][0].run_id
+    with store.lock(run_id):
+        found = import_results(committed, store.root)
+    assert found.kept == (run_id,)
+    assert store.status(run_id) is None
+    assert found.new == len(open_results(committed).records()[0]) - 1
+    assert import_results(committed, store.root).new == 1
+
+
 def test_a_record_of_a_newer_schema_is_refused(committed: Path) -> None:
     path = committed / safe_name(TASK) / "alpha.jsonl"
     edited(path, _change("stamp", lambda line: line["stamp"].update(schema_version=99)))
